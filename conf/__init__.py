@@ -1,0 +1,1 @@
+"""The configuration files, shipped in the wheel as `vae_lab.conf`."""

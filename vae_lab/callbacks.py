@@ -1,0 +1,244 @@
+"""What watches a training: the clock and history of its epochs, the progress bar, the pictures."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress as RichProgress, TaskID, TextColumn
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from vae_lab.config import Position
+from vae_lab.module import LitVAE, images_of
+
+
+class Row(NamedTuple):
+    """One line of history.csv; `seconds` are those of the split's steps in that epoch."""
+
+    epoch: int
+    split: str
+    total: float
+    reconstruction: float
+    kl: float
+    seconds: float
+
+
+class LossError(ArithmeticError):
+    """A loss that is no longer a finite number."""
+
+
+class History(Callback):
+    """Clock and record of every epoch.
+
+    An epoch's seconds are those of its training steps, loading included, validation and checkpoints not. The
+    first step of all (compilation, caches) is timed apart. Where the device works on its own, the clock waits for
+    it at the end of an epoch only.
+
+    Args:
+        on_epoch: called with all rows so far after each epoch.
+    """
+
+    def __init__(self, on_epoch: Callable[[list[Row]], None] = lambda rows: None) -> None:
+        self.on_epoch = on_epoch
+        self.rows: list[Row] = []
+        self.first_step_seconds = math.nan
+        self.epoch_seconds: list[float] = []
+        self.images = 0
+        self._first_batch = 0
+        self._since = 0.0
+        self._val_seconds = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Images trained on in a second of `epoch_seconds`."""
+        return self.images / sum(self.epoch_seconds) if sum(self.epoch_seconds) > 0 else math.nan
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_batch = 0
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if math.isnan(self.first_step_seconds):
+            _wait(pl_module.device)
+            now = time.perf_counter()
+            self.first_step_seconds, self._since = now - self._since, now
+            self._first_batch = len(images_of(batch))
+        if batch_idx + 1 == trainer.num_training_batches:
+            _wait(pl_module.device)
+            self.epoch_seconds.append(time.perf_counter() - self._since)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._val_seconds = -time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _wait(pl_module.device)
+        self._val_seconds += time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        epoch, seconds = pl_module.epochs_done, self.epoch_seconds[-1]
+        average = pl_module.averages["train"]
+        images = average.images - self._first_batch
+        self.images += images
+        self._record(pl_module, epoch, "train", seconds)
+        if "val" in pl_module.averages:
+            self._record(pl_module, epoch, "val", self._val_seconds)
+        pl_module.log_dict({"time/epoch_seconds": seconds, "time/images_per_second": images / max(seconds, 1e-9)})
+        self.on_epoch(self.rows)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        _wait(pl_module.device)
+        self._record(pl_module, pl_module.epochs_done, "test", time.perf_counter() - self._since)
+        self.on_epoch(self.rows)
+
+    def _record(self, module: LitVAE, epoch: int, split: str, seconds: float) -> None:
+        value = module.averages[split].value()
+        self.rows.append(Row(epoch, split, **value, seconds=seconds))
+        wrong = [term for term in ("reconstruction", "kl", "total") if not math.isfinite(value[term])]
+        if wrong:
+            self.on_epoch(self.rows)
+            raise LossError(
+                f"the {split} loss is not finite in epoch {epoch}: {wrong[0]} is {value[wrong[0]]}; "
+                "a lower optimizer.lr or trainer.gradient_clip_val may help"
+            )
+
+    def last(self, split: str) -> Row | None:
+        """The latest row of a split, None if it was never evaluated."""
+        return next((row for row in reversed(self.rows) if row.split == split), None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Progress(Callback):
+    """A bar with the three losses, on a terminal; in a multirun also which run of how many and the time left.
+
+    The losses are those of the epoch so far. They are fetched from the device a few times a second, not each step.
+
+    Args:
+        interval: seconds between two updates.
+    """
+
+    def __init__(self, interval: float = 0.2) -> None:
+        self.interval = interval
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+        self._started = self._shown = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        console = Console(stderr=True)
+        if not console.is_terminal or not trainer.is_global_zero:
+            return
+        self._started = time.perf_counter()
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task(_title(), total=trainer.estimated_stepping_batches, state="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is None or time.perf_counter() - self._shown < self.interval:
+            return
+        self._shown = time.perf_counter()
+        assert isinstance(pl_module, LitVAE)
+        steps, total = trainer.global_step, float(trainer.estimated_stepping_batches)
+        value = pl_module.averages["train"].value()
+        seconds = (self._shown - self._started) * remaining(steps / total, Position.current())
+        state = (
+            f"epoch {pl_module.epochs_done}/{trainer.max_epochs}  total {value['total']:.4f}  "
+            f"rec {value['reconstruction']:.4f}  KL {value['kl']:.3f}  {timedelta(seconds=round(seconds))} left"
+        )
+        self._bar.update(self._task, completed=steps, state=state, refresh=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def remaining(fraction: float, position: Position | None) -> float:
+    """What is left of the sweep, as a multiple of the time that this run has taken for its `fraction`."""
+    runs_after = position.runs - position.index - 1 if position else 0
+    return (1 - fraction + runs_after) / fraction
+
+
+def _title() -> str:
+    position = Position.current()
+    return f"run {position.index + 1}/{position.runs}" if position else "training"
+
+
+class Reconstructions(Callback):
+    """Test images above their reconstructions, after the test: `reconstructions.png`, and in TensorBoard.
+
+    z is the posterior's mean. The images are the first of the test set, the same for every run.
+
+    Args:
+        folder: where the picture goes.
+        images: how many.
+    """
+
+    def __init__(self, folder: str, images: int = 10) -> None:
+        self.folder = Path(folder)
+        self.images = images
+        self._originals: Tensor | None = None
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._originals is None:
+            self._originals = images_of(batch)[: self.images]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        if self._originals is None or not trainer.is_global_zero:
+            return
+        sheet = reconstruction_sheet(pl_module, self._originals)
+        self._originals = None
+        temporary = self.folder / ".reconstructions.partial.png"
+        scale = max(1, 64 // sheet.shape[-2] * 2)
+        to_pil_image(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)).save(temporary)
+        os.replace(temporary, self.folder / "reconstructions.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("test/reconstructions", sheet, pl_module.epochs_done)
+
+
+@torch.no_grad()
+def reconstruction_sheet(module: LitVAE, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "3 height width"]:
+    """A row of images above the row of their reconstructions."""
+    noise = torch.zeros(len(images), module.vae.latent.dim, device=images.device)
+    both = torch.cat([images, module.vae(images, noise).reconstruction.float()]).clamp(0, 1).cpu()
+    return make_grid(both, nrow=len(images), padding=2, pad_value=1.0)

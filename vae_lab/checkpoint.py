@@ -1,0 +1,27 @@
+"""Save and load a model's weights."""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+FORMAT = "1"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights and buffers of `model` as safetensors, atomically."""
+    temporary = path.with_name(f".{path.name}.partial")
+    save_model(model, str(temporary), metadata={"format": FORMAT})
+    os.umask(umask := os.umask(0))
+    os.chmod(temporary, 0o666 & ~umask)  # safetensors makes files for their owner alone
+    os.replace(temporary, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read weights into a model of the same architecture.
+
+    Raises:
+        RuntimeError: if a weight is missing, left over or of another shape.
+    """
+    load_model(model, str(path))

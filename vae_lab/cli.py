@@ -1,0 +1,82 @@
+"""The commands. torch is imported only once the configuration is known to be good."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vae_lab import __version__, sweep
+from vae_lab.config import COMPOSITION_ERRORS, PACKAGE, Position, Run, explain, register_resolvers
+
+log = logging.getLogger(__name__)
+
+USAGE = """\
+vae-lab, version {version}: compare variational autoencoders
+
+  vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
+  vae-lab train --help        the parts and values to choose from
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command, `sys.argv` unless given; ends the process with its exit code."""
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if command == "train":
+        train(rest)
+    elif command in ("--help", "-h", "help"):
+        print(USAGE.format(version=__version__), end="")
+    elif command == "--version":
+        print(__version__)
+    else:
+        print(f"vae-lab: there is no command '{command}'\n\n{USAGE.format(version=__version__)}", file=sys.stderr, end="")
+        raise SystemExit(2)
+
+
+def train(overrides: Sequence[str]) -> None:
+    """Hand over to Hydra, and tell its complaints in our words."""
+    sys.argv[1:] = overrides  # where Hydra looks
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
+    register_resolvers()
+    # Hydra then raises its errors instead of printing them; a user who sets it wants the traceback.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
+    except COMPOSITION_ERRORS as error:
+        if wants_traceback:
+            raise
+        sweep.stop(explain(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command with the same name keeps the runs that have finished.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def config_folder() -> Path:
+    """`conf/`: inside the package where it is installed, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def job(composed: DictConfig) -> float | None:
+    """One run; returns the validation loss, which is what a searching sweeper minimises."""
+    run = Run.of(composed, HydraConfig.get())
+    position = Position.current()
+    label = f"{position.index + 1}/{position.runs}  {run}" if position else str(run)
+    if sweep.finished(run):
+        log.info("%s: finished before, kept", label)
+        return None
+    from vae_lab import experiment  # imports torch
+
+    result = experiment.run(run)
+    if result.finished:
+        losses = ", ".join(f"{term} {getattr(result.train, term):.4f}" for term in ("total", "reconstruction", "kl"))
+        log.info("%s: %s in %.1f s", label, losses, result.timing.train_seconds)
+    else:
+        log.error("%s: failed, %s", label, result.error)
+    return result.val.total

@@ -1,0 +1,225 @@
+"""One run, from its configuration to `result.json`."""
+
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from vae_lab import config, results, vae
+from vae_lab.callbacks import History
+from vae_lab.checkpoint import save_weights
+from vae_lab.config import Config, ConfigError, Problem, Run
+from vae_lab.data import DataError
+from vae_lab.module import LitVAE
+
+# Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
+QUIET = (
+    "smaller than the logging interval",
+    "Checkpoint directory .* exists",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def check(runs: Iterable[Run]) -> None:
+    """What can be wrong with valid configurations: targets, trainer arguments, data. Each is tried once.
+
+    Raises:
+        ConfigError: for the first configuration with a problem.
+    """
+    seen = set()
+    for run in runs:
+        key = run.config.sha256()
+        if key in seen:
+            continue
+        seen.add(key)
+        config.check_targets(run.config)
+        config.check_trainer(run.config.trainer, Trainer)
+        _check_device(run.config)
+        try:
+            config.build(run.config.data).prepare_data()
+        except DataError as error:
+            raise ConfigError(Problem("data", str(error))) from error
+
+
+def _check_device(settings: Config) -> None:
+    accelerator = settings.trainer.accelerator
+    if accelerator in ("gpu", "cuda", "mps") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        problem = f"there is no GPU that torch {torch.__version__} can use, but it is {accelerator!r}; take trainer=default"
+        raise ConfigError(Problem("trainer.accelerator", problem))
+
+
+def run(run: Run) -> results.Result:
+    """Train, validate, test and record one run; an error is recorded, not raised."""
+    folder = run.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    results.clear(folder)
+    results.write_config(folder, run.config.container())
+    history = History(on_epoch=lambda rows: results.write_history(folder, rows))
+    try:
+        measured, error = _train(run, history), None
+    except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
+        results.write_text(folder / results.TRACEBACK, traceback.format_exc())
+        measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
+    result = results.Result(
+        status="failed" if error else "finished",
+        error=error,
+        cell=run.cell,
+        encoder=run.encoder,
+        decoder=run.decoder,
+        seed=run.config.seed,
+        overrides=list(run.overrides),
+        config_sha256=run.config.sha256(),
+        environment=environment(run.config),
+        timing=results.Timing(
+            train_seconds=sum(history.epoch_seconds),
+            epoch_seconds=history.epoch_seconds,
+            first_step_seconds=history.first_step_seconds,
+            images_per_second=history.images_per_second,
+        ),
+        **{split: _losses(history, split) for split in ("train", "val", "test")},
+        **measured,
+    )
+    results.write_result(folder, result)
+    return result
+
+
+def _losses(history: History, split: str) -> results.Losses:
+    row = history.last(split)
+    return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
+
+
+def _train(run: Run, history: History) -> dict[str, Any]:
+    settings, folder = run.config, run.directory
+    _reset_peak_memory()
+    torch.set_num_threads(settings.trainer.threads)
+    seed_everything(settings.seed, verbose=False)
+    model = vae.build(settings).to(memory_format=torch.channels_last)
+    module = LitVAE(
+        model,
+        config.build(settings.objective),
+        config.build(settings.optimizer),
+        config.build(settings.scheduler) if settings.scheduler else None,
+        settings.seed,
+    )
+    data = config.build(settings.data)
+    data.seed = settings.seed
+    has_validation = getattr(settings.data, "num_val", 1) > 0
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / results.CHECKPOINTS,
+        filename="best",
+        monitor="val/total" if has_validation else "train/total",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        trainer = Trainer(
+            **{"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
+            | settings.trainer.arguments(),
+            default_root_dir=folder,
+            logger=[config.build(node) for node in (settings.logger or {}).values()],
+            callbacks=[
+                history,
+                *(config.build(node) for node in (settings.callbacks or {}).values()),
+                checkpoints,
+            ],
+        )
+        trainer.fit(module, datamodule=data)
+        trainer.test(module, datamodule=data, verbose=False)
+    save_weights(model, folder / results.WEIGHTS)
+    return {
+        "model": describe(settings, model),
+        "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
+    }
+
+
+def describe(settings: Config, model: vae.VAE) -> results.Model:
+    """Parameters of a model, and the FLOPs of one forward pass of one image."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        vae.build(settings).eval()(torch.empty(1, *settings.data.image_shape))
+    return results.Model(
+        parameters=_count(model),
+        encoder_parameters=_count(model.encoder),
+        decoder_parameters=_count(model.decoder),
+        flops_per_image=counter.get_total_flops(),
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- The machine -------------------------------------------------------------------------------------------
+
+
+def environment(settings: Config) -> results.Environment:
+    """What a run's figures depend on beside its configuration."""
+    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return results.Environment(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        lightning=lightning.__version__,
+        device=torch.cuda.get_device_name() if on_gpu else _processor(),
+        threads=settings.trainer.threads,
+        commit=_commit(),
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this package's own checkout; None where it was installed."""
+    root = config.PACKAGE.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        pass
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):
+        return None
+    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,147 @@
+"""The only LightningModule: losses, their averages, optimiser and scheduler around a plain model."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vae_lab.data import Batches, derived_seed
+from vae_lab.objective import TERMS
+from vae_lab.vae import VAE, Output
+
+EVALUATION_SEED = 20140214
+"""Start of the noise stream of every validation and test, the same for all runs."""
+
+Objective = Callable[[Output, Tensor], dict[str, Tensor]]
+
+
+class Average:
+    """Mean of the loss terms over the images of an epoch, each image weighted alike; kept on the device."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sum: Tensor | None = None
+
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        """Count a batch; waits for nothing."""
+        weighted = torch.stack([losses[term].detach() for term in TERMS]).float() * images
+        self._sum = weighted if self._sum is None else self._sum + weighted
+        self.images += images
+
+    def value(self) -> dict[str, float]:
+        """The mean of each term so far; fetches it from the device."""
+        if self._sum is None:
+            return {}
+        return dict(zip(TERMS, (self._sum / self.images).tolist(), strict=True))
+
+
+class LitVAE(LightningModule):
+    """A model, its objective and how it is optimised.
+
+    Args:
+        vae: the model.
+        objective: model output and images to named loss terms.
+        optimizer: parameters to an optimiser.
+        scheduler: optimiser to a scheduler that advances once a training step, or None.
+        seed: seed of the noise. Each epoch has a stream of its own, so that an epoch can be repeated.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.seed = seed
+        self.averages: dict[str, Average] = {}
+        self._noise = torch.Generator()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch to the loss that is minimised."""
+        images = images_of(batch)
+        losses = self.objective(self.vae(images), images)
+        self.averages["train"].add(losses, len(images))
+        return losses["total"]
+
+    def on_train_epoch_start(self) -> None:
+        """Start this epoch's streams: the order of the images, and Python's, NumPy's and torch's generators."""
+        self.averages["train"] = Average()
+        if isinstance(self.trainer.train_dataloader, Batches):
+            self.trainer.train_dataloader.set_epoch(self.current_epoch)
+        seed_everything(derived_seed(self.seed, "epoch", self.current_epoch), verbose=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the fixed noise stream."""
+        self._start_evaluation("val")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch of the validation images."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start the fixed noise stream."""
+        self._start_evaluation("test")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch of the test images."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test."""
+        self._log("test")
+
+    def _start_evaluation(self, split: str) -> None:
+        self.averages[split] = Average()
+        self._noise.manual_seed(EVALUATION_SEED)
+
+    def _evaluate(self, split: str, batch: Any) -> None:
+        images = images_of(batch)
+        # Drawn on the CPU, so that the stream is the same on every device.
+        noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
+        self.averages[split].add(self.objective(self.vae(images, noise), images), len(images))
+
+    def _log(self, split: str) -> None:
+        values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}
+        self.log_dict(values | {"step": float(self.epochs_done)})  # Lightning takes "step" for the x axis
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained, the current one included."""
+        return self.current_epoch + 1 if self.trainer.state.fn == "fit" else self.current_epoch
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
+        """The optimiser, and the scheduler that advances with each step."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+
+def images_of(batch: Any) -> Float[Tensor, "b c h w"]:
+    """The images of a batch: the batch itself, or the first of a tuple, as most data modules have it."""
+    images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return images

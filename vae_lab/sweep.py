@@ -1,0 +1,220 @@
+"""The Hydra callback: every run is checked before the first one starts, and summed up after the last."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from vae_lab import report, results
+from vae_lab.config import COMPOSITION_ERRORS, SWEEP_RUNS, ConfigError, Problem, Run, explain, flatten
+
+
+class SweepCallback(Callback):
+    """Checks before, a table and the exit code after; for a single run as for a multirun.
+
+    Hydra swallows what a callback raises, so that problems are printed here and end the process with 1.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the run."""
+        self._start([config])
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check all runs of the sweep."""
+        self._start(expand(config))
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Sum up the run."""
+        self._end()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Sum up the sweep."""
+        self._end()
+
+    def _start(self, composed: Iterable[DictConfig]) -> None:
+        try:
+            self.runs = validated(composed)
+            check(self.runs)
+        except ConfigError as error:
+            stop(error)
+        if len(self.runs) > 1:
+            os.environ[SWEEP_RUNS] = str(len(self.runs))
+
+    def _end(self) -> None:
+        found = [(run, results.read_result(run.directory)) for run in self.runs]
+        console = Console()
+        console.print(report.summary([result for _, result in found if result is not None]))
+        if self.runs:
+            console.print(f"Files: {self.runs[0].directory.parent.parent}", soft_wrap=True, highlight=False)
+        failed = [
+            (run, (result.error or "no reason recorded") if result else "left no result.json")
+            for run, result in found
+            if result is None or not result.finished
+        ]
+        if failed:
+            console.print(report.failures([(str(run.directory), error) for run, error in failed]))
+            raise SystemExit(1)
+
+
+def expand(config: DictConfig) -> Iterator[DictConfig]:
+    """The configuration of each run of a multirun, as Hydra's basic sweeper will compose them.
+
+    Other sweepers choose their runs as they go; of those the common part is given.
+
+    Raises:
+        ConfigError: if a choice or a key does not exist.
+    """
+    str(config.name)  # a default name is the time: found now, so that all runs have the same
+    if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+        yield config
+        return
+    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    words += config.hydra.overrides.task
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+            yield loader.load_sweep_config(config, list(overrides))
+    except COMPOSITION_ERRORS as error:
+        raise explain(error) from error
+
+
+def validated(composed: Iterable[DictConfig]) -> list[Run]:
+    """The runs of these configurations.
+
+    Raises:
+        ConfigError: with every problem of every run, each told once.
+    """
+    runs = []
+    problems: dict[Problem, list[str]] = defaultdict(list)
+    count = 0
+    for one in composed:
+        count += 1
+        try:
+            runs.append(Run.of(one, one.hydra))
+        except ConfigError as error:
+            for problem in error.problems:
+                problems[problem].append(" ".join(one.hydra.overrides.task))
+    if problems:
+        raise ConfigError(
+            *(
+                problem if len(where) == count else Problem(problem.key, f"{problem.text} (with {where[0]})")
+                for problem, where in problems.items()
+            )
+        )
+    return runs
+
+
+def check(runs: Sequence[Run]) -> None:
+    """What can be wrong with runs that are valid one by one; torch is imported once it is needed.
+
+    Raises:
+        ConfigError: if two runs share a folder, one has finished with another configuration, a block does not fit,
+            a target or trainer argument does not exist, or data is missing.
+    """
+    check_folders(runs)
+    todo = [run for run in runs if not finished(run)]
+    if not todo:
+        return
+    check_torch()
+    from vae_lab.blocks import FitError
+    from vae_lab.vae import check_fit
+
+    checked = set()
+    for run in todo:
+        key = run.config.sha256()
+        if key not in checked:
+            checked.add(key)
+            try:
+                check_fit(run.config)
+            except FitError as error:
+                key, _, text = str(error).partition(": ")
+                choice = {"encoder": run.encoder, "decoder": run.decoder}.get(key.partition(".")[0])
+                raise ConfigError(Problem(f"{key} of {choice}.yaml" if choice else key, text)) from error
+    from vae_lab import experiment  # Lightning takes seconds more
+
+    experiment.check(todo)
+
+
+def check_folders(runs: Sequence[Run]) -> None:
+    """Each run has a folder to itself, and a finished run in it is one of the same configuration.
+
+    Raises:
+        ConfigError: if not, naming the keys that differ.
+    """
+    problems = []
+    owners: dict[str, Run] = {}
+    for run in runs:
+        owner = owners.setdefault(str(run.directory), run)
+        if owner is not run:
+            same = " and ".join(" ".join(one.overrides) for one in (owner, run))
+            problems.append(Problem("sweep", f"two runs would share the folder {run.directory}: {same}"))
+            continue
+        result = results.read_result(run.directory)
+        if result is not None and result.finished and not finished(run):
+            before, now = results.read_config(run.directory) or {}, run.config
+            differing = _differences(before, now.container(), set(now.identity()))
+            problems.append(
+                Problem(
+                    "name",
+                    f"{run.directory} holds a finished run of another configuration ({differing}); "
+                    "choose another name, or delete that folder",
+                )
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def finished(run: Run) -> bool:
+    """Whether this run, in this configuration, has come to its end before."""
+    result = results.read_result(run.directory)
+    return result is not None and result.finished and result.config_sha256 == run.config.sha256()
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:
+    was, will_be = flatten(before), flatten(now)
+    keys = [key for key in will_be if key in identity and was.get(key) != will_be[key]]
+    keys += [key for key in was if key not in will_be]
+    told = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
+    return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
+
+
+def check_torch() -> None:
+    """Import torch and torchvision, whose builds must belong together.
+
+    Raises:
+        ConfigError: if they do not load.
+    """
+    try:
+        import torch
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            Problem(
+                "installation",
+                f"{pair} do not load together ({reason}); install a pair from one source: "
+                "pip install --force-reinstall torch torchvision",
+            )
+        ) from error
+
+
+def stop(error: ConfigError) -> None:
+    """Print what is wrong and end the process with 1."""
+    count = len(error.problems)
+    head = f"Nothing was run: {'a problem' if count == 1 else f'{count} problems'} with the configuration."
+    lines = [head, *(f"  {problem}" for problem in error.problems)]
+    Console(stderr=True).print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    raise SystemExit(1)

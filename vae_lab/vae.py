@@ -1,0 +1,87 @@
+"""The variational autoencoder, a plain module."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vae_lab import config
+from vae_lab.blocks import FitError
+from vae_lab.latent import Gaussian, Posterior
+
+
+class Output(NamedTuple):
+    """What a forward pass gives to an objective."""
+
+    reconstruction: Float[Tensor, "b c h w"]
+    posterior: Posterior
+    kl: Float[Tensor, "b z"]
+
+
+class VAE(nn.Module):
+    """Encode, sample, decode.
+
+    Args:
+        encoder: (b, c, h, w) → (b, latent.num_parameters).
+        latent: posterior and prior.
+        decoder: (b, latent.dim) → (b, c, h, w), the mean of p(x | z).
+    """
+
+    def __init__(self, encoder: nn.Module, latent: Gaussian, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.latent = latent
+        self.decoder = decoder
+
+    def forward(self, images: Float[Tensor, "b c h w"], noise: Float[Tensor, "b z"] | None = None) -> Output:
+        """Images in [0, 1] to their reconstruction through one sample of the posterior."""
+        posterior = self.latent.posterior(self.encoder(images))
+        z = self.latent.sample(posterior, noise)
+        return Output(self.decoder(z), posterior, self.latent.kl(posterior))
+
+
+def build(settings: config.Config) -> VAE:
+    """The model that a configuration describes, freshly initialised on the current default device.
+
+    Raises:
+        FitError: if a block does not fit.
+    """
+    shape = list(settings.data.image_shape)
+    latent = _side("latent", settings.latent)
+    encoder = _side("encoder", settings.encoder, image_shape=shape, num_parameters=latent.num_parameters)
+    decoder = _side("decoder", settings.decoder, image_shape=shape, latent_dim=latent.dim)
+    return VAE(encoder, latent, decoder)
+
+
+def _side(key: str, node: config.BaseModel, **arguments: Any) -> Any:
+    try:
+        return config.build(node, **arguments)
+    except FitError:
+        raise
+    except Exception as error:  # a user's constructor may raise anything
+        raise FitError(f"{key}: cannot be built ({type(error).__name__}: {error})") from error
+
+
+def check_fit(settings: config.Config) -> None:
+    """Run the model once on the meta device, where nothing is allocated or computed.
+
+    Raises:
+        FitError: if a block does not fit, or an encoder or decoder returns another shape than it must.
+    """
+    shape = tuple(settings.data.image_shape)
+    with torch.device("meta"), torch.no_grad():
+        model = build(settings)
+        images = torch.empty(2, *shape)
+        _check_side("encoder", model.encoder, images, (model.latent.num_parameters,))
+        _check_side("decoder", model.decoder, torch.empty(2, model.latent.dim), shape)
+
+
+def _check_side(key: str, network: nn.Module, given: Tensor, wanted: tuple[int, ...]) -> None:
+    try:
+        got = network(given)
+    except Exception as error:  # a user's forward() may raise anything
+        raise FitError(f"{key}: does not take input of shape {tuple(given.shape[1:])} ({error})") from error
+    if not isinstance(got, Tensor) or tuple(got.shape[1:]) != wanted:
+        seen = f"shape {tuple(got.shape[1:])}" if isinstance(got, Tensor) else type(got).__name__
+        raise FitError(f"{key}: must return shape {wanted} for each image, but returns {seen}")
