@@ -102,7 +102,10 @@ def build(block: config.AnyBlock, shape: Shape, style: Style, size: Shape | None
         FitError: if it cannot take that shape.
     """
     if isinstance(block, config.Node):
-        return config.build(block)
+        module = config.build(block)
+        if not isinstance(module, nn.Module):
+            raise FitError(f"a block must be a torch.nn.Module, but is a {type(module).__name__}")
+        return module
     style = style.of(block)
     match block:
         case config.Dense(dense=features):

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.progress import BarColumn, Progress as RichProgress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -191,13 +192,13 @@ class Progress(Callback):
 
 def remaining(fraction: float, position: Position | None) -> float:
     """What is left of the sweep, as a multiple of the time that this run has taken for its `fraction`."""
-    runs_after = position.runs - position.index - 1 if position else 0
+    runs_after = position.runs - position.number if position else 0
     return (1 - fraction + runs_after) / fraction
 
 
 def _title() -> str:
     position = Position.current()
-    return f"run {position.index + 1}/{position.runs}" if position else "training"
+    return f"run {position.number}/{position.runs}" if position else "training"
 
 
 class Reconstructions(Callback):
@@ -216,7 +217,12 @@ class Reconstructions(Callback):
         self._originals: Tensor | None = None
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self._originals is None:
             self._originals = images_of(batch)[: self.images]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab import __version__, sweep
-from vae_lab.config import COMPOSITION_ERRORS, PACKAGE, Position, Run, explain, register_resolvers
+from vae_lab.config import PACKAGE, Position, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command == "--version":
         print(__version__)
     else:
-        print(f"vae-lab: there is no command '{command}'\n\n{USAGE.format(version=__version__)}", file=sys.stderr, end="")
+        print(
+            f"vae-lab: there is no command '{command}'\n\n{USAGE.format(version=__version__)}",
+            file=sys.stderr,
+            end="",
+        )
         raise SystemExit(2)
 
 
@@ -48,12 +51,15 @@ def train(overrides: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
-    except COMPOSITION_ERRORS as error:
-        if wants_traceback:
+    except Exception as error:
+        if wants_traceback or not is_complaint(error):
             raise
         sweep.stop(explain(error))
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command with the same name keeps the runs that have finished.", file=sys.stderr)
+        print(
+            "\nInterrupted. The same command with the same name keeps the runs that have finished.",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 
@@ -65,9 +71,9 @@ def config_folder() -> Path:
 
 def job(composed: DictConfig) -> float | None:
     """One run; returns the validation loss, which is what a searching sweeper minimises."""
-    run = Run.of(composed, HydraConfig.get())
+    run = Run.of(composed)
     position = Position.current()
-    label = f"{position.index + 1}/{position.runs}  {run}" if position else str(run)
+    label = f"{position.number}/{position.runs}  {run}" if position else str(run)
     if sweep.finished(run):
         log.info("%s: finished before, kept", label)
         return None

@@ -6,26 +6,33 @@ import inspect
 import json
 import math
 import os
+import pkgutil
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
 
 import hydra.utils
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     model_serializer,
@@ -37,6 +44,7 @@ PACKAGE = Path(__file__).parent
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
 NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "data.root")
 LONGEST_CELL = 120
+MOST_CHOICES = 20
 # Set by a sweep for its jobs, which Hydra tells their own number but not how many there are.
 SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
 
@@ -63,6 +71,8 @@ def choices(word: str, known: Iterable[str]) -> str:
     """The known words as the end of an error message, the one closest to `word` offered first."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
+    if close and len(known) > MOST_CHOICES:
+        return f"did you mean '{close[0]}'?"
     return (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(known)}"
 
 
@@ -72,9 +82,7 @@ def choices(word: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """A mapping with known keys; values are taken as they are typed, '3' is not 3."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
 class Node(BaseModel):
@@ -114,7 +122,7 @@ class Block(Section):
     normalization: Normalization | None = None
 
     @model_serializer(mode="wrap")
-    def _leave_out_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_none(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
@@ -271,6 +279,10 @@ Foreign = TypeVar("Foreign", bound=BaseModel)
 Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value  # name=5
+
+
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
         raise ValueError("must be one folder name of letters, digits and . _ + -, beginning with a letter or digit")
@@ -280,7 +292,7 @@ def _folder_name(name: str) -> str:
 class Config(Section):
     """The whole configuration of one run, as `config.yaml` holds it."""
 
-    name: Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_folder_name)]
+    name: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_folder_name)]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     data: Either[DataConfig, ForeignData]
     encoder: Either[EncoderConfig, Node]
@@ -391,11 +403,12 @@ def _problem(error: ErrorDetails) -> Problem:
         "greater_than": "greater than {gt}",
         "greater_than_equal": "at least {ge}",
         "less_than_equal": "at most {le}",
-        "too_short": "a list of at least {min_length} entries",
-        "too_long": "a list of at most {max_length} entries",
+        "too_short": "a list of {min_length} or more",
+        "too_long": "a list of {max_length} or fewer",
     }
     if kind in bounds:
-        return Problem(key, f"must be {bounds[kind].format(**context)}, but is {value!r}")
+        limits = {name: str(limit).removesuffix(".0") for name, limit in context.items()}
+        return Problem(key, f"must be {bounds[kind].format(**limits)}, but is {value!r}")
     if kind == "string_pattern_mismatch":
         return Problem(key, f"must be a dotted name such as torch.nn.ReLU, but is {value!r}")
     rule = next((text for name, text in _KINDS.items() if kind.startswith(name)), error["msg"])
@@ -447,11 +460,10 @@ def check_targets(config: Config) -> None:
         values = node.model_dump()
         target = values["_target_"]
         try:
-            thing = hydra.utils.get_object(target)
-        except Exception as error:
-            # The import runs the user's code, which may raise anything; Hydra puts the reason last.
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            problems.append(Problem(f"{key}._target_", f"cannot be imported, {reason}; it is {target!r}"))
+            thing = pkgutil.resolve_name(target)
+        except Exception as error:  # the import runs the user's code, which may raise anything
+            problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
+            problems.append(Problem(f"{key}._target_", problem))
             continue
         problems += _unknown_arguments(key, thing, [name for name in values if not name.startswith("_")])
     if problems:
@@ -530,8 +542,8 @@ class Run:
     directory: Path
 
     @classmethod
-    def of(cls, composed: DictConfig, hydra_config: DictConfig) -> Self:
-        """The run that Hydra composed; `hydra_config` is the `hydra` node that belongs to it.
+    def of(cls, composed: DictConfig) -> Self:
+        """The run that Hydra composed.
 
         Raises:
             ConfigError: if the configuration is not valid.
@@ -553,8 +565,9 @@ class Run:
         if problems:
             raise ConfigError(*problems)
         config = validate(raw)
+        hydra_config = hydra_node(composed)
         chosen = hydra_config.runtime.choices
-        overrides = tuple(hydra_config.overrides.task)
+        overrides = words(hydra_config)
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
         return cls(
             config=config,
@@ -572,7 +585,7 @@ class Run:
 class Position(NamedTuple):
     """Which run of how many of a sweep this process is at."""
 
-    index: int
+    number: int
     runs: int
 
     @classmethod
@@ -581,7 +594,7 @@ class Position(NamedTuple):
         runs = os.environ.get(SWEEP_RUNS)
         if runs is None or not HydraConfig.initialized():
             return None
-        return cls(int(HydraConfig.get().job.num), int(runs))
+        return cls(int(HydraConfig.get().job.num) + 1, int(runs))
 
 
 def run_folder(hydra_config: DictConfig) -> str:
@@ -591,15 +604,20 @@ def run_folder(hydra_config: DictConfig) -> str:
     return str(hydra_config.run.dir)
 
 
-def _hydra_node(root: DictConfig) -> DictConfig:
-    # A job gets its configuration without the hydra node; Hydra keeps that one aside.
-    node = root.get("hydra")
-    return node if node is not None else HydraConfig.get()
+def words(hydra_config: DictConfig) -> tuple[str, ...]:
+    """The overrides of a run as they were typed, interpolations left alone."""
+    return tuple(cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)))
+
+
+def hydra_node(composed: DictConfig) -> DictConfig:
+    """The `hydra` node that belongs to a configuration; a job gets its own without, and Hydra keeps it aside."""
+    node = composed.get("hydra")
+    return cast("DictConfig", HydraConfig.get()) if node is None else node
 
 
 def _cell(*, _root_: DictConfig) -> str:
-    node = _hydra_node(_root_)
-    return cell_name(node.runtime.choices.encoder, node.runtime.choices.decoder, node.overrides.task)
+    node = hydra_node(_root_)
+    return cell_name(node.runtime.choices.encoder, node.runtime.choices.decoder, words(node))
 
 
 def _steps(*, _root_: DictConfig) -> int:
@@ -617,19 +635,26 @@ def cores() -> int:
 
 def register_resolvers() -> None:
     """Make `${vae_lab.…:}` known to OmegaConf: cores, steps, cell, run_folder and bundled."""
-    for name, resolver in {
+    resolvers: dict[str, Callable[..., Any]] = {
         "cores": cores,
         "steps": _steps,
         "cell": _cell,
-        "run_folder": lambda *, _root_: run_folder(_hydra_node(_root_)),
+        "run_folder": lambda *, _root_: run_folder(hydra_node(_root_)),
         "bundled": lambda folder: str(PACKAGE / "assets" / folder),
-    }.items():
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vae_lab.{name}", resolver, replace=True)
 
 
 # --- Hydra's own complaints --------------------------------------------------------------------------------
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+def is_complaint(error: Exception) -> bool:
+    """Whether an error is about what the user wrote: Hydra, OmegaConf or the YAML reader raised it."""
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # Hydra also raises plain ValueErrors
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
 
 
 def explain(error: Exception) -> ConfigError:
@@ -641,6 +666,13 @@ def explain(error: Exception) -> ConfigError:
         mark = error.problem_mark
         place = f"{mark.name}, line {mark.line + 1}"
         return ConfigError(Problem(place, f"this is not YAML: {error.problem}"))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            Problem(
+                "command line",
+                f"{error.override!r} is not of the form key=value ({error.message.splitlines()[0]})",
+            )
+        )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and OmegaConf.is_dict(cause.parent_node):
         word = str(cause.key)

@@ -54,8 +54,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Float[Tensor, "b c h w"]]:
         order = self._order().to(self.images.device)
-        for index in order.split(self.batch_size):
-            yield _as_float(self.images[index])
+        for start in range(0, len(order), self.batch_size):
+            yield _as_float(self.images[order[start : start + self.batch_size]])
 
     def _order(self) -> Int[Tensor, " n"]:
         if self.seed is None:
@@ -210,7 +210,7 @@ def subset_order(
     if subset == "random":
         return shuffled
     position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = shuffled[labels[shuffled] == label]
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     # The shuffle breaks the ties between classes.
@@ -240,7 +240,7 @@ def find_files(root: Path, name: str) -> Path:
         DataError: if there are none, or they do not have their checksums.
     """
     if not root.is_dir():
-        raise DataError(f"data.root: there is no folder {root}; name one that holds the files of {name}")
+        raise DataError(f"there is no folder {root}; data.root must name one that holds the files of {name}")
     places = [root / name / "raw", root]
     for place in places:
         found = {path.name.removesuffix(".gz"): path for path in sorted(place.glob("*-ubyte*"), reverse=True)}
@@ -254,7 +254,9 @@ def find_files(root: Path, name: str) -> Path:
         if place == places[0] and all(path.suffix != ".gz" for path in found.values()):
             return root
         return _into_cache(root, name, [found[file] for file in wanted])
-    raise DataError(f"data.root: {root} holds no files of {name}, such as train-images-idx3-ubyte or that with .gz")
+    raise DataError(
+        f"{root} holds no files of {name}, such as train-images-idx3-ubyte.gz; data.root must name their folder"
+    )
 
 
 def _into_cache(root: Path, name: str, files: list[Path]) -> Path:

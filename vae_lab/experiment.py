@@ -8,7 +8,8 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ QUIET = (
 )
 
 
+# Our own progress bar and files stand in for these.
+SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        yield
+
+
 def check(runs: Iterable[Run]) -> None:
     """What can be wrong with valid configurations: targets, trainer arguments, data. Each is tried once.
 
@@ -46,19 +60,24 @@ def check(runs: Iterable[Run]) -> None:
             continue
         seen.add(key)
         config.check_targets(run.config)
-        config.check_trainer(run.config.trainer, Trainer)
-        _check_device(run.config)
         try:
-            config.build(run.config.data).prepare_data()
+            with _quiet():
+                _check_trainer(run.config)
+                config.build(run.config.data).prepare_data()
         except DataError as error:
             raise ConfigError(Problem("data", str(error))) from error
 
 
-def _check_device(settings: Config) -> None:
+def _check_trainer(settings: Config) -> None:
+    config.check_trainer(settings.trainer, Trainer)
     accelerator = settings.trainer.accelerator
-    if accelerator in ("gpu", "cuda", "mps") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        problem = f"there is no GPU that torch {torch.__version__} can use, but it is {accelerator!r}; take trainer=default"
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        problem = f"is {accelerator!r}, but torch {torch.__version__} finds no GPU here; take trainer=default"
         raise ConfigError(Problem("trainer.accelerator", problem))
+    try:
+        Trainer(**SILENT | settings.trainer.arguments(), logger=False, enable_checkpointing=False)
+    except Exception as error:  # Lightning raises its own and many others
+        raise ConfigError(Problem("trainer", f"Lightning's Trainer refuses it: {error}")) from error
 
 
 def run(run: Run) -> results.Result:
@@ -124,13 +143,9 @@ def _train(run: Run, history: History) -> dict[str, Any]:
         save_last=True,
         enable_version_counter=False,
     )
-    with warnings.catch_warnings():
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message=f".*{message}")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with _quiet():
         trainer = Trainer(
-            **{"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
-            | settings.trainer.arguments(),
+            **SILENT | settings.trainer.arguments(),
             default_root_dir=folder,
             logger=[config.build(node) for node in (settings.logger or {}).values()],
             callbacks=[
@@ -210,10 +225,8 @@ def _commit() -> str | None:
 def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    except OSError:
-        pass
 
 
 def _peak_memory(device: torch.device) -> int | None:

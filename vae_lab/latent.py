@@ -37,9 +37,7 @@ class Gaussian(nn.Module):
         mean, log_variance = parameters.chunk(2, dim=1)
         return Posterior(mean, log_variance)
 
-    def sample(
-        self, posterior: Posterior, noise: Float[Tensor, "b z"] | None = None
-    ) -> Float[Tensor, "b z"]:
+    def sample(self, posterior: Posterior, noise: Float[Tensor, "b z"] | None = None) -> Float[Tensor, "b z"]:
         """One z for each image: mean + σ·noise, the noise standard normal and drawn here unless given."""
         if noise is None:
             noise = torch.randn_like(posterior.mean)

@@ -141,8 +141,6 @@ def _place(
         module = vocabulary.build(block, shape, style, size)
     except (FitError, TypeError, ValueError) as error:
         raise FitError(f"{key}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise FitError(f"{key}: a block must be a torch.nn.Module, but is a {type(module).__name__}")
     try:
         return module, _output_shape(module, shape)
     except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit

@@ -82,7 +82,9 @@ def _published(cell: str) -> list[str]:
 
 def failures(found: Sequence[tuple[str, str]]) -> Table:
     """One row for each run that failed: its folder and what happened."""
-    table = Table(title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("run", overflow="fold")
     table.add_column("error", overflow="fold")
     for folder, error in found:

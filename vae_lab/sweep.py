@@ -1,5 +1,6 @@
 """The Hydra callback: every run is checked before the first one starts, and summed up after the last."""
 
+import importlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vae_lab import report, results
-from vae_lab.config import COMPOSITION_ERRORS, SWEEP_RUNS, ConfigError, Problem, Run, explain, flatten
+from vae_lab.config import SWEEP_RUNS, ConfigError, Problem, Run, explain, flatten, is_complaint, words
 
 
 class SweepCallback(Callback):
@@ -79,14 +80,16 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         yield config
         return
-    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    words += config.hydra.overrides.task
+    arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    arguments += words(config.hydra)
     loader = GlobalHydra.instance().config_loader()
     try:
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
             yield loader.load_sweep_config(config, list(overrides))
-    except COMPOSITION_ERRORS as error:
+    except Exception as error:
+        if not is_complaint(error):
+            raise
         raise explain(error) from error
 
 
@@ -102,10 +105,10 @@ def validated(composed: Iterable[DictConfig]) -> list[Run]:
     for one in composed:
         count += 1
         try:
-            runs.append(Run.of(one, one.hydra))
+            runs.append(Run.of(one))
         except ConfigError as error:
             for problem in error.problems:
-                problems[problem].append(" ".join(one.hydra.overrides.task))
+                problems[problem].append(" ".join(words(one.hydra)))
     if problems:
         raise ConfigError(
             *(
@@ -127,7 +130,7 @@ def check(runs: Sequence[Run]) -> None:
     todo = [run for run in runs if not finished(run)]
     if not todo:
         return
-    check_torch()
+    check_import("torch")
     from vae_lab.blocks import FitError
     from vae_lab.vae import check_fit
 
@@ -142,6 +145,7 @@ def check(runs: Sequence[Run]) -> None:
                 key, _, text = str(error).partition(": ")
                 choice = {"encoder": run.encoder, "decoder": run.decoder}.get(key.partition(".")[0])
                 raise ConfigError(Problem(f"{key} of {choice}.yaml" if choice else key, text)) from error
+    check_import("torchvision")
     from vae_lab import experiment  # Lightning takes seconds more
 
     experiment.check(todo)
@@ -190,25 +194,22 @@ def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]
     return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
 
 
-def check_torch() -> None:
-    """Import torch and torchvision, whose builds must belong together.
+def check_import(package: str) -> None:
+    """Import torch or torchvision, whose builds must belong together.
 
     Raises:
-        ConfigError: if they do not load.
+        ConfigError: if it does not load.
     """
     try:
-        import torch
-        import torchvision  # noqa: F401
+        importlib.import_module(package)
     except (ImportError, OSError, RuntimeError) as error:
-        pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            Problem(
-                "installation",
-                f"{pair} do not load together ({reason}); install a pair from one source: "
-                "pip install --force-reinstall torch torchvision",
-            )
-        ) from error
+        pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
+        problem = (
+            f"{pair} do not load together ({reason}); install a pair from one source: "
+            "pip install --force-reinstall torch torchvision"
+        )
+        raise ConfigError(Problem("installation", problem)) from error
 
 
 def stop(error: ConfigError) -> None:

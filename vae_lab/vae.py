@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from vae_lab import config
@@ -54,7 +55,7 @@ def build(settings: config.Config) -> VAE:
     return VAE(encoder, latent, decoder)
 
 
-def _side(key: str, node: config.BaseModel, **arguments: Any) -> Any:
+def _side(key: str, node: BaseModel, **arguments: Any) -> Any:
     try:
         return config.build(node, **arguments)
     except FitError:

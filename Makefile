@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target makes; nothing is done twice.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup grid test check format tensorboard clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP) ## make .venv and install the project with its development tools into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vae_lab needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1); try make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV): about 6 GB and a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+grid: $(STAMP) ## train the 2×2 grid of encoders and decoders, print the table
+	@$(RUN)/python train.py -m encoder=vanilla,encdec decoder=vanilla,encdec
+
+test: $(STAMP) ## run the test suite
+	@$(RUN)/python -m pytest
+
+check: $(STAMP) ## lint, formatting and types
+	@$(RUN)/ruff check
+	@$(RUN)/ruff format --check
+	@$(RUN)/mypy
+
+format: $(STAMP) ## put the code into its format
+	@$(RUN)/ruff check --fix
+	@$(RUN)/ruff format
+
+tensorboard: $(STAMP) ## show all runs at http://localhost:6006
+	@$(RUN)/tensorboard --logdir outputs
+
+clean: ## remove .venv and caches, not outputs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

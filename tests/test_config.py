@@ -1,0 +1,188 @@
+"""Validation tells every problem, with key, rule, value and alternatives; a run's identity is what changes it."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Compose
+
+from vae_lab import blocks, config
+from vae_lab.config import ConfigError, Problem, cell_name
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("latent.dim=0", "latent.dim", "at least 1, but is 0"),
+        ("latent.dim=-3", "latent.dim", "at least 1, but is -3"),
+        ("latent.dim=12345678", "latent.dim", "at most 1048576, but is 12345678"),
+        ("latent.dim=abc", "latent.dim", "a whole number, but is 'abc'"),
+        ("latent.dim='64'", "latent.dim", "a whole number, but is '64'"),
+        ("latent.dim=2.5", "latent.dim", "a whole number, but is 2.5"),
+        ("latent.dim=true", "latent.dim", "a whole number, but is True"),
+        ("latent.dim=null", "latent.dim", "a whole number, but is None"),
+        ("~latent", "latent", "is missing"),
+        ("seed=-1", "seed", "at least 0, but is -1"),
+        ("seed=4294967296", "seed", "at most 4294967295"),
+        ("objective.beta=-0.1", "objective.beta", "at least 0, but is -0.1"),
+        ("objective.beta=nan", "objective.beta", "a finite number, but is nan"),
+        ("optimizer.lr=0", "optimizer.lr", "greater than 0"),
+        ("optimizer.lr=inf", "optimizer.lr", "a finite number, but is inf"),
+        ("trainer.max_epochs=0", "trainer.max_epochs", "at least 1, but is 0"),
+        ("trainer.threads=0", "trainer.threads", "at least 1, but is 0"),
+        ("+trainer.logger=false", "trainer.logger", "is set by vae_lab"),
+        ("data.batch_size=-64", "data.batch_size", "at least 1, but is -64"),
+        (
+            "data.num_train=3001",
+            "data.num_train",
+            "at most the 4,000 images in the training files, but is 3,001 + 1,000",
+        ),
+        ("data.num_test=1001", "data.num_test", "at most the 1,000 images in the test files, but is 1,001"),
+        ("data.subset=last", "data.subset", "'first', 'random' or 'stratified', but is 'last'"),
+        ("data.image_shape=[28,28]", "data.image_shape", "a list of 3 or more"),
+        ("name=../x", "name", "one folder name"),
+        ("name=a/b", "name", "one folder name"),
+        ("name=..", "name", "one folder name"),
+        ("name=''", "name", "one folder name"),
+        ("encoder.activation=swish", "encoder.activation", "'silu' or 'tanh', but is 'swish'"),
+        ("+encoder.activaton=relu", "encoder.activaton", "did you mean 'activation'?"),
+        ("encoder.blocks=[]", "encoder.blocks", "a list of 1 or more"),
+        ("encoder.blocks=[{dwon:8}]", "encoder.blocks[0]", "did you mean 'down'?"),
+        ("encoder.blocks=[{down:8,up:8}]", "encoder.blocks[0]", "exactly one block"),
+        ("encoder.blocks=[{down:8},{down:-8}]", "encoder.blocks[1].down", "at least 1, but is -8"),
+        ("encoder.blocks=[{down:8,kernel:4}]", "encoder.blocks[0].kernel", "must be odd"),
+        (
+            "encoder.blocks=[{down:8,stride:4}]",
+            "encoder.blocks[0].stride",
+            "known: activation, normalization, down, kernel",
+        ),
+        ("decoder.blocks=[7]", "decoder.blocks[0]", "exactly one block, but is 7"),
+        ("encoder.blocks=[{_target_:relu}]", "encoder.blocks[0]._target_", "a dotted name"),
+        ("+extra=1", "extra", "no such key (its value is 1); known: name, seed"),
+        ("optimizer._partial_=false", "optimizer._partial_", "must be True, but is False"),
+        ("data.root=${missing.key}", "data.root", "Interpolation key 'missing.key' not found"),
+        ("latent.dim=???", "latent.dim", "Missing mandatory value"),
+    ],
+)
+def test_each_problem_names_key_rule_and_value(run_of: Compose, override: str, key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_of(override)
+    assert [problem.key for problem in raised.value.problems] == [key]
+    assert words in raised.value.problems[0].text
+
+
+def test_all_problems_are_told_at_once(run_of: Compose) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_of("latent.dim=0", "seed=-1", "data.subset=last", "encoder.blocks=[{down:0},{up:0}]")
+    keys = {problem.key for problem in raised.value.problems}
+    assert keys == {"latent.dim", "seed", "data.subset", "encoder.blocks[0].down", "encoder.blocks[1].up"}
+
+
+@pytest.mark.parametrize("override", ["seed=0", "name=5", "data.num_val=0", "objective.beta=0", "objective.beta=1"])
+def test_values_at_the_edge_are_taken(run_of: Compose, override: str) -> None:
+    run_of(override)
+
+
+def test_seed_zero_is_a_seed(run_of: Compose) -> None:
+    run = run_of("seed=0", "name=x")
+    assert run.config.seed == 0
+    assert run.directory == Path("outputs/x/vanilla-vanilla/seed-0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cell"),
+    [
+        ([], "vanilla-encdec"),
+        (["encoder=vanilla", "decoder=encdec", "seed=3", "name=x", "data.root=/x"], "vanilla-encdec"),
+        (["logger=csv", "callbacks.pictures.images=3", "+metrics=full"], "vanilla-encdec"),
+        (["latent.dim=64"], "vanilla-encdec__latent.dim-64"),
+        (["optimizer.lr=0.01", "latent.dim=64"], "vanilla-encdec__latent.dim-64__optimizer.lr-0.01"),
+        (["data=fashion_mnist"], "vanilla-encdec__data-fashion_mnist"),
+        (["+trainer.gradient_clip_val=1", "~scheduler"], "vanilla-encdec__scheduler-__trainer.gradient_clip_val-1"),
+        (["encoder.blocks=[{down: 8}]"], "vanilla-encdec__encoder.blocks---down--8--"),
+    ],
+)
+def test_cell_is_named_after_what_was_overridden(overrides: list[str], cell: str) -> None:
+    assert cell_name("vanilla", "encdec", overrides) == cell
+
+
+def test_a_long_cell_name_is_cut_to_a_checksum() -> None:
+    names = {cell_name("vanilla", "encdec", [f"encoder.blocks={'x' * 300}{end}"]) for end in "ab"}
+    assert len(names) == 2
+    assert all(len(name) < 100 and name.startswith("vanilla-encdec__") for name in names)
+    assert not set("/=, ") & set("".join(names) + cell_name("a/b c", "d", []))
+
+
+def test_checksum_changes_with_what_changes_a_result(run_of: Compose) -> None:
+    default = run_of("name=x").config.sha256()
+    for same in ("seed=4", "name=y", "logger=csv", "callbacks=quiet", "data.root=/elsewhere"):
+        assert run_of(same).config.sha256() == default
+    for other in ("latent.dim=64", "encoder=encdec", "trainer.threads=7", "trainer.max_epochs=11"):
+        assert run_of(other).config.sha256() != default
+
+
+def test_a_stored_configuration_is_valid_again(run_of: Compose) -> None:
+    settings = run_of("encoder=encdec", "encoder.blocks=[{down:8},{_target_:torch.nn.Dropout,p:0.1}]").config
+    assert config.validate(settings.container()).sha256() == settings.sha256()
+
+
+@pytest.mark.parametrize(("images", "batch", "epochs", "steps"), [(3000, 64, 10, 470), (64, 64, 1, 1), (65, 64, 2, 4)])
+def test_schedules_know_the_number_of_steps(run_of: Compose, images: int, batch: int, epochs: int, steps: int) -> None:
+    run = run_of(f"data.num_train={images}", f"data.batch_size={batch}", f"trainer.max_epochs={epochs}")
+    assert run.config.scheduler is not None
+    assert run.config.scheduler.model_dump()["total_steps"] == steps
+
+
+def test_every_word_of_the_vocabulary_has_a_module() -> None:
+    style = blocks.Style("relu", "batch")
+    for word, kind in config.BLOCKS.items():
+        shape = (5,) if word in ("dense", "unflatten") else (3, 8, 8)
+        module = blocks.build(kind.model_validate({word: 4}), shape, style, (8, 8))
+        assert sum(parameter.numel() for parameter in module.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("optimizer._target_=torch.optim.Adamm", "optimizer._target_", "'torch.optim.Adamm'"),
+        ("+optimizer.lrr=1", "optimizer.lrr", "did you mean 'lr'?"),
+        ("callbacks.progress._target_=no_such_package.Bar", "callbacks.progress._target_", "No module named"),
+        ("encoder.blocks=[{_target_:torch.nn.Dropout,q:1}]", "encoder.blocks[0].q", "Dropout takes no such argument"),
+    ],
+)
+def test_targets_must_exist_and_take_their_keys(run_of: Compose, override: str, key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config.check_targets(run_of(override).config)
+    assert raised.value.problems[0].key == key
+    assert words in raised.value.problems[0].text
+
+
+def test_choices_put_the_closest_first() -> None:
+    assert config.choices("vanila", ["encdec", "vanilla"]) == "did you mean 'vanilla'? known: encdec, vanilla"
+    assert config.choices("x", ["encdec", "vanilla"]) == "known: encdec, vanilla"
+
+
+def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
+    def explained(*overrides: str) -> Problem:
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - Hydra raises many kinds
+            run_of(*overrides)
+        assert config.is_complaint(raised.value)
+        (problem,) = config.explain(raised.value).problems
+        return problem
+
+    assert explained("encoder=vanila") == (
+        "encoder",
+        "there is no choice 'vanila'; did you mean 'vanilla'? known: encdec, vanilla",
+    )
+    assert explained("latent.dims=3") == (
+        "latent.dims",
+        "no such key (latent.dims=3); did you mean 'dim'? known: _target_, dim",
+    )
+    assert explained("encoders=vanilla").text.startswith("no such key (encoders=vanilla); did you mean 'encoder'?")
+    assert explained("latent.dim").text.startswith("'latent.dim' is not of the form key=value")
+    assert explained("encoder=null").text.startswith("Config group override must be")
+
+
+def test_a_bug_of_ours_is_not_a_complaint() -> None:
+    with pytest.raises(KeyError) as raised:
+        _ = {}["x"]
+    assert not config.is_complaint(raised.value)

@@ -1,0 +1,61 @@
+"""The model as a whole."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose
+from torch import nn
+
+from vae_lab import vae
+from vae_lab.blocks import FitError
+
+
+class LinearEncoder(nn.Module):
+    """A user's own encoder: not made of blocks."""
+
+    def __init__(self, image_shape: list[int], num_parameters: int, extra: int = 0) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(image_shape).numel(), num_parameters + extra))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images)
+
+
+def test_forward_encodes_samples_and_decodes(run_of: Compose) -> None:
+    model = vae.build(run_of("latent.dim=4").config).eval()
+    images, noise = torch.rand(3, 1, 28, 28), torch.randn(3, 4)
+    output = model(images, noise)
+    mean, log_variance = model.encoder(images).chunk(2, dim=1)
+    torch.testing.assert_close(output.reconstruction, model.decoder(mean + (log_variance / 2).exp() * noise))
+    assert output.kl.shape == (3, 4)
+
+
+def test_without_noise_each_pass_draws_its_own(run_of: Compose) -> None:
+    model = vae.build(run_of("latent.dim=4").config).eval()
+    images = torch.rand(3, 1, 28, 28)
+    assert not torch.equal(model(images).reconstruction, model(images).reconstruction)
+
+
+def test_a_users_class_is_an_encoder(run_of: Compose) -> None:
+    settings = run_of(*replace_encoder(LinearEncoder)).config
+    vae.check_fit(settings)
+    assert isinstance(vae.build(settings).encoder, LinearEncoder)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"), [("+encoder.extra=1", "must return shape (512,)"), ("+encoder.nonsense=1", "cannot be built")]
+)
+def test_a_users_class_that_does_not_fit_is_told(run_of: Compose, extra: str, words: str) -> None:
+    with pytest.raises(FitError, match="^encoder: ") as raised:
+        vae.check_fit(run_of(*replace_encoder(LinearEncoder), extra).config)
+    assert words in str(raised.value)
+
+
+def replace_encoder(kind: type[Any]) -> list[str]:
+    keys = ("activation", "normalization", "blocks")
+    return [f"+encoder._target_={kind.__module__}.{kind.__name__}", *(f"~encoder.{key}" for key in keys)]
+
+
+def test_the_check_allocates_nothing(run_of: Compose) -> None:
+    vae.check_fit(run_of("encoder.blocks=[{dense:1000000},{dense:1000000}]").config)  # 4 TB of weights
