@@ -8,7 +8,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -151,7 +151,13 @@ class ImageData(LightningDataModule):
         if self.root is None:
             root = cache_folder()
             with _exclusive(root / name):
-                self.dataset(root, train=train, download=True)
+                try:
+                    self.dataset(root, train=train, download=True)
+                except (RuntimeError, OSError) as error:
+                    raise DataError(
+                        f"{name} cannot be downloaded into {root} ({str(error).splitlines()[0]}); mend the network, "
+                        "or let data.root name a folder with its files"
+                    ) from error
         else:
             root = find_files(Path(self.root), name)
         for path in sorted((root / name / "raw").glob("*-ubyte")):
@@ -180,9 +186,9 @@ class ImageData(LightningDataModule):
         """Batches of the training images, in another order each epoch."""
         return self._batches("train", self.seed)
 
-    def val_dataloader(self) -> Batches | list[Any]:
-        """Batches of the validation images; none if `num_val` is 0."""
-        return self._batches("val") if self.num_val else []
+    def val_dataloader(self) -> Batches:
+        """Batches of the validation images."""
+        return self._batches("val")
 
     def test_dataloader(self) -> Batches:
         """Batches of the test images."""

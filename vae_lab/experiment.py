@@ -30,6 +30,7 @@ from vae_lab.module import LitVAE
 QUIET = (
     "smaller than the logging interval",
     "Checkpoint directory .* exists",
+    "You defined a `validation_step` but have no `val_dataloader`",  # data.num_val=0
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -136,22 +137,20 @@ def _train(run: Run, history: History) -> dict[str, Any]:
     data = config.build(settings.data)
     data.seed = settings.seed
     has_validation = getattr(settings.data, "num_val", 1) > 0
-    checkpoints = ModelCheckpoint(
-        dirpath=folder / results.CHECKPOINTS,
-        filename="best",
-        monitor="val/total" if has_validation else "train/total",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    validated = {} if has_validation else {"limit_val_batches": 0}
+    checkpoints = [
+        _checkpoint(run, "best", monitor="val/total" if has_validation else "train/total"),
+        _checkpoint(run, "last", save_on_train_epoch_end=True),
+    ]
     with _quiet():
         trainer = Trainer(
-            **SILENT | settings.trainer.arguments(),
+            **SILENT | validated | settings.trainer.arguments(),
             default_root_dir=folder,
             logger=[config.build(node) for node in (settings.logger or {}).values()],
             callbacks=[
                 history,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                checkpoints,
+                *checkpoints,
             ],
         )
         trainer.fit(module, datamodule=data)
@@ -161,6 +160,11 @@ def _train(run: Run, history: History) -> dict[str, Any]:
         "model": describe(settings, model),
         "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
     }
+
+
+def _checkpoint(run: Run, name: str, **when: Any) -> ModelCheckpoint:
+    folder = run.directory / results.CHECKPOINTS
+    return ModelCheckpoint(folder, filename=name, enable_version_counter=False, **when)
 
 
 def describe(settings: Config, model: vae.VAE) -> results.Model:

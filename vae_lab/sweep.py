@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -49,6 +50,10 @@ class SweepCallback(Callback):
             check(self.runs)
         except ConfigError as error:
             stop(error)
+        except Exception:
+            # A bug of ours: Hydra would warn and train all the same.
+            traceback.print_exc()
+            raise SystemExit(1) from None
         if len(self.runs) > 1:
             os.environ[SWEEP_RUNS] = str(len(self.runs))
 

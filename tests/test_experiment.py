@@ -1,0 +1,203 @@
+"""One run, from its configuration to its files."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Compose
+from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from vae_lab import checkpoint, config, experiment, results, vae
+from vae_lab.module import LitVAE
+
+SMALL = (
+    "name=test", "latent.dim=8", "data.num_train=200", "data.num_val=40", "data.num_test=60", "trainer.max_epochs=2",
+    "trainer.threads=1", "encoder.blocks=[{down:4},{down:8}]", "decoder.blocks=[{unflatten:8},{up:4},{up:4}]",
+)  # fmt: skip
+
+
+class Broken(nn.Module):
+    """A user's block with a bug that only real data shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "meta":
+            raise ZeroDivisionError("a bug in a user's block")
+        return x
+
+
+class Exploding(nn.Module):
+    """A block that makes the loss infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1e38
+
+
+def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
+    run = run_of(*SMALL, "seed=3")
+    result = experiment.run(run)
+    folder = Path("outputs/test") / run.cell / "seed-3"
+    assert result.finished
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml", "result.json", "history.csv", "checkpoints", "model.safetensors", "reconstructions.png",
+    }  # fmt: skip
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert not list(folder.glob("*.partial*"))
+
+    loaded = json.loads((folder / "result.json").read_text())
+    assert loaded["cell"].startswith("vanilla-vanilla__")
+    assert (loaded["status"], loaded["error"], loaded["seed"]) == ("finished", None, 3)
+    assert loaded["config_sha256"] == run.config.sha256()
+    for split in ("train", "val", "test"):
+        losses = loaded[split]
+        assert losses["total"] == pytest.approx(losses["reconstruction"] + 0.01 * losses["kl"], rel=1e-5)
+    model = vae.build(run.config)
+    assert loaded["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert loaded["model"]["parameters"] == (
+        loaded["model"]["encoder_parameters"] + loaded["model"]["decoder_parameters"]
+    )
+    assert loaded["model"]["flops_per_image"] > 0
+    assert loaded["environment"]["threads"] == 1
+    assert loaded["environment"]["torch"] == torch.__version__
+
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "split", "total", "reconstruction", "kl", "seconds"]
+    assert [(row["epoch"], row["split"]) for row in rows] == [
+        ("1", "train"), ("1", "val"), ("2", "train"), ("2", "val"), ("2", "test"),
+    ]  # fmt: skip
+    for row in rows[2:]:
+        assert float(row["total"]) == loaded[row["split"]]["total"]
+    assert config.validate(yaml.safe_load((folder / "config.yaml").read_text())) == run.config
+
+
+def test_tensorboard_has_every_split_and_epoch_the_timing_and_a_picture(run_of: Compose) -> None:
+    run = run_of(*SMALL)
+    result = experiment.run(run)
+    events = EventAccumulator(str(run.directory))
+    events.Reload()
+    for split, epochs in (("train", [1, 2]), ("val", [1, 2]), ("test", [2])):
+        for term in ("total", "reconstruction", "kl"):
+            assert [event.step for event in events.Scalars(f"{split}/{term}")] == epochs
+        assert events.Scalars(f"{split}/total")[-1].value == pytest.approx(getattr(result, split).total)
+    assert [event.value for event in events.Scalars("time/epoch_seconds")] == pytest.approx(result.timing.epoch_seconds)
+    assert "time/images_per_second" in events.Tags()["scalars"]
+    assert events.Tags()["images"] == ["test/reconstructions"]
+
+
+def test_the_same_command_gives_the_same_losses(run_of: Compose) -> None:
+    first = experiment.run(run_of(*SMALL))
+    again = experiment.run(run_of(*SMALL, "name=again"))
+    other = experiment.run(run_of(*SMALL, "seed=1"))
+    assert (first.train, first.val, first.test) == (again.train, again.val, again.test)
+    assert first.config_sha256 == other.config_sha256
+    assert first.test != other.test
+
+
+def test_a_run_does_not_depend_on_what_its_process_did_before(run_of: Compose) -> None:
+    experiment.run(run_of(*SMALL, "name=warm_up", "seed=5", "latent.dim=3"))
+    torch.manual_seed(123)
+    torch.rand(17)
+    first = experiment.run(run_of(*SMALL))
+    torch.manual_seed(4)
+    assert experiment.run(run_of(*SMALL, "name=again")).test == first.test
+
+
+def test_configuration_and_weights_rebuild_the_model(run_of: Compose) -> None:
+    run = run_of(*SMALL)
+    result = experiment.run(run)
+    stored = config.validate(results.read_config(run.directory) or {})
+    model = vae.build(stored)
+    checkpoint.load_weights(model, run.directory / "model.safetensors")
+    module = LitVAE(model, config.build(stored.objective), config.build(stored.optimizer))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.test(module, config.build(stored.data), verbose=False)
+    assert module.averages["test"].value()["total"] == pytest.approx(result.test.total, rel=1e-4)
+
+
+def test_checkpoints_load_safely_and_best_is_the_best_epoch(run_of: Compose) -> None:
+    run = run_of(*SMALL, "trainer.max_epochs=3", "scheduler=constant", "optimizer.lr=0.05")
+    experiment.run(run)
+    with open(run.directory / "history.csv", newline="") as file:
+        val = [float(row["total"]) for row in csv.DictReader(file) if row["split"] == "val"]
+    best = torch.load(run.directory / "checkpoints" / "best.ckpt", weights_only=True)
+    last = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert best["epoch"] == val.index(min(val))
+    assert last["epoch"] == 2
+
+
+def test_weights_are_readable_by_the_group_as_other_files_are(run_of: Compose) -> None:
+    run = run_of(*SMALL)
+    experiment.run(run)
+    modes = {(run.directory / name).stat().st_mode for name in ("model.safetensors", "config.yaml")}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("Broken", "ZeroDivisionError: a bug in a user's block"),
+        ("Exploding", "LossError: the train loss is not finite"),
+    ],
+)
+def test_a_failure_is_recorded_not_raised(run_of: Compose, block: str, words: str) -> None:
+    run = run_of(*SMALL, f"encoder.blocks=[{{down:4}},{{_target_:{__name__}.{block}}}]")
+    result = experiment.run(run)
+    assert result.status == "failed"
+    assert words in (result.error or "")
+    assert results.read_result(run.directory) == result
+    assert words.partition(": ")[2] in (run.directory / "traceback.txt").read_text()
+
+
+def test_a_failed_run_leaves_nothing_to_the_next_attempt(run_of: Compose) -> None:
+    run = run_of(*SMALL)
+    experiment.run(run)
+    (run.directory / "traceback.txt").touch()
+    events = len(list(run.directory.glob("events.*")))
+    assert experiment.run(run).finished
+    assert not (run.directory / "traceback.txt").exists()
+    assert len(list(run.directory.glob("events.*"))) == events
+
+
+def test_without_validation_images_val_is_null(run_of: Compose) -> None:
+    result = experiment.run(run_of(*SMALL, "data.num_val=0"))
+    assert result.finished
+    assert result.val.total is None
+    assert result.test.total is not None
+
+
+def test_memory_is_this_runs_own(run_of: Compose) -> None:
+    experiment.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
+    large = results.read_result(next(Path("outputs/large").glob("*/*")))
+    small = experiment.run(run_of(*SMALL))
+    assert large is not None
+    if small.memory.peak_bytes is None:
+        pytest.skip("this system does not tell a process's highest memory")
+    assert small.memory.peak_bytes < large.memory.peak_bytes
+
+
+def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
+    result = experiment.run(run_of(*SMALL, "trainer.precision=bf16-mixed"))
+    assert result.finished, result.error
+    assert result.train.total == pytest.approx(experiment.run(run_of(*SMALL)).train.total, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("+trainer.max_epoch=3", "trainer.max_epoch", "did you mean 'max_epochs'?"),
+        ("trainer.precision=7", "trainer", "Precision"),
+        ("trainer.accelerator=abacus", "trainer", "abacus"),
+        ("data.root=/nowhere", "data", "/nowhere"),
+    ],
+)
+def test_what_only_torch_can_tell_is_told_before_training(run_of: Compose, override: str, key: str, words: str) -> None:
+    with pytest.raises(config.ConfigError) as raised:
+        experiment.check([run_of(override)])
+    assert raised.value.problems[0].key == key
+    assert words in raised.value.problems[0].text

@@ -1,0 +1,100 @@
+"""Averages, noise and streams of the LightningModule."""
+
+import pytest
+import torch
+from conftest import Compose
+from lightning.pytorch import Trainer
+
+from vae_lab import config, vae
+from vae_lab.data import Batches
+from vae_lab.module import Average, LitVAE, images_of
+from vae_lab.objective import TERMS
+
+
+def module_of(run_of: Compose, seed: int = 0) -> LitVAE:
+    settings = run_of("latent.dim=4", "data.num_train=32", "data.batch_size=16", "trainer.max_epochs=2").config
+    torch.manual_seed(seed)
+    return LitVAE(
+        vae.build(settings),
+        config.build(settings.objective),
+        config.build(settings.optimizer),
+        config.build(settings.scheduler) if settings.scheduler else None,
+        seed,
+    )
+
+
+def trainer(**arguments: object) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", max_epochs=2, enable_model_summary=False, **quiet, **arguments)
+
+
+def store(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+
+
+def test_each_image_weighs_alike_when_the_last_batch_is_short() -> None:
+    average = Average()
+    assert average.value() == {}
+    for loss, images in ((1.0, 64), (4.0, 16)):
+        average.add(dict.fromkeys(TERMS, torch.tensor(loss)), images)
+    assert average.value() == dict.fromkeys(TERMS, pytest.approx((64 + 4 * 16) / 80))
+
+
+def test_a_batch_may_be_images_or_begin_with_them() -> None:
+    images = torch.rand(2, 1, 4, 4)
+    assert images_of(images) is images
+    assert images_of((images, torch.tensor([1, 2]))) is images
+
+
+def evaluated(module: LitVAE, batch_size: int = 10) -> dict[str, float]:
+    trainer().validate(module, Batches(store(30), batch_size), verbose=False)
+    return module.averages["val"].value()
+
+
+def test_evaluation_noise_is_the_same_for_every_seed(run_of: Compose) -> None:
+    module, other = module_of(run_of), module_of(run_of, seed=1)
+    other.load_state_dict(module.state_dict())
+    torch.manual_seed(5)
+    first = evaluated(module)
+    torch.manual_seed(6)
+    assert evaluated(other) == first == evaluated(module)
+
+
+def test_evaluation_is_in_evaluation_mode_and_without_effect(run_of: Compose) -> None:
+    module = module_of(run_of)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    evaluated(module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def fitted(run_of: Compose, seed: int) -> list[torch.Tensor]:
+    module = module_of(run_of, seed)
+    torch.manual_seed(torch.randint(10**6, ()).item())
+    trainer().fit(module, Batches(store(32), 16, seed), Batches(store(8), 8))
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_training_depends_on_its_seed_alone(run_of: Compose) -> None:
+    first, again, other = fitted(run_of, 0), fitted(run_of, 0), fitted(run_of, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_training_average_is_that_of_the_steps(run_of: Compose) -> None:
+    module = module_of(run_of)
+    seen = []
+    objective = module.objective
+
+    def listening(output: vae.Output, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = objective(output, images)
+        if module.training:
+            seen.append(losses)
+        return losses
+
+    module.objective = listening
+    trainer().fit(module, Batches(store(24), 16, 0), Batches(store(8), 8))
+    last = seen[-2:]
+    for term in TERMS:
+        expected = (16 * last[0][term].item() + 8 * last[1][term].item()) / 24
+        assert module.averages["train"].value()[term] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,87 @@
+"""Files of a run: whole or not there, judged when read."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vae_lab import results
+from vae_lab.results import Environment, Losses, Result
+
+ENVIRONMENT = Environment(python="3.11", torch="2.15", lightning="2.6", device="x", threads=2, commit=None)
+
+
+def result(**changes: Any) -> Result:
+    values: dict[str, Any] = {
+        "status": "finished",
+        "error": None,
+        "cell": "a-b",
+        "encoder": "a",
+        "decoder": "b",
+        "seed": 0,
+        "overrides": [],
+        "config_sha256": "0" * 64,
+        "environment": ENVIRONMENT,
+    }
+    return Result(**values | changes)
+
+
+def test_a_result_comes_back_as_it_went(tmp_path: Path) -> None:
+    written = result(train=Losses(total=0.019, reconstruction=0.0149, kl=0.4128), seed=3)
+    results.write_result(tmp_path, written)
+    assert results.read_result(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
+    results.write_result(tmp_path, result())
+    loaded = json.loads((tmp_path / "result.json").read_text())
+    assert loaded["schema"] == 1
+    assert set(loaded) == {
+        "schema", "status", "error", "cell", "encoder", "decoder", "seed", "overrides", "config_sha256", "train",
+        "val", "test", "timing", "model", "memory", "environment",
+    }  # fmt: skip
+    assert set(loaded["timing"]) == {"train_seconds", "epoch_seconds", "first_step_seconds", "images_per_second"}
+    assert set(loaded["model"]) == {"parameters", "encoder_parameters", "decoder_parameters", "flops_per_image"}
+    assert set(loaded["environment"]) == {"python", "torch", "lightning", "device", "threads", "commit"}
+
+
+def test_a_figure_that_cannot_be_had_is_null(tmp_path: Path) -> None:
+    results.write_result(tmp_path, result(test=Losses(total=math.nan, reconstruction=math.inf, kl=1.0)))
+    loaded = json.loads((tmp_path / "result.json").read_text())
+    assert loaded["test"] == {"total": None, "reconstruction": None, "kl": 1.0}
+
+
+def test_keys_of_later_versions_are_kept(tmp_path: Path) -> None:
+    results.write_result(tmp_path, result(test=Losses(total=0.1, **{"elbo": 1.5})))
+    assert json.loads(results.read_result(tmp_path).model_dump_json())["test"]["elbo"] == 1.5
+
+
+@pytest.mark.parametrize("harm", ["", "{", "[]", "null", '{"schema": 2}', '{"schema": 1}', "\xff"])
+def test_what_does_not_parse_is_no_result(tmp_path: Path, harm: str) -> None:
+    assert results.read_result(tmp_path) is None
+    (tmp_path / "result.json").write_text(harm, encoding="latin-1")
+    assert results.read_result(tmp_path) is None
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results.write_text(tmp_path / "x", "old")
+
+    def crash(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", crash)
+    with pytest.raises(OSError, match="disk full"):
+        results.write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    results.write_result(tmp_path, result())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.out.tfevents.1").touch()
+    (tmp_path / "notes.txt").touch()
+    results.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
