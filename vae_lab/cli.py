@@ -55,7 +55,10 @@ def train(overrides: Sequence[str]) -> None:
         if wants_traceback or not is_complaint(error):
             raise
         sweep.stop(explain(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ending:
+        # Lightning ends an interrupted training by exit(1).
+        if isinstance(ending, SystemExit) and not isinstance(ending.__context__, KeyboardInterrupt):
+            raise
         print(
             "\nInterrupted. The same command with the same name keeps the runs that have finished.",
             file=sys.stderr,

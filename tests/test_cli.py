@@ -1,0 +1,271 @@
+"""The real command lines, in a folder of their own."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("trainer=debug", "latent.dim=4", "trainer.threads=1")
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """`python train.py …` with another working folder, as a user's own."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "train.py"), *words]
+        environment = os.environ | {"COLUMNS": "100"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def results_under(folder: Path) -> dict[str, dict]:
+    return {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())
+        for path in sorted(folder.rglob("result.json"))
+    }
+
+
+def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path) -> None:
+    words = ("-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec", *SMALL, "name=grid")
+    first = train(*words)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    found = results_under(tmp_path / "outputs" / "grid")
+    suffix = "__latent.dim-4__trainer-debug__trainer.threads-1/seed-0"
+    cells = [f"{encoder}-{decoder}" for encoder in ("encdec", "vanilla") for decoder in ("encdec", "vanilla")]
+    assert list(found) == [cell + suffix for cell in cells]
+    for folder, result in found.items():
+        assert result["status"] == "finished"
+        assert result["cell"] == folder.partition("/")[0]
+        assert folder.partition("/")[0] in first.stdout  # its row of the table
+        assert (tmp_path / "outputs" / "grid" / folder / ".hydra" / "config.yaml").exists()
+    assert "4/4  encdec-encdec" in first.stdout
+    assert "Files: outputs/grid" in first.stdout
+
+    began = time.perf_counter()
+    again = train(*words)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before, kept") == 4
+    assert time.perf_counter() - began < 4  # torch is not even imported
+    assert results_under(tmp_path / "outputs" / "grid") == found
+
+    changed = train(*words[:-1], "name=grid", "objective.beta=0.5")
+    assert changed.returncode == 0, changed.stderr  # another cell, so no conflict
+    config = tmp_path / "outputs" / "grid" / list(found)[0] / "result.json"
+    config.write_text(config.read_text().replace(found[list(found)[0]]["config_sha256"], "0" * 64))
+    stored = config.with_name("config.yaml")
+    stored.write_text(stored.read_text().replace("beta: 0.01", "beta: 0.02"))
+    conflict = train(*words)
+    assert conflict.returncode == 1
+    assert "holds a finished run of another configuration (objective.beta was 0.02, is 0.01)" in conflict.stderr
+
+
+def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Late(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        if x.device.type != 'meta': raise RuntimeError('out of luck')\n"
+        "        return x\n"
+    )
+    write(tmp_path / "my_conf/encoder/late.yaml", {"blocks": [{"down": 4}, {"_target_": "mine.Late"}]})
+    done = train("--config-dir", "my_conf", "-m", "encoder=late,vanilla", "seed=0,1", *SMALL, "name=study")
+    assert done.returncode == 1
+    found = results_under(tmp_path / "outputs" / "study")
+    assert [result["status"] for result in found.values()] == ["failed", "failed", "finished", "finished"]
+    assert [result["seed"] for result in found.values()] == [0, 1, 0, 1]
+    assert "Failed runs" in done.stdout
+    assert done.stdout.count("RuntimeError: out of luck") >= 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "out of luck" in (tmp_path / "outputs/study" / list(found)[0] / "traceback.txt").read_text()
+
+
+def test_a_users_yaml_and_class_from_their_own_folder(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Flat(nn.Module):\n"
+        "    def __init__(self, image_shape, num_parameters, width):\n"
+        "        super().__init__()\n"
+        "        pixels = image_shape[0] * image_shape[1] * image_shape[2]\n"
+        "        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, num_parameters))\n"
+        "    def forward(self, images):\n"
+        "        return self.layers(images)\n"
+    )
+    write(tmp_path / "my_conf/encoder/flat.yaml", {"_target_": "mine.Flat", "width": 8})
+    done = train("--config-dir", "my_conf", "encoder=flat", *SMALL, "name=mine", "seed=7")
+    assert done.returncode == 0, done.stderr
+    (result,) = results_under(tmp_path / "outputs" / "mine").values()
+    assert (result["encoder"], result["decoder"], result["seed"]) == ("flat", "vanilla", 7)
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["encoder=vanila"], "encoder: there is no choice 'vanila'; did you mean 'vanilla'? known: encdec, vanilla"),
+        (["-m", "encoder=vanilla,vanila"], "encoder: there is no choice 'vanila'"),
+        (["latent.dims=64"], "latent.dims: no such key (latent.dims=64); did you mean 'dim'?"),
+        (["latent.dim=0"], "latent.dim: must be at least 1, but is 0"),
+        (["-m", "latent.dim=16,0", "seed=0,1"], "latent.dim: must be at least 1, but is 0 (with latent.dim=0 seed=0)"),
+        (["seed=-1"], "seed: must be at least 0, but is -1"),
+        (["name=../x"], "name: must be one folder name"),
+        (["-m", "name=../x", "seed=0,1"], "name: must be one folder name"),
+        (["data.num_train=4000"], "but is 4,000 + 1,000"),
+        (["-m", "latent.dim=16,16"], "two runs would share the folder"),
+        (["latent.dim=["], "'latent.dim=[' is not of the form key=value"),
+        (["encoder=null"], "Config group override must be a string"),
+        (["--config-dir", "nowhere"], "nowhere' not found"),
+    ],
+)
+def test_configuration_errors_come_at_once_and_leave_nothing(
+    train: Train, tmp_path: Path, words: list[str], told: str
+) -> None:
+    began = time.perf_counter()
+    done = train(*words)
+    seconds = time.perf_counter() - began
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    assert seconds < 3  # twice the promise: tests share their machine
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["encoder.blocks=[{down:4},{down:4},{down:4},{down:4},{down:4},{down:4}]"], "encoder.blocks[5]"),
+        (
+            ["-m", "encoder=vanilla,encdec", "decoder.blocks=[{up:4}]"],
+            "decoder.blocks[0] of vanilla.yaml: 'up' works on",
+        ),
+        (["optimizer._target_=torch.optim.Adamm"], "optimizer._target_: must name something that can be imported"),
+        (["data=fashion_mnist", "data.root=/nowhere"], "data: there is no folder /nowhere"),
+        (["data.train_images=5000"], "mend data.image_shape, data.train_images"),
+    ],
+)
+def test_errors_that_need_torch_leave_nothing_either(train: Train, tmp_path: Path, words: list[str], told: str) -> None:
+    done = train(*words)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_that_hydras_parser_refuses_exit_with_2(train: Train) -> None:
+    assert train("--nonsense").returncode == 2
+
+
+def test_damaged_files_in_the_package_are_told(train: Train, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "vae_lab/assets/fashion_mnist_3k", tmp_path / "set")
+    file = tmp_path / "set/FashionMNIST/raw/train-images-idx3-ubyte"
+    os.truncate(file, 1000)
+    done = train(f"data.root={tmp_path / 'set'}")
+    assert done.returncode == 1
+    assert f"{file}: the file is damaged" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_broken_pair_of_torch_and_torchvision_is_told_in_one_sentence(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    done = train("name=x")
+    assert done.returncode == 1
+    assert (
+        "do not load together (operator torchvision::nms does not exist); install a pair from one source" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_groups_and_values_quickly(train: Train) -> None:
+    began = time.perf_counter()
+    done = train("--help")
+    assert time.perf_counter() - began < 3
+    assert done.returncode == 0
+    for words in ("encoder: encdec, vanilla", "latent.dim=N", "tensorboard --logdir outputs", "trainer.threads=N"):
+        assert words in done.stdout
+
+
+def test_vae_lab_without_a_command_and_with_a_wrong_one() -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from vae_lab.cli import main; main()", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert "vae-lab train" in call().stdout
+    wrong = call("trian")
+    assert (wrong.returncode, "no command 'trian'" in wrong.stderr) == (2, True)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", call("--version").stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a pseudo-terminal")
+def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
+    pid, screen = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.environ["COLUMNS"] = "120"
+        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), "name=x", "trainer.max_epochs=500"])
+    shown = b""
+    deadline = time.monotonic() + 120
+    while b"epoch 1/500" not in shown and time.monotonic() < deadline:
+        shown += os.read(screen, 4096)
+    os.write(screen, b"\x03")
+    while True:
+        try:
+            piece = os.read(screen, 4096)
+        except OSError:  # Linux ends a pseudo-terminal so
+            break
+        if not piece:
+            break
+        shown += piece
+    _, status = os.waitpid(pid, 0)
+    text = shown.decode(errors="replace")
+    assert "KL 0." in text
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert "Traceback" not in text
+    assert "Interrupted" in text
+    assert not list((tmp_path / "outputs").rglob("result.json"))
+
+
+def test_an_installed_package_trains_from_any_folder(tmp_path: Path) -> None:
+    """The wheel holds conf/, the data and the command; nothing of the checkout is on the path."""
+    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+    ignored = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    work.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--disable-pip-version-check", "--target", str(site), str(source)], check=True)
+    shutil.rmtree(source)
+    write(work / "my_conf/encoder/mine.yaml", {"blocks": [{"down": 4}, {"dense": 8}]})
+    script = site / "bin" / "vae-lab"
+    done = subprocess.run(
+        [sys.executable, str(script), "train", "--config-dir", "my_conf", "encoder=mine", *SMALL, "name=x"],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = results_under(work / "outputs").values()
+    assert result["status"] == "finished"
+    assert result["environment"]["commit"] is None
+    assert str(ROOT) not in next((work / "outputs").rglob("config.yaml")).read_text()
