@@ -33,8 +33,9 @@ class Slow(nn.Module):
 def test_the_clock_counts_training_steps_alone(run_of: Compose) -> None:
     blocks = f"[{{down:2}},{{_target_:{__name__}.Slow}}]"
     run = run_of(
-        f"encoder.blocks={blocks}", "decoder.blocks=[{dense:2}]", "latent.dim=2", "data.num_train=50", "data.num_val=10",
-        "data.num_test=10", "data.batch_size=10", "trainer.max_epochs=2", "trainer.threads=1", "callbacks=quiet",
+        f"encoder.blocks={blocks}", "decoder.blocks=[{dense:2}]", "latent.dim=2", "data.num_train=50",
+        "data.num_val=10", "data.num_test=10", "data.batch_size=10", "trainer.max_epochs=2", "trainer.threads=1",
+        "callbacks=quiet",
     )  # fmt: skip
     timing = experiment.run(run).timing
     assert timing.first_step_seconds is not None

@@ -64,9 +64,10 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
 
     changed = train(*words[:-1], "name=grid", "objective.beta=0.5")
     assert changed.returncode == 0, changed.stderr  # another cell, so no conflict
-    config = tmp_path / "outputs" / "grid" / list(found)[0] / "result.json"
-    config.write_text(config.read_text().replace(found[list(found)[0]]["config_sha256"], "0" * 64))
-    stored = config.with_name("config.yaml")
+    folder, result = next(iter(found.items()))
+    stored = tmp_path / "outputs" / "grid" / folder / "result.json"
+    stored.write_text(stored.read_text().replace(result["config_sha256"], "0" * 64))
+    stored = stored.with_name("config.yaml")
     stored.write_text(stored.read_text().replace("beta: 0.01", "beta: 0.02"))
     conflict = train(*words)
     assert conflict.returncode == 1
@@ -90,7 +91,7 @@ def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) ->
     assert "Failed runs" in done.stdout
     assert done.stdout.count("RuntimeError: out of luck") >= 2
     assert "Traceback" not in done.stderr + done.stdout
-    assert "out of luck" in (tmp_path / "outputs/study" / list(found)[0] / "traceback.txt").read_text()
+    assert "out of luck" in (tmp_path / "outputs/study" / next(iter(found)) / "traceback.txt").read_text()
 
 
 def test_a_users_yaml_and_class_from_their_own_folder(train: Train, tmp_path: Path) -> None:
@@ -100,7 +101,8 @@ def test_a_users_yaml_and_class_from_their_own_folder(train: Train, tmp_path: Pa
         "    def __init__(self, image_shape, num_parameters, width):\n"
         "        super().__init__()\n"
         "        pixels = image_shape[0] * image_shape[1] * image_shape[2]\n"
-        "        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, num_parameters))\n"
+        "        hidden, head = nn.Linear(pixels, width), nn.Linear(width, num_parameters)\n"
+        "        self.layers = nn.Sequential(nn.Flatten(), hidden, head)\n"
         "    def forward(self, images):\n"
         "        return self.layers(images)\n"
     )

@@ -55,7 +55,7 @@ def test_a_figure_that_cannot_be_had_is_null(tmp_path: Path) -> None:
 
 
 def test_keys_of_later_versions_are_kept(tmp_path: Path) -> None:
-    results.write_result(tmp_path, result(test=Losses(total=0.1, **{"elbo": 1.5})))
+    results.write_result(tmp_path, result(test=Losses(total=0.1, elbo=1.5)))
     assert json.loads(results.read_result(tmp_path).model_dump_json())["test"]["elbo"] == 1.5
 
 

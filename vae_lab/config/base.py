@@ -1,0 +1,28 @@
+"""The two kinds of section: those with known keys, and those that describe a call of any class."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Section(BaseModel):
+    """A mapping with known keys; values are taken as they are typed, '3' is not 3."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+
+
+class Node(BaseModel):
+    """Anything built from its `_target_`: a class or function of ours, of torch's or of the user's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
+
+    target: Annotated[str, Field(alias="_target_", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+
+
+class PartialNode(Node):
+    """A node that is called later, with what a configuration cannot hold."""
+
+    partial: Annotated[Literal[True], Field(alias="_partial_")]

@@ -1,0 +1,78 @@
+"""What is wrong with a configuration, and how it is told."""
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+MOST_CHOICES = 20
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a configuration: the key at fault and a sentence about it."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, told at once."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def choices(word: str, known: Iterable[str]) -> str:
+    """The known words as the end of an error message, the one closest to `word` offered first."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close and len(known) > MOST_CHOICES:
+        return f"did you mean '{close[0]}'?"
+    return (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(known)}"
+
+
+def is_complaint(error: Exception) -> bool:
+    """Whether an error is about what the user wrote: Hydra, OmegaConf or the YAML reader raised it."""
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # Hydra also raises plain ValueErrors
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
+
+
+def explain(error: Exception) -> ConfigError:
+    """What Hydra, OmegaConf or the YAML reader found, in the form of our own errors."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return ConfigError(Problem(group, f"there is no choice {choice!r}; {choices(choice, error.options)}"))
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(Problem(place, f"this is not YAML: {error.problem}"))
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            Problem(
+                "command line",
+                f"{error.override!r} is not of the form key=value ({error.message.splitlines()[0]})",
+            )
+        )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and OmegaConf.is_dict(cause.parent_node):
+        word = str(cause.key)
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        asked = re.search(r"use \+(\S+)", str(error))
+        value = f" ({asked[1]})" if asked else ""
+        return ConfigError(Problem(cause.full_key or word, f"no such key{value}; {choices(word, known)}"))
+    lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
+    if isinstance(cause, OmegaConfBaseException) and cause is not error:
+        lines += str(cause).splitlines()[:1]
+    return ConfigError(Problem(getattr(cause, "full_key", None) or "command line", " ".join(lines)))

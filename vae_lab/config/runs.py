@@ -1,0 +1,159 @@
+"""A run: one cell at one seed, its name and its folder."""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_lab.config.errors import ConfigError, Problem
+from vae_lab.config.schema import NOT_IDENTIFYING, Config
+from vae_lab.config.validation import validate
+
+PACKAGE = Path(__file__).parents[1]
+LONGEST_CELL = 120
+# Set by a sweep for its jobs, which Hydra tells their own number but not how many there are.
+SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
+
+
+def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
+    """`<encoder>-<decoder>`, then `__<key>-<value>` for each further overridden key that can change a result.
+
+    `overrides` are the words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        first_part = key.partition(".")[0]
+        if key not in ("encoder", "decoder", *NOT_IDENTIFYING) and first_part not in NOT_IDENTIFYING:
+            given[key] = value
+    base = f"{encoder}-{decoder}"
+    suffix = "".join(f"__{key}-{value}" for key, value in sorted(given.items()))
+    cell = re.sub(r"[^\w.+-]", "-", base + suffix)
+    if len(cell) <= LONGEST_CELL:
+        return cell
+    return re.sub(r"[^\w.+-]", "-", base)[:80] + "__" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell at one seed: a valid configuration and where its files go."""
+
+    config: Config
+    encoder: str
+    decoder: str
+    cell: str
+    overrides: tuple[str, ...]
+    directory: Path
+
+    @classmethod
+    def of(cls, composed: DictConfig) -> Self:
+        """The run that Hydra composed.
+
+        Raises:
+            ConfigError: if the configuration is not valid.
+        """
+        raw = {}
+        problems = []
+        for key in composed:
+            if key == "hydra":
+                continue
+            try:
+                value = composed[key]
+                raw[str(key)] = (
+                    OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+                    if OmegaConf.is_config(value)
+                    else value
+                )
+            except OmegaConfBaseException as error:
+                problems.append(Problem(error.full_key or str(key), str(error).splitlines()[0]))
+        if problems:
+            raise ConfigError(*problems)
+        config = validate(raw)
+        hydra_config = hydra_node(composed)
+        chosen = hydra_config.runtime.choices
+        overrides = words(hydra_config)
+        encoder, decoder = str(chosen.encoder), str(chosen.decoder)
+        return cls(
+            config=config,
+            encoder=encoder,
+            decoder=decoder,
+            cell=cell_name(encoder, decoder, overrides),
+            overrides=overrides,
+            directory=Path(run_folder(hydra_config)),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.cell}/seed-{self.config.seed}"
+
+
+class Position(NamedTuple):
+    """Which run of how many of a sweep this process is at."""
+
+    number: int
+    runs: int
+
+    @classmethod
+    def current(cls) -> Self | None:
+        """From the sweep that started this process or holds it; None outside a sweep."""
+        runs = os.environ.get(SWEEP_RUNS)
+        if runs is None or not HydraConfig.initialized():
+            return None
+        return cls(int(HydraConfig.get().job.num) + 1, int(runs))
+
+
+def run_folder(hydra_config: DictConfig) -> str:
+    """The folder that Hydra gives to this run."""
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
+    return str(hydra_config.run.dir)
+
+
+def words(hydra_config: DictConfig) -> tuple[str, ...]:
+    """The overrides of a run as they were typed, interpolations left alone."""
+    return tuple(cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)))
+
+
+def hydra_node(composed: DictConfig) -> DictConfig:
+    """The `hydra` node that belongs to a configuration; a job gets its own without, and Hydra keeps it aside."""
+    node = composed.get("hydra")
+    return cast("DictConfig", HydraConfig.get()) if node is None else node
+
+
+def _cell(*, _root_: DictConfig) -> str:
+    node = hydra_node(_root_)
+    return cell_name(node.runtime.choices.encoder, node.runtime.choices.decoder, words(node))
+
+
+def _steps(*, _root_: DictConfig) -> int:
+    numbers = (_root_.trainer.max_epochs, _root_.data.num_train, _root_.data.batch_size)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return 1  # validation tells what is wrong with them
+    epochs, images, batch = numbers
+    return int(epochs) * math.ceil(images / batch)
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def register_resolvers() -> None:
+    """Make `${vae_lab.…:}` known to OmegaConf: cores, steps, cell, run_folder and bundled."""
+    resolvers: dict[str, Callable[..., Any]] = {
+        "cores": cores,
+        "steps": _steps,
+        "cell": _cell,
+        "run_folder": lambda *, _root_: run_folder(hydra_node(_root_)),
+        "bundled": lambda folder: str(PACKAGE / "assets" / folder),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(f"vae_lab.{name}", resolver, replace=True)

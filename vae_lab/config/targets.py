@@ -1,0 +1,77 @@
+"""What a `_target_` names: checked before anything is built, then built."""
+
+import functools
+import inspect
+import pkgutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from pydantic import BaseModel
+
+from vae_lab.config.errors import ConfigError, Problem, choices
+from vae_lab.config.schema import Config, Network, TrainerConfig
+
+
+def check_targets(config: Config) -> None:
+    """Import every `_target_` and hold the keys beside it against its signature.
+
+    Raises:
+        ConfigError: for a target that cannot be imported or takes no such argument.
+    """
+    problems = []
+    for key, node in config.nodes().items():
+        values = node.model_dump()
+        target = values["_target_"]
+        try:
+            thing = pkgutil.resolve_name(target)
+        except Exception as error:  # the import runs the user's code, which may raise anything
+            problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
+            problems.append(Problem(f"{key}._target_", problem))
+            continue
+        problems += _unknown_arguments(key, thing, [name for name in values if not name.startswith("_")])
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _unknown_arguments(key: str, thing: Any, names: Sequence[str]) -> Iterable[Problem]:
+    try:
+        parameters = inspect.signature(thing).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            yield Problem(
+                f"{key}.{name}",
+                f"{getattr(thing, '__name__', thing)} takes no such argument; {choices(name, parameters)}",
+            )
+
+
+def check_trainer(config: TrainerConfig, trainer: type) -> None:
+    """Hold the trainer's arguments against the signature of Lightning's `Trainer`.
+
+    Raises:
+        ConfigError: for an argument that it does not have.
+    """
+    problems = list(_unknown_arguments("trainer", trainer, list(config.arguments())))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def build(node: BaseModel, **arguments: Any) -> Any:
+    """What a node describes, `arguments` added to its own; errors of the target come through as they are."""
+    if isinstance(node, Network):
+        arguments["_recursive_"] = False  # a block can be built only once its input shape is known
+    try:
+        built = hydra.utils.instantiate(node.model_dump(), _convert_="all", **arguments)
+    except InstantiationException as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
+    if isinstance(built, functools.partial):
+        # Hydra's own kind of partial checks its target anew at each call: 2 ms a training step for an objective.
+        return functools.partial(built.func, *built.args, **built.keywords)
+    return built

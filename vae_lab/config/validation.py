@@ -1,0 +1,117 @@
+"""From what Hydra composed to a valid configuration, or to all that is wrong with it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from vae_lab.config.errors import ConfigError, Problem, choices
+from vae_lab.config.schema import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LatentConfig,
+    ObjectiveConfig,
+    TrainerConfig,
+)
+from vae_lab.config.vocabulary import BLOCKS
+
+_KINDS = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite_number": "must be a finite number",
+    "string": "must be text",
+    "bool": "must be true or false",
+    "list": "must be a list",
+    "dict": "must be a group of keys",
+    "model": "must be a group of keys",
+}
+
+
+def validate(raw: Mapping[str, Any]) -> Config:
+    """The configuration, checked: keys, types, ranges and what must hold across groups.
+
+    Raises:
+        ConfigError: with every problem found, not only the first.
+    """
+    try:
+        config = Config.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ConfigError(*(_problem(details) for details in error.errors())) from None
+    problems = list(_across_groups(config))
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _problem(error: ErrorDetails) -> Problem:
+    location = [part for part in error["loc"] if part not in ("ours", "foreign")]
+    if "blocks" in location:  # pydantic puts the block's tag after its index
+        after = location.index("blocks") + 2
+        location[after:] = location[after + 1 :]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    value, kind, context = error["input"], error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return Problem(key, "is missing")
+    if kind == "extra_forbidden":
+        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_")]
+        return Problem(key, f"no such key (its value is {value!r}); {choices(str(location[-1]), known)}")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        words = list(value) if isinstance(value, Mapping) else [str(value)]
+        known = [*BLOCKS, "_target_"]
+        odd_one = next((word for word in words if word not in known), "")
+        return Problem(key, f"must name exactly one block, but is {value!r}; {choices(odd_one, known)}")
+    if kind == "literal_error":
+        return Problem(key, f"must be {context['expected']}, but is {value!r}")
+    if kind == "value_error":
+        return Problem(key, f"{context['error']}, but is {value!r}")
+    bounds = {
+        "greater_than": "greater than {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than_equal": "at most {le}",
+        "too_short": "a list of {min_length} or more",
+        "too_long": "a list of {max_length} or fewer",
+    }
+    if kind in bounds:
+        limits = {name: str(limit).removesuffix(".0") for name, limit in context.items()}
+        return Problem(key, f"must be {bounds[kind].format(**limits)}, but is {value!r}")
+    if kind == "string_pattern_mismatch":
+        return Problem(key, f"must be a dotted name such as torch.nn.ReLU, but is {value!r}")
+    rule = next((text for name, text in _KINDS.items() if kind.startswith(name)), error["msg"])
+    return Problem(key, f"{rule}, but is {value!r}")
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    sections: dict[str, type[BaseModel]] = {
+        "data": DataConfig,
+        "encoder": EncoderConfig,
+        "latent": LatentConfig,
+        "decoder": DecoderConfig,
+        "objective": ObjectiveConfig,
+    }
+    model: type[BaseModel] = Config
+    if location:
+        model = BLOCKS[str(location[-1])] if "blocks" in location else sections[str(location[0])]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _across_groups(config: Config) -> Iterable[Problem]:
+    data = config.data
+    if isinstance(data, DataConfig):
+        if data.num_train + data.num_val > data.train_images:
+            yield Problem(
+                "data.num_train",
+                f"num_train + num_val must be at most the {data.train_images:,} images in the training files, "
+                f"but is {data.num_train:,} + {data.num_val:,}",
+            )
+        if data.num_test > data.test_images:
+            yield Problem(
+                "data.num_test",
+                f"must be at most the {data.test_images:,} images in the test files, but is {data.num_test:,}",
+            )
+    for key in TrainerConfig.RESERVED:
+        if key in (config.trainer.model_extra or {}):
+            yield Problem(f"trainer.{key}", "is set by vae_lab, since the files of a run depend on it; remove it")
