@@ -41,11 +41,11 @@ def summary(found: Sequence[Result]) -> Table:
         cells.setdefault(result.cell, []).append(result)
     compared = any(cell in PUBLISHED for cell in cells)
     seeds = max((len(group) for group in cells.values()), default=0)
-    title = "Training losses of the last epoch, training time in seconds" + ("; means over seeds" if seeds > 1 else "")
+    title = "Training losses of the last epoch, training time in seconds" + (
+        f"; means over {seeds} seeds" if seeds > 1 else ""
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("encoder-decoder", overflow="fold")
-    if seeds > 1:
-        table.add_column("seeds", justify="right")
     for heading in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     if compared:
@@ -53,18 +53,15 @@ def summary(found: Sequence[Result]) -> Table:
             table.add_column(f"publ.\n{heading}", justify="right", no_wrap=True, style="dim")
     for cell, group in cells.items():
         finished = [result for result in group if result.finished]
-        row = [cell]
-        if seeds > 1:
-            row.append(f"{len(finished)}/{len(group)}" if len(finished) < len(group) else str(len(group)))
-        row += [
+        hole = f"\n({len(finished)} of {seeds} seeds)" if len(finished) < seeds and seeds > 1 else ""
+        table.add_row(
+            cell + hole,
             _mean([result.train.kl for result in finished], ".4f"),
             _mean([result.train.reconstruction for result in finished], ".4f"),
             _mean([result.train.total for result in finished], ".4f"),
             _mean([result.timing.train_seconds for result in finished], ".2f"),
-        ]
-        if compared:
-            row += _published(cell)
-        table.add_row(*row)
+            *(_published(cell) if compared else []),
+        )
     return table
 
 
