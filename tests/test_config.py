@@ -29,6 +29,14 @@ from vae_lab.config import ConfigError, Problem, cell_name
         ("optimizer.lr=inf", "optimizer.lr", "a finite number, but is inf"),
         ("trainer.max_epochs=0", "trainer.max_epochs", "at least 1, but is 0"),
         ("trainer.threads=0", "trainer.threads", "at least 1, but is 0"),
+        (
+            "trainer.devices=2",
+            "trainer.devices",
+            "must be 1, or a list with the number of one GPU, such as [0], but is 2",
+        ),
+        ("trainer.devices=[0,1]", "trainer.devices", "must be 1, or a list"),
+        ("trainer.devices=auto", "trainer.devices", "must be 1, or a list"),
+        ("trainer.precision=null", "trainer.precision", "must be text such as 32-true"),
         ("+trainer.logger=false", "trainer.logger", "is set by vae_lab"),
         ("data.batch_size=-64", "data.batch_size", "at least 1, but is -64"),
         (
@@ -77,7 +85,9 @@ def test_all_problems_are_told_at_once(run_of: Compose) -> None:
     assert keys == {"latent.dim", "seed", "data.subset", "encoder.blocks[0].down", "encoder.blocks[1].up"}
 
 
-@pytest.mark.parametrize("override", ["seed=0", "name=5", "data.num_val=0", "objective.beta=0", "objective.beta=1"])
+@pytest.mark.parametrize(
+    "override", ["trainer.devices=[1]", "seed=0", "name=5", "data.num_val=0", "objective.beta=0", "objective.beta=1"]
+)
 def test_values_at_the_edge_are_taken(run_of: Compose, override: str) -> None:
     run_of(override)
 

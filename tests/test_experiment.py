@@ -171,6 +171,13 @@ def test_without_validation_images_val_is_null(run_of: Compose) -> None:
     assert result.test.total is not None
 
 
+def test_epochs_without_validation_have_no_row_for_it(run_of: Compose) -> None:
+    run = run_of(*SMALL, "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2")
+    assert experiment.run(run).finished
+    with open(run.directory / "history.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["split"] == "val"] == ["2", "4"]
+
+
 def test_memory_is_this_runs_own(run_of: Compose) -> None:
     experiment.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
     large = results.read_result(next(Path("outputs/large").glob("*/*")))

@@ -56,8 +56,8 @@ class History(Callback):
         self.epoch_seconds: list[float] = []
         self.images = 0
         self._first_batch = 0
-        self._since = 0.0
-        self._val_seconds = 0.0
+        self._since = self._val_since = 0.0
+        self._val_seconds: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -66,6 +66,7 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_batch = 0
+        self._val_seconds = None
         self._since = time.perf_counter()
 
     def on_train_batch_end(
@@ -81,11 +82,11 @@ class History(Callback):
             self.epoch_seconds.append(time.perf_counter() - self._since)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._val_seconds = -time.perf_counter()
+        self._val_since = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _wait(pl_module.device)
-        self._val_seconds += time.perf_counter()
+        self._val_seconds = time.perf_counter() - self._val_since
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
@@ -94,7 +95,7 @@ class History(Callback):
         images = average.images - self._first_batch
         self.images += images
         self._record(pl_module, epoch, "train", seconds)
-        if "val" in pl_module.averages:
+        if self._val_seconds is not None:
             self._record(pl_module, epoch, "val", self._val_seconds)
         pl_module.log_dict({"time/epoch_seconds": seconds, "time/images_per_second": images / max(seconds, 1e-9)})
         self.on_epoch(self.rows)
@@ -232,11 +233,11 @@ class Reconstructions(Callback):
         if self._originals is None or not trainer.is_global_zero:
             return
         sheet = reconstruction_sheet(pl_module, self._originals)
-        self._originals = None
         temporary = self.folder / ".reconstructions.partial.png"
-        scale = max(1, 64 // sheet.shape[-2] * 2)
+        scale = max(1, 96 // self._originals.shape[-2])
         to_pil_image(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)).save(temporary)
         os.replace(temporary, self.folder / "reconstructions.png")
+        self._originals = None
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("test/reconstructions", sheet, pl_module.epochs_done)

@@ -71,6 +71,19 @@ class OptimizerConfig(PartialNode):
     lr: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 
 
+def _one_device(value: Any) -> Any:
+    indices = value if isinstance(value, list) else [0] if value in (1, "1") and value is not True else []
+    if len(indices) != 1 or type(indices[0]) is not int:
+        raise ValueError("must be 1, or a list with the number of one GPU, such as [0]")
+    return value
+
+
+def _precision(value: Any) -> Any:
+    if type(value) not in (str, int):
+        raise ValueError("must be text such as 32-true or bf16-mixed")
+    return value
+
+
 class TrainerConfig(BaseModel):
     """Arguments of Lightning's `Trainer`, and the number of CPU threads."""
 
@@ -79,8 +92,8 @@ class TrainerConfig(BaseModel):
     RESERVED: ClassVar = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "barebones")
 
     accelerator: str
-    devices: int | list[int] | str
-    precision: str | int
+    devices: Annotated[Any, AfterValidator(_one_device)]
+    precision: Annotated[Any, AfterValidator(_precision)]
     max_epochs: Count
     threads: Annotated[int, Field(ge=1, le=1024)]
 
