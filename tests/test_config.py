@@ -36,7 +36,13 @@ from vae_lab.config import ConfigError, Problem, cell_name
         ),
         ("trainer.devices=[0,1]", "trainer.devices", "must be 1, or a list"),
         ("trainer.devices=auto", "trainer.devices", "must be 1, or a list"),
-        ("trainer.precision=null", "trainer.precision", "must be text such as 32-true"),
+        ("trainer.precision=null", "trainer.precision", "must be 32-true, 64-true"),
+        ("trainer.precision=bf16-true", "trainer.precision", "must be 32-true, 64-true"),
+        ("+trainer.limit_test_batches=0", "trainer.limit_test_batches", "must be greater than 0, but is 0"),
+        ("+trainer.limit_val_batches=0.0", "trainer.limit_val_batches", "data.num_val=0 does without validation"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run", "is set by vae_lab"),
+        ("hydra.run.dir=.", "hydra.run.dir", "must make a folder that ends in <name>/<cell>/seed-<n>"),
+        ("~encoder", "encoder", "is missing"),
         ("+trainer.logger=false", "trainer.logger", "is set by vae_lab"),
         ("data.batch_size=-64", "data.batch_size", "at least 1, but is -64"),
         (
@@ -86,7 +92,19 @@ def test_all_problems_are_told_at_once(run_of: Compose) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["trainer.devices=[1]", "seed=0", "name=5", "data.num_val=0", "objective.beta=0", "objective.beta=1"]
+    "override",
+    [
+        "trainer.devices=[1]",
+        "name=1.5",
+        "~scheduler",
+        "~callbacks",
+        "~logger",
+        "seed=0",
+        "name=5",
+        "data.num_val=0",
+        "objective.beta=0",
+        "objective.beta=1",
+    ],
 )
 def test_values_at_the_edge_are_taken(run_of: Compose, override: str) -> None:
     run_of(override)
@@ -95,7 +113,7 @@ def test_values_at_the_edge_are_taken(run_of: Compose, override: str) -> None:
 def test_seed_zero_is_a_seed(run_of: Compose) -> None:
     run = run_of("seed=0", "name=x")
     assert run.config.seed == 0
-    assert run.directory == Path("outputs/x/vanilla-vanilla/seed-0")
+    assert run.directory == Path.cwd() / "outputs/x/vanilla-vanilla/seed-0"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,22 @@ def test_schedules_know_the_number_of_steps(run_of: Compose, images: int, batch:
     run = run_of(f"data.num_train={images}", f"data.batch_size={batch}", f"trainer.max_epochs={epochs}")
     assert run.config.scheduler is not None
     assert run.config.scheduler.model_dump()["total_steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("override", "steps"),
+    [
+        ("+trainer.limit_train_batches=3", 30),
+        ("+trainer.limit_train_batches=0.5", 230),
+        ("+trainer.accumulate_grad_batches=4", 120),
+        ("+trainer.max_steps=100", 100),
+        ("+trainer.max_steps=-1", 470),
+    ],
+)
+def test_schedules_know_what_shortens_a_training(run_of: Compose, override: str, steps: int) -> None:
+    scheduler = run_of(override).config.scheduler
+    assert scheduler is not None
+    assert scheduler.model_dump()["total_steps"] == steps
 
 
 def test_every_word_of_the_vocabulary_has_a_module() -> None:
@@ -189,6 +223,7 @@ def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
     )
     assert explained("encoders=vanilla").text.startswith("no such key (encoders=vanilla); did you mean 'encoder'?")
     assert explained("latent.dim").text.startswith("'latent.dim' is not of the form key=value")
+    assert explained("encoder._target_=mine.Encoder").text.endswith("add it with a plus: +encoder._target_=…")
     assert explained("encoder=null").text.startswith("Config group override must be")
 
 

@@ -102,6 +102,15 @@ def test_default_splits_are_the_first_images_without_overlap() -> None:
 
 
 @pytest.mark.parametrize("subset", ["first", "random", "stratified"])
+def test_validation_images_stay_the_same_when_num_train_changes(subset: str) -> None:
+    few, many = images(subset=subset, num_train=500, num_val=700), images(subset=subset, num_val=700)
+    few.setup()
+    many.setup()
+    assert torch.equal(few.splits["val"].images, many.splits["val"].images)
+    assert torch.equal(few.splits["train"].images, many.splits["train"].images[:500])
+
+
+@pytest.mark.parametrize("subset", ["first", "random", "stratified"])
 def test_training_and_validation_images_never_overlap(subset: str) -> None:
     module = images(subset=subset, num_train=700, num_val=300)
     module.setup()
@@ -203,10 +212,16 @@ def test_without_checksums_the_header_tells_damage(copy: Path, size: int) -> Non
         images(copy).prepare_data()
 
 
-def test_a_damaged_gzip_file_is_told(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("end", [True, False])
+def test_a_damaged_gzip_file_is_told(tmp_path: Path, cache: Path, end: bool) -> None:
     for name in SUMS:
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((BUNDLED / RAW / name).read_bytes()))
-    os.truncate(tmp_path / "train-images-idx3-ubyte.gz", 1000)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    if end:
+        os.truncate(file, 1000)
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:5000] + bytes(200) + content[5200:])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz: the file is damaged"):
         images(tmp_path).prepare_data()
 

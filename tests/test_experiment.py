@@ -37,6 +37,11 @@ class Exploding(nn.Module):
         return x * 1e38
 
 
+def no_kl(output: vae.Output, images: Tensor, beta: float) -> dict[str, Tensor]:
+    loss = (output.reconstruction - images).square().mean()
+    return {"total": loss, "reconstruction": loss}
+
+
 def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
     run = run_of(*SMALL, "seed=3")
     result = experiment.run(run)
@@ -178,6 +183,21 @@ def test_epochs_without_validation_have_no_row_for_it(run_of: Compose) -> None:
         assert [row["epoch"] for row in csv.DictReader(file) if row["split"] == "val"] == ["2", "4"]
 
 
+def test_a_training_may_end_in_the_middle_of_an_epoch(run_of: Compose) -> None:
+    result = experiment.run(run_of(*SMALL, "data.batch_size=20", "+trainer.max_steps=13"))
+    assert result.finished, result.error
+    assert len(result.timing.epoch_seconds) == 2
+    # one step of ten apart, then three of ten
+    assert result.timing.images_per_second == pytest.approx((180 + 60) / (result.timing.train_seconds or 0))
+
+
+def test_the_schedule_ends_with_the_training(run_of: Compose) -> None:
+    run = run_of(*SMALL, "data.batch_size=20", "+trainer.accumulate_grad_batches=4")
+    assert experiment.run(run).finished
+    last = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["_step_count"] == last["lr_schedulers"][0]["total_steps"] + 1 == 7
+
+
 def test_memory_is_this_runs_own(run_of: Compose) -> None:
     experiment.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
     large = results.read_result(next(Path("outputs/large").glob("*/*")))
@@ -201,10 +221,17 @@ def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
         ("trainer.precision=7", "trainer", "Precision"),
         ("trainer.accelerator=abacus", "trainer", "abacus"),
         ("data.root=/nowhere", "data", "/nowhere"),
+        ("data.dataset=foo.Bar", "data", "No module named 'foo'"),
+        ("data.dataset=math.pi", "data", "must name a class such as torchvision.datasets.FashionMNIST"),
+        ("optimizer.lr=1 +optimizer.betas=3", "optimizer", "cannot be built"),
+        ("optimizer=adamw optimizer.weight_decay=abc", "optimizer", "cannot be built"),
+        ("scheduler.total_steps=abc", "scheduler", "cannot be built"),
+        ("callbacks.pictures.images=0", "callbacks.pictures", "at least 1, but is 0"),
+        (f"objective._target_={__name__}.no_kl", "objective", "returns no kl"),
     ],
 )
 def test_what_only_torch_can_tell_is_told_before_training(run_of: Compose, override: str, key: str, words: str) -> None:
     with pytest.raises(config.ConfigError) as raised:
-        experiment.check([run_of(override)])
+        experiment.check(run_of(*override.split()).config)
     assert raised.value.problems[0].key == key
     assert words in raised.value.problems[0].text

@@ -19,6 +19,7 @@ ORDER = [
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "relative imports hide from this test"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "vae_lab":
             rest = node.module.partition(".")[2]
             names |= {rest.partition(".")[0]} if rest else {alias.name for alias in node.names}

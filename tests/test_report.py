@@ -45,5 +45,12 @@ def test_a_failed_run_leaves_a_hole() -> None:
     assert "(1 of 2 seeds)" in text
 
 
+def test_brackets_in_an_error_are_no_markup() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
+    assert "[/tmp/x] [enforce fail]" in console.file.getvalue()
+    assert "outputs/[x]" in console.file.getvalue()
+
+
 def test_published_figures_are_left_out_of_other_sweeps() -> None:
     assert "publ." not in shown(of("mine-mine", 0.02))

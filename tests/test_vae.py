@@ -57,5 +57,23 @@ def replace_encoder(kind: type[Any]) -> list[str]:
     return [f"+encoder._target_={kind.__module__}.{kind.__name__}", *(f"~encoder.{key}" for key in keys)]
 
 
+@pytest.mark.parametrize(("images", "fits"), [(65, False), (66, True), (64, True)])
+def test_a_last_batch_of_one_image_is_told_where_it_cannot_be_normalised(
+    run_of: Compose, images: int, fits: bool
+) -> None:
+    settings = run_of(f"data.num_train={images}", "encoder.blocks=[{dense:8}]").config
+    if fits:
+        vae.check_fit(settings)
+    else:
+        with pytest.raises(FitError, match=r"^data\.batch_size: leaves a batch of one image"):
+            vae.check_fit(settings)
+    vae.check_fit(run_of(f"data.num_train={images}").config)  # maps of more than one pixel
+
+
+def test_a_latent_must_say_its_sizes(run_of: Compose) -> None:
+    with pytest.raises(FitError, match=r"^latent: must have num_parameters and dim, which Identity has not"):
+        vae.check_fit(run_of("latent._target_=torch.nn.Identity").config)
+
+
 def test_the_check_allocates_nothing(run_of: Compose) -> None:
     vae.check_fit(run_of("encoder.blocks=[{dense:1000000},{dense:1000000}]").config)  # 4 TB of weights

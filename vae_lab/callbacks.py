@@ -41,9 +41,9 @@ class LossError(ArithmeticError):
 class History(Callback):
     """Clock and record of every epoch.
 
-    An epoch's seconds are those of its training steps, loading included, validation and checkpoints not. The
-    first step of all (compilation, caches) is timed apart. Where the device works on its own, the clock waits for
-    it at the end of an epoch only.
+    An epoch's seconds are those of its training steps, loading included; validation (also in the middle of an epoch)
+    and checkpoints are not. The first step of all (compilation, caches) is timed apart. Where the device works on its
+    own, the clock waits for it where it stops only.
 
     Args:
         on_epoch: called with all rows so far after each epoch.
@@ -56,7 +56,9 @@ class History(Callback):
         self.epoch_seconds: list[float] = []
         self.images = 0
         self._first_batch = 0
-        self._since = self._val_since = 0.0
+        self._seconds = 0.0
+        self._running_since: float | None = None
+        self._evaluation_since = 0.0
         self._val_seconds: float | None = None
 
     @property
@@ -66,51 +68,62 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_batch = 0
-        self._val_seconds = None
-        self._since = time.perf_counter()
+        self._seconds, self._val_seconds = 0.0, None
+        self._running_since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._running_since is None:
+            self._running_since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if math.isnan(self.first_step_seconds):
-            _wait(pl_module.device)
-            now = time.perf_counter()
-            self.first_step_seconds, self._since = now - self._since, now
+            self._stop(pl_module)
+            self.first_step_seconds, self._seconds = self._seconds, 0.0
             self._first_batch = len(images_of(batch))
+            self._running_since = time.perf_counter()
         if batch_idx + 1 == trainer.num_training_batches:
-            _wait(pl_module.device)
-            self.epoch_seconds.append(time.perf_counter() - self._since)
+            self._stop(pl_module)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._val_since = time.perf_counter()
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(pl_module)
+        self._evaluation_since = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _wait(pl_module.device)
-        self._val_seconds = time.perf_counter() - self._val_since
+        self._val_seconds = time.perf_counter() - self._evaluation_since
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
-        epoch, seconds = pl_module.epochs_done, self.epoch_seconds[-1]
-        average = pl_module.averages["train"]
-        images = average.images - self._first_batch
+        self._stop(pl_module)
+        self.epoch_seconds.append(self._seconds)
+        images = pl_module.averages["train"].images - self._first_batch
         self.images += images
-        self._record(pl_module, epoch, "train", seconds)
+        self._record(pl_module, "train", self._seconds)
         if self._val_seconds is not None:
-            self._record(pl_module, epoch, "val", self._val_seconds)
-        pl_module.log_dict({"time/epoch_seconds": seconds, "time/images_per_second": images / max(seconds, 1e-9)})
+            self._record(pl_module, "val", self._val_seconds)
+        if self._seconds > 0:
+            pl_module.log_dict({"time/epoch_seconds": self._seconds, "time/images_per_second": images / self._seconds})
         self.on_epoch(self.rows)
 
+    def _stop(self, module: LightningModule) -> None:
+        if self._running_since is not None:
+            _wait(module.device)
+            self._seconds += time.perf_counter() - self._running_since
+            self._running_since = None
+
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._evaluation_since = time.perf_counter()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
         _wait(pl_module.device)
-        self._record(pl_module, pl_module.epochs_done, "test", time.perf_counter() - self._since)
+        self._record(pl_module, "test", time.perf_counter() - self._evaluation_since)
         self.on_epoch(self.rows)
 
-    def _record(self, module: LitVAE, epoch: int, split: str, seconds: float) -> None:
-        value = module.averages[split].value()
+    def _record(self, module: LitVAE, split: str, seconds: float) -> None:
+        epoch, value = module.epochs_done, module.averages[split].value()
         self.rows.append(Row(epoch, split, **value, seconds=seconds))
         wrong = [term for term in ("reconstruction", "kl", "total") if not math.isfinite(value[term])]
         if wrong:
@@ -146,6 +159,7 @@ class Progress(Callback):
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
         self._started = self._shown = 0.0
+        self._total: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         console = Console(stderr=True)
@@ -160,7 +174,9 @@ class Progress(Callback):
             transient=True,
             auto_refresh=False,
         )
-        self._task = self._bar.add_task(_title(), total=trainer.estimated_stepping_batches, state="")
+        batches = trainer.num_training_batches * (trainer.max_epochs or 1)
+        self._total = float(batches) if math.isfinite(batches) else None
+        self._task = self._bar.add_task(_title(), total=self._total, state="")
         self._bar.start()
 
     def on_train_batch_end(
@@ -170,14 +186,16 @@ class Progress(Callback):
             return
         self._shown = time.perf_counter()
         assert isinstance(pl_module, LitVAE)
-        steps, total = trainer.global_step, float(trainer.estimated_stepping_batches)
         value = pl_module.averages["train"].value()
-        seconds = (self._shown - self._started) * remaining(steps / total, Position.current())
+        done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
         state = (
             f"epoch {pl_module.epochs_done}/{trainer.max_epochs}  total {value['total']:.4f}  "
-            f"rec {value['reconstruction']:.4f}  KL {value['kl']:.3f}  {timedelta(seconds=round(seconds))} left"
+            f"rec {value['reconstruction']:.4f}  KL {value['kl']:.3f}"
         )
-        self._bar.update(self._task, completed=steps, state=state, refresh=True)
+        if self._total is not None:
+            seconds = (self._shown - self._started) * remaining(done / self._total, Position.current())
+            state += f"  {timedelta(seconds=round(seconds))} left"
+        self._bar.update(self._task, completed=done, state=state, refresh=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -210,9 +228,14 @@ class Reconstructions(Callback):
     Args:
         folder: where the picture goes.
         images: how many.
+
+    Raises:
+        ValueError: for fewer than one image.
     """
 
     def __init__(self, folder: str, images: int = 10) -> None:
+        if images < 1:
+            raise ValueError(f"images must be at least 1, but is {images}")
         self.folder = Path(folder)
         self.images = images
         self._originals: Tensor | None = None

@@ -15,6 +15,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_model(model, str(temporary), metadata={"format": FORMAT})
     os.umask(umask := os.umask(0))
     os.chmod(temporary, 0o666 & ~umask)  # safetensors makes files for their owner alone
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

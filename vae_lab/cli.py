@@ -1,5 +1,6 @@
 """The commands. torch is imported only once the configuration is known to be good."""
 
+import io
 import logging
 import os
 import sys
@@ -24,6 +25,9 @@ vae-lab, version {version}: compare variational autoencoders
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, `sys.argv` unless given; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table is worth more than its lines
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if command == "train":
         train(rest)
@@ -73,19 +77,33 @@ def config_folder() -> Path:
 
 
 def job(composed: DictConfig) -> float | None:
-    """One run; returns the validation loss, which is what a searching sweeper minimises."""
+    """One run; returns the validation loss, which is what a searching sweeper minimises.
+
+    Whatever goes wrong is told and not raised, so that the other runs of a multirun go on.
+    """
     run = Run.of(composed)
     position = Position.current()
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)
-    if sweep.finished(run):
-        log.info("%s: finished before, kept", label)
-        return None
-    from vae_lab import experiment  # imports torch
+    try:
+        earlier = sweep.finished(run)
+        if earlier is not None:
+            log.info("%s: finished before, kept", label)
+            return earlier.val.total
+        from vae_lab import experiment  # imports torch
 
-    result = experiment.run(run)
+        result = experiment.run(run)
+    except Exception as error:  # the run's own errors are in its result; this is about its files
+        log.error("%s: failed, %s: %s", label, type(error).__name__, error, exc_info=not isinstance(error, OSError))
+        return None
     if result.finished:
-        losses = ", ".join(f"{term} {getattr(result.train, term):.4f}" for term in ("total", "reconstruction", "kl"))
-        log.info("%s: %s in %.1f s", label, losses, result.timing.train_seconds)
+        log.info(
+            "%s: total %.4f, reconstruction %.4f, KL %.4f in %.1f s",
+            label,
+            result.train.total,
+            result.train.reconstruction,
+            result.train.kl,
+            result.timing.train_seconds,
+        )
     else:
         log.error("%s: failed, %s", label, result.error)
     return result.val.total

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import os
+import pkgutil
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,7 +15,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from hydra.utils import get_object
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -114,7 +115,9 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.dataset = get_object(dataset)
+        self.dataset = pkgutil.resolve_name(dataset)
+        if not isinstance(self.dataset, type):
+            raise DataError(f"dataset must name a class such as torchvision.datasets.FashionMNIST, but is {dataset!r}")
         self.root = root
         self.image_shape = tuple(image_shape)
         self.files = {True: train_images, False: test_images}
@@ -139,7 +142,8 @@ class ImageData(LightningDataModule):
             return
         train, test = self._read(train=True), self._read(train=False)
         order = subset_order(train.labels, self.subset, self.subset_seed)
-        picked = order[: self.num_train], order[self.num_train : self.num_train + self.num_val]
+        # From the end, so that the validation images stay the same when num_train changes.
+        picked = order[: self.num_train], order[len(order) - self.num_val :]
         self.splits = {
             "train": Split(train.images[picked[0]], train.labels[picked[0]]),
             "val": Split(train.images[picked[1]], train.labels[picked[1]]),
@@ -150,14 +154,14 @@ class ImageData(LightningDataModule):
         name = self.dataset.__name__
         if self.root is None:
             root = cache_folder()
-            with _exclusive(root / name):
-                try:
+            try:
+                with _exclusive(root / name):
                     self.dataset(root, train=train, download=True)
-                except (RuntimeError, OSError) as error:
-                    raise DataError(
-                        f"{name} cannot be downloaded into {root} ({str(error).splitlines()[0]}); mend the network, "
-                        "or let data.root name a folder with its files"
-                    ) from error
+            except (RuntimeError, OSError) as error:
+                raise DataError(
+                    f"{name} cannot be downloaded into {root} ({str(error).splitlines()[0]}); mend the network, "
+                    "or let data.root name a folder with its files"
+                ) from error
         else:
             root = find_files(Path(self.root), name)
         for path in sorted((root / name / "raw").glob("*-ubyte")):
@@ -277,7 +281,7 @@ def _into_cache(root: Path, name: str, files: list[Path]) -> Path:
                 try:
                     with opener(path, "rb") as source, open(Path(temporary) / path.stem, "wb") as copy:
                         shutil.copyfileobj(source, copy)
-                except (OSError, EOFError) as error:
+                except (OSError, EOFError, zlib.error) as error:
                     raise DataError(f"{path}: the file is damaged ({error}); {_remedy(root)}") from error
             raw = target / name / "raw"
             raw.parent.mkdir(exist_ok=True)
@@ -326,7 +330,7 @@ def check_idx(path: Path) -> None:
 
 def _remedy(path: Path) -> str:
     if Path(__file__).parent in path.parents:
-        return "install vae_lab again (pip install --force-reinstall --no-deps vae-lab, or git checkout of the file)"
+        return "put it back: git checkout the file, or install vae_lab again from where you have it"
     if cache_folder() in path.parents:
         return "delete it, and it will be made again"
     return "replace it, or leave out data.root and it will be downloaded"

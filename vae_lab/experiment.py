@@ -1,5 +1,6 @@
 """One run, from its configuration to `result.json`."""
 
+import gc
 import logging
 import os
 import platform
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.module import LitVAE
+from vae_lab.objective import TERMS
 
 # Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
 QUIET = (
@@ -48,25 +50,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def check(runs: Iterable[Run]) -> None:
-    """What can be wrong with valid configurations: targets, trainer arguments, data. Each is tried once.
+def check(settings: Config) -> None:
+    """What can be wrong with a valid configuration whose blocks fit: targets, arguments, data. Nothing is written.
 
     Raises:
-        ConfigError: for the first configuration with a problem.
+        ConfigError: with what is wrong.
     """
-    seen = set()
-    for run in runs:
-        key = run.config.sha256()
-        if key in seen:
-            continue
-        seen.add(key)
-        config.check_targets(run.config)
+    config.check_targets(settings)
+    with _quiet():
+        _check_trainer(settings)
+        _check_parts(settings)
         try:
-            with _quiet():
-                _check_trainer(run.config)
-                config.build(run.config.data).prepare_data()
+            config.build(settings.data).prepare_data()
         except DataError as error:
             raise ConfigError(Problem("data", str(error))) from error
+        except Exception as error:  # a user's data module may raise anything
+            raise ConfigError(Problem("data", f"cannot be read ({type(error).__name__}: {error})")) from error
 
 
 def _check_trainer(settings: Config) -> None:
@@ -79,6 +78,34 @@ def _check_trainer(settings: Config) -> None:
         Trainer(**SILENT | settings.trainer.arguments(), logger=False, enable_checkpointing=False)
     except Exception as error:  # Lightning raises its own and many others
         raise ConfigError(Problem("trainer", f"Lightning's Trainer refuses it: {error}")) from error
+
+
+def _check_parts(settings: Config) -> None:
+    """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
+    with _told("objective"), torch.device("meta"), torch.no_grad():
+        images = torch.empty(2, *settings.data.image_shape)
+        losses = config.build(settings.objective)(vae.build(settings)(images), images)
+        missing = [term for term in TERMS if term not in losses]
+        if missing:
+            raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but returns no {missing[0]}"))
+    with _told("optimizer"):
+        optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
+    if settings.scheduler is not None:
+        with _told("scheduler"):
+            config.build(settings.scheduler)(optimizer)
+    for name, node in (settings.callbacks or {}).items():
+        with _told(f"callbacks.{name}"):
+            config.build(node)
+
+
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the target makes of its arguments
+        raise ConfigError(Problem(key, f"cannot be built ({type(error).__name__}: {error})")) from error
 
 
 def run(run: Run) -> results.Result:
@@ -104,7 +131,7 @@ def run(run: Run) -> results.Result:
         config_sha256=run.config.sha256(),
         environment=environment(run.config),
         timing=results.Timing(
-            train_seconds=sum(history.epoch_seconds),
+            train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
             epoch_seconds=history.epoch_seconds,
             first_step_seconds=history.first_step_seconds,
             images_per_second=history.images_per_second,
@@ -227,6 +254,7 @@ def _commit() -> str | None:
 
 
 def _reset_peak_memory() -> None:
+    gc.collect()  # an earlier run's trainer and module refer to each other
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):

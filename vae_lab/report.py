@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from vae_lab.results import Result
 
@@ -55,7 +56,7 @@ def summary(found: Sequence[Result]) -> Table:
         finished = [result for result in group if result.finished]
         hole = f"\n({len(finished)} of {seeds} seeds)" if len(finished) < seeds and seeds > 1 else ""
         table.add_row(
-            cell + hole,
+            Text(cell + hole),
             _mean([result.train.kl for result in finished], ".4f"),
             _mean([result.train.reconstruction for result in finished], ".4f"),
             _mean([result.train.total for result in finished], ".4f"),
@@ -85,5 +86,5 @@ def failures(found: Sequence[tuple[str, str]]) -> Table:
     table.add_column("run", overflow="fold")
     table.add_column("error", overflow="fold")
     for folder, error in found:
-        table.add_row(folder, error)
+        table.add_row(Text(folder), Text(error))  # brackets in them are not rich's markup
     return table

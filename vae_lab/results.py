@@ -147,8 +147,7 @@ def write_history(folder: Path, rows: Iterable[tuple[Any, ...]]) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
-    for name in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, "reconstructions.png"):
-        (folder / name).unlink(missing_ok=True)
-    for events in folder.glob(EVENTS):
-        events.unlink()
+    for pattern in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, EVENTS, "reconstructions.png", ".*.partial*"):
+        for file in folder.glob(pattern):
+            file.unlink()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -5,7 +5,9 @@ import os
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -45,32 +47,49 @@ class SweepCallback(Callback):
         self._end()
 
     def _start(self, composed: Iterable[DictConfig]) -> None:
-        try:
+        with _ending_on_error():
             self.runs = validated(composed)
             check(self.runs)
-        except ConfigError as error:
-            stop(error)
-        except Exception:
-            # A bug of ours: Hydra would warn and train all the same.
-            traceback.print_exc()
-            raise SystemExit(1) from None
-        if len(self.runs) > 1:
-            os.environ[SWEEP_RUNS] = str(len(self.runs))
+            os.environ.pop(SWEEP_RUNS, None)
+            if len(self.runs) > 1:
+                os.environ[SWEEP_RUNS] = str(len(self.runs))
 
     def _end(self) -> None:
-        found = [(run, results.read_result(run.directory)) for run in self.runs]
-        console = Console()
-        console.print(report.summary([result for _, result in found if result is not None]))
-        if self.runs:
-            console.print(f"Files: {self.runs[0].directory.parent.parent}", soft_wrap=True, highlight=False)
-        failed = [
-            (run, (result.error or "no reason recorded") if result else "left no result.json")
-            for run, result in found
-            if result is None or not result.finished
-        ]
-        if failed:
-            console.print(report.failures([(str(run.directory), error) for run, error in failed]))
-            raise SystemExit(1)
+        with _ending_on_error():
+            os.environ.pop(SWEEP_RUNS, None)
+            found = [(run, results.read_result(run.directory)) for run in self.runs]
+            failed = [
+                (told(run.directory), (result.error or "no reason recorded") if result else "left no result.json")
+                for run, result in found
+                if result is None or not result.finished
+            ]
+            console = Console()
+            console.print(report.summary([result for _, result in found if result is not None]))
+            for folder in sorted({told(run.directory.parents[1]) for run in self.runs}):
+                console.print(f"Files: {folder}", soft_wrap=True, highlight=False, markup=False)
+            if failed:
+                console.print(report.failures(failed))
+                raise SystemExit(1)
+
+
+@contextmanager
+def _ending_on_error() -> Iterator[None]:
+    """Print an error and end the process: Hydra would warn, go on and exit with 0."""
+    try:
+        yield
+    except ConfigError as error:
+        stop(error)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def told(folder: Path) -> str:
+    """A folder as a person would write it from here."""
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
 
 
 def expand(config: DictConfig) -> Iterator[DictConfig]:
@@ -81,7 +100,6 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     Raises:
         ConfigError: if a choice or a key does not exist.
     """
-    str(config.name)  # a default name is the time: found now, so that all runs have the same
     if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         yield config
         return
@@ -89,6 +107,7 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     arguments += words(config.hydra)
     loader = GlobalHydra.instance().config_loader()
     try:
+        str(config.name)  # a default name is the time: found now, so that all runs have the same
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
             yield loader.load_sweep_config(config, list(overrides))
@@ -135,25 +154,31 @@ def check(runs: Sequence[Run]) -> None:
     todo = [run for run in runs if not finished(run)]
     if not todo:
         return
+    different = {run.config.sha256(): run for run in todo}.values()
     check_import("torch")
     from vae_lab.blocks import FitError
     from vae_lab.vae import check_fit
 
-    checked = set()
-    for run in todo:
-        key = run.config.sha256()
-        if key not in checked:
-            checked.add(key)
-            try:
-                check_fit(run.config)
-            except FitError as error:
-                key, _, text = str(error).partition(": ")
-                choice = {"encoder": run.encoder, "decoder": run.decoder}.get(key.partition(".")[0])
-                raise ConfigError(Problem(f"{key} of {choice}.yaml" if choice else key, text)) from error
+    problems: dict[Problem, None] = {}
+    for run in different:
+        try:
+            check_fit(run.config)
+        except FitError as error:
+            key, _, text = str(error).partition(": ")
+            choice = {"encoder": run.encoder, "decoder": run.decoder}.get(key.partition(".")[0])
+            problems[Problem(f"{key} of {choice}.yaml" if choice else key, text)] = None
+    if problems:
+        raise ConfigError(*problems)
     check_import("torchvision")
     from vae_lab import experiment  # Lightning takes seconds more
 
-    experiment.check(todo)
+    for run in different:
+        try:
+            experiment.check(run.config)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_folders(runs: Sequence[Run]) -> None:
@@ -163,21 +188,24 @@ def check_folders(runs: Sequence[Run]) -> None:
         ConfigError: if not, naming the keys that differ.
     """
     problems = []
+    names = sorted({run.config.name for run in runs})
+    if len(names) > 1:
+        problems.append(Problem("name", f"must be one for the whole sweep, but is {', '.join(names)}"))
     owners: dict[str, Run] = {}
     for run in runs:
         owner = owners.setdefault(str(run.directory), run)
         if owner is not run:
             same = " and ".join(" ".join(one.overrides) for one in (owner, run))
-            problems.append(Problem("sweep", f"two runs would share the folder {run.directory}: {same}"))
+            problems.append(Problem("sweep", f"two runs would share the folder {told(run.directory)}: {same}"))
             continue
         result = results.read_result(run.directory)
-        if result is not None and result.finished and not finished(run):
+        if result is not None and result.finished and finished(run) is None:
             before, now = results.read_config(run.directory) or {}, run.config
             differing = _differences(before, now.container(), set(now.identity()))
             problems.append(
                 Problem(
                     "name",
-                    f"{run.directory} holds a finished run of another configuration ({differing}); "
+                    f"{told(run.directory)} holds a finished run of another configuration ({differing}); "
                     "choose another name, or delete that folder",
                 )
             )
@@ -185,10 +213,12 @@ def check_folders(runs: Sequence[Run]) -> None:
         raise ConfigError(*problems)
 
 
-def finished(run: Run) -> bool:
-    """Whether this run, in this configuration, has come to its end before."""
+def finished(run: Run) -> results.Result | None:
+    """The result of this run if it has come to its end before, in this configuration."""
     result = results.read_result(run.directory)
-    return result is not None and result.finished and result.config_sha256 == run.config.sha256()
+    if result is None or not result.finished or result.config_sha256 != run.config.sha256():
+        return None
+    return result
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:
@@ -209,12 +239,18 @@ def check_import(package: str) -> None:
         importlib.import_module(package)
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
         problem = (
-            f"{pair} do not load together ({reason}); install a pair from one source: "
-            "pip install --force-reinstall torch torchvision"
+            f"torch {_version('torch')} and torchvision {_version('torchvision')} do not load together ({reason}); "
+            "install a pair from one source: pip install --force-reinstall torch torchvision"
         )
         raise ConfigError(Problem("installation", problem)) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def stop(error: ConfigError) -> None:

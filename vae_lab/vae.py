@@ -50,6 +50,8 @@ def build(settings: config.Config) -> VAE:
     """
     shape = list(settings.data.image_shape)
     latent = _side("latent", settings.latent)
+    if not hasattr(latent, "num_parameters") or not hasattr(latent, "dim"):
+        raise FitError(f"latent: must have num_parameters and dim, which {type(latent).__name__} has not")
     encoder = _side("encoder", settings.encoder, image_shape=shape, num_parameters=latent.num_parameters)
     decoder = _side("decoder", settings.decoder, image_shape=shape, latent_dim=latent.dim)
     return VAE(encoder, latent, decoder)
@@ -76,6 +78,18 @@ def check_fit(settings: config.Config) -> None:
         images = torch.empty(2, *shape)
         _check_side("encoder", model.encoder, images, (model.latent.num_parameters,))
         _check_side("decoder", model.decoder, torch.empty(2, model.latent.dim), shape)
+        if settings.data.num_train % settings.data.batch_size == 1 or settings.data.batch_size == 1:
+            _check_single(model, images[:1])
+
+
+def _check_single(model: VAE, image: Tensor) -> None:
+    try:
+        model(image)
+    except ValueError as error:  # batch normalisation of a vector
+        raise FitError(
+            "data.batch_size: leaves a batch of one image, which these blocks cannot be trained on "
+            f"({error}); take another batch_size or num_train, or normalization: none"
+        ) from error
 
 
 def _check_side(key: str, network: nn.Module, given: Tensor, wanted: tuple[int, ...]) -> None:

@@ -67,11 +67,13 @@ def explain(error: Exception) -> ConfigError:
         )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and OmegaConf.is_dict(cause.parent_node):
-        word = str(cause.key)
+        word, key = str(cause.key), cause.full_key or str(cause.key)
+        if word.startswith("_"):
+            return ConfigError(Problem(key, f"is not in the file; add it with a plus: +{key}=…"))
         known = [str(key) for key in cause.parent_node if key != "hydra"]
         asked = re.search(r"use \+(\S+)", str(error))
         value = f" ({asked[1]})" if asked else ""
-        return ConfigError(Problem(cause.full_key or word, f"no such key{value}; {choices(word, known)}"))
+        return ConfigError(Problem(key, f"no such key{value}; {choices(word, known)}"))
     lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         lines += str(cause).splitlines()[:1]

@@ -82,7 +82,7 @@ class Run:
         chosen = hydra_config.runtime.choices
         overrides = words(hydra_config)
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
-        return cls(
+        run = cls(
             config=config,
             encoder=encoder,
             decoder=decoder,
@@ -90,6 +90,12 @@ class Run:
             overrides=overrides,
             directory=Path(run_folder(hydra_config)),
         )
+        # What a run finds in its folder it takes for an earlier attempt's, and removes.
+        if run.directory.parts[-3:] != (config.name, run.cell, f"seed-{config.seed}"):
+            key = "hydra.sweep.dir" if hydra_config.mode == RunMode.MULTIRUN else "hydra.run.dir"
+            problem = f"must make a folder that ends in <name>/<cell>/seed-<n>, but makes {run.directory}"
+            raise ConfigError(Problem(key, problem))
+        return run
 
     def __str__(self) -> str:
         return f"{self.cell}/seed-{self.config.seed}"
@@ -105,16 +111,17 @@ class Position(NamedTuple):
     def current(cls) -> Self | None:
         """From the sweep that started this process or holds it; None outside a sweep."""
         runs = os.environ.get(SWEEP_RUNS)
-        if runs is None or not HydraConfig.initialized():
+        if runs is None or not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
             return None
         return cls(int(HydraConfig.get().job.num) + 1, int(runs))
 
 
 def run_folder(hydra_config: DictConfig) -> str:
-    """The folder that Hydra gives to this run."""
+    """The folder that Hydra gives to this run, absolute."""
+    start = hydra_config.runtime.cwd  # a job may run elsewhere: hydra.job.chdir
     if hydra_config.mode == RunMode.MULTIRUN:
-        return os.path.join(hydra_config.sweep.dir, hydra_config.sweep.subdir)
-    return str(hydra_config.run.dir)
+        return os.path.join(start, hydra_config.sweep.dir, hydra_config.sweep.subdir)
+    return os.path.join(start, hydra_config.run.dir)
 
 
 def words(hydra_config: DictConfig) -> tuple[str, ...]:
@@ -130,15 +137,21 @@ def hydra_node(composed: DictConfig) -> DictConfig:
 
 def _cell(*, _root_: DictConfig) -> str:
     node = hydra_node(_root_)
-    return cell_name(node.runtime.choices.encoder, node.runtime.choices.decoder, words(node))
+    return cell_name(str(node.runtime.choices.get("encoder")), str(node.runtime.choices.get("decoder")), words(node))
 
 
 def _steps(*, _root_: DictConfig) -> int:
-    numbers = (_root_.trainer.max_epochs, _root_.data.num_train, _root_.data.batch_size)
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
+    """The optimiser steps of a whole training."""
+    trainer = _root_.trainer
+    try:
+        batches = math.ceil(_root_.data.num_train / _root_.data.batch_size)
+        limit = trainer.get("limit_train_batches", 1.0)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = trainer.max_epochs * math.ceil(batches / trainer.get("accumulate_grad_batches", 1))
+    except (TypeError, ZeroDivisionError, OmegaConfBaseException):
         return 1  # validation tells what is wrong with them
-    epochs, images, batch = numbers
-    return int(epochs) * math.ceil(images / batch)
+    most = trainer.get("max_steps", -1)
+    return max(1, min(steps, most) if most >= 0 else steps)
 
 
 def cores() -> int:

@@ -79,8 +79,9 @@ def _one_device(value: Any) -> Any:
 
 
 def _precision(value: Any) -> Any:
-    if type(value) not in (str, int):
-        raise ValueError("must be text such as 32-true or bf16-mixed")
+    # In 16 bits alone a mean over a data set has two or three digits.
+    if type(value) not in (str, int) or value in ("16-true", "bf16-true"):
+        raise ValueError("must be 32-true, 64-true, bf16-mixed, 16-mixed or another mixed precision")
     return value
 
 
@@ -89,7 +90,14 @@ class TrainerConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     # What a run folder holds depends on these.
-    RESERVED: ClassVar = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "barebones")
+    RESERVED: ClassVar = (
+        "callbacks",
+        "logger",
+        "default_root_dir",
+        "enable_checkpointing",
+        "barebones",
+        "fast_dev_run",
+    )
 
     accelerator: str
     devices: Annotated[Any, AfterValidator(_one_device)]
@@ -114,7 +122,7 @@ Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreig
 
 
 def _number_as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value  # name=5
+    return str(value) if type(value) in (int, float) else value  # name=5
 
 
 def _folder_name(name: str) -> str:
@@ -134,10 +142,10 @@ class Config(Section):
     decoder: Either[DecoderConfig, Node]
     objective: Either[ObjectiveConfig, PartialNode]
     optimizer: OptimizerConfig
-    scheduler: PartialNode | None
+    scheduler: PartialNode | None = None
     trainer: TrainerConfig
-    logger: dict[str, Node] | None
-    callbacks: dict[str, Node] | None
+    logger: dict[str, Node] | None = None
+    callbacks: dict[str, Node] | None = None
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""

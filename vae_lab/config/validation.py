@@ -112,6 +112,11 @@ def _across_groups(config: Config) -> Iterable[Problem]:
                 "data.num_test",
                 f"must be at most the {data.test_images:,} images in the test files, but is {data.num_test:,}",
             )
+    extra = config.trainer.model_extra or {}
     for key in TrainerConfig.RESERVED:
-        if key in (config.trainer.model_extra or {}):
+        if key in extra:
             yield Problem(f"trainer.{key}", "is set by vae_lab, since the files of a run depend on it; remove it")
+    for split in ("train", "val", "test"):
+        if extra.get(f"limit_{split}_batches") == 0:
+            other = "; data.num_val=0 does without validation" if split == "val" else ""
+            yield Problem(f"trainer.limit_{split}_batches", f"must be greater than 0, but is 0{other}")
