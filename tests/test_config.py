@@ -1,9 +1,13 @@
 """Validation tells every problem, with key, rule, value and alternatives; a run's identity is what changes it."""
 
+import re
 from pathlib import Path
+from random import Random
 
 import pytest
 from conftest import Compose
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vae_lab import blocks, config
 from vae_lab.config import ConfigError, Problem, cell_name
@@ -138,6 +142,19 @@ def test_a_long_cell_name_is_cut_to_a_checksum() -> None:
     assert len(names) == 2
     assert all(len(name) < 100 and name.startswith("vanilla-encdec__") for name in names)
     assert not set("/=, ") & set("".join(names) + cell_name("a/b c", "d", []))
+
+
+KEYS = st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True)
+
+
+@given(st.dictionaries(KEYS, st.text(max_size=40), max_size=6), st.randoms())
+def test_a_cell_is_one_folder_name_whatever_is_overridden(overridden: dict[str, str], random: Random) -> None:
+    overrides = [f"{key}={value}" for key, value in overridden.items()]
+    cell = cell_name("vanilla", "encdec", overrides)
+    assert re.fullmatch(r"[\w.+-]+", cell)
+    assert len(cell) <= 120
+    random.shuffle(overrides)
+    assert cell_name("vanilla", "encdec", overrides) == cell
 
 
 def test_checksum_changes_with_what_changes_a_result(run_of: Compose) -> None:
