@@ -231,7 +231,11 @@ def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
     ],
 )
 def test_what_only_torch_can_tell_is_told_before_training(run_of: Compose, override: str, key: str, words: str) -> None:
+    def check(settings: config.Config) -> None:
+        experiment.check(settings)
+        experiment.check_data(settings)
+
     with pytest.raises(config.ConfigError) as raised:
-        experiment.check(run_of(*override.split()).config)
+        check(run_of(*override.split()).config)
     assert raised.value.problems[0].key == key
     assert words in raised.value.problems[0].text

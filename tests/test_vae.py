@@ -8,7 +8,7 @@ from conftest import Compose
 from torch import nn
 
 from vae_lab import vae
-from vae_lab.blocks import FitError
+from vae_lab.config import ConfigError
 
 
 class LinearEncoder(nn.Module):
@@ -47,7 +47,7 @@ def test_a_users_class_is_an_encoder(run_of: Compose) -> None:
     ("extra", "words"), [("+encoder.extra=1", "must return shape (512,)"), ("+encoder.nonsense=1", "cannot be built")]
 )
 def test_a_users_class_that_does_not_fit_is_told(run_of: Compose, extra: str, words: str) -> None:
-    with pytest.raises(FitError, match="^encoder: ") as raised:
+    with pytest.raises(ConfigError, match="^encoder: ") as raised:
         vae.check_fit(run_of(*replace_encoder(LinearEncoder), extra).config)
     assert words in str(raised.value)
 
@@ -65,13 +65,13 @@ def test_a_last_batch_of_one_image_is_told_where_it_cannot_be_normalised(
     if fits:
         vae.check_fit(settings)
     else:
-        with pytest.raises(FitError, match=r"^data\.batch_size: leaves a batch of one image"):
+        with pytest.raises(ConfigError, match=r"^data\.batch_size: leaves a batch of one image"):
             vae.check_fit(settings)
     vae.check_fit(run_of(f"data.num_train={images}").config)  # maps of more than one pixel
 
 
 def test_a_latent_must_say_its_sizes(run_of: Compose) -> None:
-    with pytest.raises(FitError, match=r"^latent: must have num_parameters and dim, which Identity has not"):
+    with pytest.raises(ConfigError, match=r"^latent: must have num_parameters and dim, which Identity has not"):
         vae.check_fit(run_of("latent._target_=torch.nn.Identity").config)
 
 

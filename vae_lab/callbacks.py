@@ -187,12 +187,13 @@ class Progress(Callback):
         self._shown = time.perf_counter()
         assert isinstance(pl_module, LitVAE)
         value = pl_module.averages["train"].value()
-        done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
         state = (
             f"epoch {pl_module.epochs_done}/{trainer.max_epochs}  total {value['total']:.4f}  "
             f"rec {value['reconstruction']:.4f}  KL {value['kl']:.3f}"
         )
+        done = float(batch_idx + 1)
         if self._total is not None:
+            done += trainer.current_epoch * trainer.num_training_batches
             seconds = (self._shown - self._started) * remaining(done / self._total, Position.current())
             state += f"  {timedelta(seconds=round(seconds))} left"
         self._bar.update(self._task, completed=done, state=state, refresh=True)

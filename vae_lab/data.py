@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 CHECKSUMS = "SHA256SUMS"
+EVALUATION_BATCH = 500
 
 
 class DataError(ValueError):
@@ -184,7 +185,7 @@ class ImageData(LightningDataModule):
     def _batches(self, split: str, seed: int | None = None) -> Batches:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         images = self.splits[split].images.to(device)
-        return Batches(images, self.batch_size if seed is not None else 500, seed)
+        return Batches(images, EVALUATION_BATCH if seed is None else self.batch_size, seed)
 
     def train_dataloader(self) -> Batches:
         """Batches of the training images, in another order each epoch."""
@@ -253,6 +254,7 @@ def find_files(root: Path, name: str) -> Path:
         raise DataError(f"there is no folder {root}; data.root must name one that holds the files of {name}")
     places = [root / name / "raw", root]
     for place in places:
+        # In this order a plain file takes the place of the same one compressed.
         found = {path.name.removesuffix(".gz"): path for path in sorted(place.glob("*-ubyte*"), reverse=True)}
         wanted = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
         if not found:

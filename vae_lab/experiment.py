@@ -51,7 +51,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check(settings: Config) -> None:
-    """What can be wrong with a valid configuration whose blocks fit: targets, arguments, data. Nothing is written.
+    """What can be wrong with a valid configuration whose blocks fit: targets and their arguments.
 
     Raises:
         ConfigError: with what is wrong.
@@ -60,12 +60,20 @@ def check(settings: Config) -> None:
     with _quiet():
         _check_trainer(settings)
         _check_parts(settings)
-        try:
-            config.build(settings.data).prepare_data()
-        except DataError as error:
-            raise ConfigError(Problem("data", str(error))) from error
-        except Exception as error:  # a user's data module may raise anything
-            raise ConfigError(Problem("data", f"cannot be read ({type(error).__name__}: {error})")) from error
+
+
+def check_data(settings: Config) -> None:
+    """Find, fetch and read the images once.
+
+    Raises:
+        ConfigError: if they cannot be had.
+    """
+    try:
+        config.build(settings.data).prepare_data()
+    except DataError as error:
+        raise ConfigError(Problem("data", str(error))) from error
+    except Exception as error:  # a user's data module may raise anything
+        raise ConfigError(Problem("data", f"cannot be read ({type(error).__name__}: {error})")) from error
 
 
 def _check_trainer(settings: Config) -> None:

@@ -1,5 +1,6 @@
 """Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Encoder(nn.Module):
             module, shape = _place(f"encoder.blocks[{index}]", block, shape, style)
             layers.append(module)
         self.blocks = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), num_parameters))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_parameters))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p"]:
         return self.head(self.blocks(images))
@@ -97,7 +98,7 @@ class Decoder(nn.Module):
             nn.Sequential(nn.Conv2d(shape[0], channels, 3, padding=1), nn.Sigmoid())
             if len(shape) == 3
             else nn.Sequential(
-                nn.Linear(shape[0], channels * image_size[0] * image_size[1]),
+                nn.Linear(shape[0], math.prod(image_shape)),
                 nn.Unflatten(1, (channels, *image_size)),
                 nn.Sigmoid(),
             )
@@ -159,7 +160,3 @@ def _output_shape(module: nn.Module, shape: Shape) -> Shape:
         got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"a block must return (b, features) or (b, channels, height, width), but returned {got}")
     return tuple(output.shape[1:])
-
-
-def _features(shape: Shape) -> int:
-    return int(torch.Size(shape).numel())

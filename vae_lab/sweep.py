@@ -4,7 +4,7 @@ import importlib
 import os
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vae_lab import report, results
-from vae_lab.config import SWEEP_RUNS, ConfigError, Problem, Run, explain, flatten, is_complaint, words
+from vae_lab.config import SWEEP_RUNS, Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
 
 
 class SweepCallback(Callback):
@@ -156,27 +156,27 @@ def check(runs: Sequence[Run]) -> None:
         return
     different = {run.config.sha256(): run for run in todo}.values()
     check_import("torch")
-    from vae_lab.blocks import FitError
     from vae_lab.vae import check_fit
 
-    problems: dict[Problem, None] = {}
-    for run in different:
-        try:
-            check_fit(run.config)
-        except FitError as error:
-            key, _, text = str(error).partition(": ")
-            choice = {"encoder": run.encoder, "decoder": run.decoder}.get(key.partition(".")[0])
-            problems[Problem(f"{key} of {choice}.yaml" if choice else key, text)] = None
-    if problems:
-        raise ConfigError(*problems)
+    _tell_all(different, check_fit)
     check_import("torchvision")
     from vae_lab import experiment  # Lightning takes seconds more
 
-    for run in different:
+    _tell_all(different, experiment.check)
+    _tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
+
+
+def _tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    problems: dict[Problem, None] = {}
+    for run in runs:
         try:
-            experiment.check(run.config)
+            check_one(run.config)
         except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
+            choice = {"encoder": run.encoder, "decoder": run.decoder}
+            for key, text in error.problems:
+                side = key.partition(".")[0]
+                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key else key
+                problems[Problem(place, text)] = None
     if problems:
         raise ConfigError(*problems)
 

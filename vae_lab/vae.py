@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vae_lab import config
 from vae_lab.blocks import FitError
+from vae_lab.config import ConfigError, Problem
 from vae_lab.latent import Gaussian, Posterior
 
 
@@ -70,8 +71,16 @@ def check_fit(settings: config.Config) -> None:
     """Run the model once on the meta device, where nothing is allocated or computed.
 
     Raises:
-        FitError: if a block does not fit, or an encoder or decoder returns another shape than it must.
+        ConfigError: if a block does not fit, or an encoder or decoder returns another shape than it must.
     """
+    try:
+        _check_fit(settings)
+    except FitError as error:
+        key, _, text = str(error).partition(": ")
+        raise ConfigError(Problem(key, text)) from error
+
+
+def _check_fit(settings: config.Config) -> None:
     shape = tuple(settings.data.image_shape)
     with torch.device("meta"), torch.no_grad():
         model = build(settings)
