@@ -169,8 +169,9 @@ def test_a_failed_run_leaves_nothing_to_the_next_attempt(run_of: Compose) -> Non
     assert len(list(run.directory.glob("events.*"))) == events
 
 
-def test_without_validation_images_val_is_null(run_of: Compose) -> None:
-    result = experiment.run(run_of(*SMALL, "data.num_val=0"))
+@pytest.mark.parametrize("trainer", ["default", "debug"])
+def test_without_validation_images_val_is_null(run_of: Compose, trainer: str) -> None:
+    result = experiment.run(run_of(*SMALL, "data.num_val=0", f"trainer={trainer}"))
     assert result.finished
     assert result.val.total is None
     assert result.test.total is not None

@@ -179,7 +179,7 @@ def _train(run: Run, history: History) -> dict[str, Any]:
     ]
     with _quiet():
         trainer = Trainer(
-            **SILENT | validated | settings.trainer.arguments(),
+            **SILENT | settings.trainer.arguments() | validated,
             default_root_dir=folder,
             logger=[config.build(node) for node in (settings.logger or {}).values()],
             callbacks=[
