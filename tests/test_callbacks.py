@@ -3,16 +3,17 @@
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Compose
+from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from vae_lab import callbacks, experiment, vae
+from vae_lab import callbacks, experiment, results, vae
 from vae_lab.callbacks import remaining
 from vae_lab.config import Position
-from vae_lab.module import LitVAE
 
 
 class Clock:
@@ -74,18 +75,40 @@ def test_the_bar_shows_three_losses_and_the_time_left(run_of: Compose, monkeypat
         assert word in shown
 
 
-def test_the_sheet_has_originals_above_reconstructions(run_of: Compose) -> None:
-    class Echo(nn.Module):
-        def forward(self, parameters: Tensor) -> Tensor:
-            return torch.full((len(parameters), 1, 4, 4), 0.25)
+class Flat(nn.Module):
+    """An encoder that sees nothing."""
 
-    class Zeros(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.zeros(len(images), 4)
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 4)
 
-    model: Any = vae.build(run_of("latent.dim=2").config)
-    module = LitVAE(vae.VAE(Zeros(), model.latent, Echo()), lambda output, images: {}, torch.optim.Adam)
-    sheet = callbacks.reconstruction_sheet(module, torch.full((3, 1, 4, 4), 0.75))
-    assert sheet.shape == (3, 2 * 6 + 2, 3 * 6 + 2)
-    assert sheet[0, 2:6, 2:6].eq(0.75).all()
-    assert sheet[0, 8:12, 2:6].eq(0.25).all()
+
+class Shade(nn.Module):
+    """A decoder that paints an image in one shade: the first latent number."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, :1, None, None].expand(-1, 1, 4, 4) + 0.25
+
+
+def test_pictures_are_of_the_posteriors_mean_and_of_the_same_z_for_every_model(run_of: Compose) -> None:
+    latent: Any = vae.build(run_of("latent.dim=2").config).latent
+    model = vae.VAE(Flat(), latent, Shade())
+    taken = callbacks.take_pictures(model, torch.full((3, 1, 4, 4), 0.75), samples=20)
+    assert np.unique(taken.originals) == 191
+    assert np.unique(taken.reconstructions) == 64
+    assert taken.samples.shape == (20, 1, 4, 4)
+    assert len(np.unique(taken.samples)) > 5
+    torch.manual_seed(7)
+    assert (callbacks.take_pictures(model, torch.zeros(1, 1, 4, 4), 20).samples == taken.samples).all()
+
+
+def test_the_sheets_have_originals_above_reconstructions_and_rows_of_ten_samples(run_of: Compose) -> None:
+    run = run_of("trainer=debug", "latent.dim=4", "callbacks.pictures.images=3", "callbacks.pictures.samples=15")
+    assert experiment.run(run).finished
+    pictures = results.read_pictures(run.directory)
+    with Image.open(run.directory / "reconstructions.png") as picture:
+        sheet = np.asarray(picture.convert("L"))[::3, ::3]
+    assert sheet.shape == (2 * 30 + 2, 3 * 30 + 2)
+    assert (sheet[2:30, 2:30] == pictures["originals"][0, 0]).all()
+    assert (sheet[32:60, 62:90] == pictures["reconstructions"][2, 0]).all()
+    with Image.open(run.directory / "samples.png") as picture:
+        assert picture.size == (3 * (10 * 30 + 2), 3 * (2 * 30 + 2))

@@ -48,7 +48,8 @@ def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
     folder = Path("outputs/test") / run.cell / "seed-3"
     assert result.finished
     assert {path.name for path in folder.iterdir()} >= {
-        "config.yaml", "result.json", "history.csv", "checkpoints", "model.safetensors", "reconstructions.png",
+        "config.yaml", "result.json", "history.csv", "checkpoints", "model.safetensors", "pictures.npz",
+        "reconstructions.png", "samples.png",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert list(folder.glob("events.out.tfevents.*"))
@@ -92,7 +93,7 @@ def test_tensorboard_has_every_split_and_epoch_the_timing_and_a_picture(run_of: 
         assert events.Scalars(f"{split}/total")[-1].value == pytest.approx(getattr(result, split).total)
     assert [event.value for event in events.Scalars("time/epoch_seconds")] == pytest.approx(result.timing.epoch_seconds)
     assert "time/images_per_second" in events.Tags()["scalars"]
-    assert events.Tags()["images"] == ["test/reconstructions"]
+    assert events.Tags()["images"] == ["test/reconstructions", "test/samples"]
 
 
 def test_the_same_command_gives_the_same_losses(run_of: Compose) -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vae_lab import results
@@ -41,7 +42,7 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
     assert loaded["schema"] == 1
     assert set(loaded) == {
         "schema", "status", "error", "cell", "encoder", "decoder", "seed", "overrides", "config_sha256", "train",
-        "val", "test", "timing", "model", "memory", "environment",
+        "val", "test", "timing", "model", "memory", "environment", "position",
     }  # fmt: skip
     assert set(loaded["timing"]) == {"train_seconds", "epoch_seconds", "first_step_seconds", "images_per_second"}
     assert set(loaded["model"]) == {"parameters", "encoder_parameters", "decoder_parameters", "flops_per_image"}
@@ -76,6 +77,36 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="disk full"):
         results.write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_history_comes_back_as_it_went(tmp_path: Path) -> None:
+    results.write_history(tmp_path, [(1, "train", 0.5, 0.25, 1.5, 2.0), (1, "val", 0.75, 0.5, 1.0, 0.5)])
+    assert results.read_history(tmp_path) == {
+        "train": {"epoch": [1], "total": [0.5], "reconstruction": [0.25], "kl": [1.5], "seconds": [2.0]},
+        "val": {"epoch": [1], "total": [0.75], "reconstruction": [0.5], "kl": [1.0], "seconds": [0.5]},
+    }
+
+
+@pytest.mark.parametrize(
+    "harm", ["", "epoch\n", "a,b\n1,2\n", "{head}1,train,0.1\n", "{head}1,train,x,1,1,1\n", "\xff"]
+)
+def test_what_does_not_parse_is_no_history(tmp_path: Path, harm: str) -> None:
+    assert results.read_history(tmp_path) == {}
+    text = harm.format(head="epoch,split,total,reconstruction,kl,seconds\n")
+    (tmp_path / "history.csv").write_text(text, encoding="latin-1")
+    assert results.read_history(tmp_path) == {}
+
+
+@pytest.mark.parametrize("harm", [b"", b"PK\x03\x04", b"junk"])
+def test_what_does_not_parse_is_no_picture(tmp_path: Path, harm: bytes) -> None:
+    assert results.read_pictures(tmp_path) == {}
+    (tmp_path / "pictures.npz").write_bytes(harm)
+    assert results.read_pictures(tmp_path) == {}
+
+
+def test_pictures_with_code_in_them_are_not_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pictures.npz", originals=np.array([{"a": 1}], dtype=object))
+    assert results.read_pictures(tmp_path) == {}
 
 
 def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:

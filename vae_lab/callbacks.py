@@ -8,8 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -21,6 +22,10 @@ from torchvision.utils import make_grid
 
 from vae_lab.config import Position
 from vae_lab.module import LitVAE, images_of
+from vae_lab.vae import VAE
+
+PRIOR_SEED = 20131220
+"""Start of the stream of z from which every run's samples of the prior are decoded."""
 
 
 class Row(NamedTuple):
@@ -221,24 +226,29 @@ def _title() -> str:
     return f"run {position.number}/{position.runs}" if position else "training"
 
 
-class Reconstructions(Callback):
-    """Test images above their reconstructions, after the test: `reconstructions.png`, and in TensorBoard.
+class Pictures(Callback):
+    """Test images with their reconstructions, and samples of the prior, after the test.
 
-    z is the posterior's mean. The images are the first of the test set, the same for every run.
+    Both go to `pictures.npz`, to the sheets `reconstructions.png` and `samples.png`, and to TensorBoard. The images are
+    the first of the test set and z has a stream of its own, the same for every run with as many latent dimensions; a
+    reconstruction is that of the posterior's mean.
 
     Args:
-        folder: where the picture goes.
-        images: how many.
+        folder: where the files go.
+        images: how many test images.
+        samples: how many samples.
 
     Raises:
-        ValueError: for fewer than one image.
+        ValueError: for fewer than one of either.
     """
 
-    def __init__(self, folder: str, images: int = 10) -> None:
-        if images < 1:
-            raise ValueError(f"images must be at least 1, but is {images}")
+    def __init__(self, folder: str, images: int = 10, samples: int = 20) -> None:
+        for name, count in (("images", images), ("samples", samples)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, but is {count}")
         self.folder = Path(folder)
         self.images = images
+        self.samples = samples
         self._originals: Tensor | None = None
 
     def on_test_batch_start(
@@ -256,20 +266,53 @@ class Reconstructions(Callback):
         assert isinstance(pl_module, LitVAE)
         if self._originals is None or not trainer.is_global_zero:
             return
-        sheet = reconstruction_sheet(pl_module, self._originals)
-        temporary = self.folder / ".reconstructions.partial.png"
-        scale = max(1, 96 // self._originals.shape[-2])
-        to_pil_image(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)).save(temporary)
-        os.replace(temporary, self.folder / "reconstructions.png")
-        self._originals = None
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("test/reconstructions", sheet, pl_module.epochs_done)
+        originals, self._originals = self._originals, None
+        taken = take_pictures(pl_module.vae, originals, self.samples)
+        _write(self.folder / "pictures.npz", lambda path: np.savez(path, allow_pickle=False, **taken._asdict()))
+        sheets = {
+            "reconstructions": _sheet(np.concatenate([taken.originals, taken.reconstructions]), len(taken.originals)),
+            "samples": _sheet(taken.samples, 10),
+        }
+        for name, sheet in sheets.items():
+            scale = max(1, 96 // originals.shape[-2])
+            large = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            _write(self.folder / f"{name}.png", to_pil_image(large).save)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"test/{name}", sheet, pl_module.epochs_done)
+
+
+class TakenPictures(NamedTuple):
+    """Images of a model, (n, c, h, w) with a byte a pixel."""
+
+    originals: UInt8[np.ndarray, "n c h w"]
+    reconstructions: UInt8[np.ndarray, "n c h w"]
+    samples: UInt8[np.ndarray, "m c h w"]
 
 
 @torch.no_grad()
-def reconstruction_sheet(module: LitVAE, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "3 height width"]:
-    """A row of images above the row of their reconstructions."""
-    noise = torch.zeros(len(images), module.vae.latent.dim, device=images.device)
-    both = torch.cat([images, module.vae(images, noise).reconstruction.float()]).clamp(0, 1).cpu()
-    return make_grid(both, nrow=len(images), padding=2, pad_value=1.0)
+def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -> TakenPictures:
+    """Reconstructions of images through the posterior's mean, and samples of the prior from the fixed stream of z."""
+    noise = torch.zeros(len(originals), vae.latent.dim, device=originals.device)
+    # Drawn on the CPU, so that the stream is the same on every device.
+    z = torch.randn(samples, vae.latent.dim, generator=torch.Generator().manual_seed(PRIOR_SEED))
+    return TakenPictures(
+        _as_bytes(originals),
+        _as_bytes(vae(originals, noise).reconstruction),
+        _as_bytes(vae.decoder(z.to(originals.device))),
+    )
+
+
+def _as_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n c h w"]:
+    scaled = images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return scaled.cpu().contiguous().numpy()
+
+
+def _sheet(images: UInt8[np.ndarray, "n c h w"], columns: int) -> UInt8[Tensor, "3 height width"]:
+    return make_grid(torch.from_numpy(images), nrow=columns, padding=2, pad_value=255)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)

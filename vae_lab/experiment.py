@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae_lab import config, results, vae
 from vae_lab.callbacks import History
 from vae_lab.checkpoint import save_weights
-from vae_lab.config import Config, ConfigError, Problem, Run
+from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
@@ -128,6 +128,7 @@ def run(run: Run) -> results.Result:
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         results.write_text(folder / results.TRACEBACK, traceback.format_exc())
         measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
+    position = Position.current()
     result = results.Result(
         status="failed" if error else "finished",
         error=error,
@@ -135,6 +136,7 @@ def run(run: Run) -> results.Result:
         encoder=run.encoder,
         decoder=run.decoder,
         seed=run.config.seed,
+        position=position.number if position else None,
         overrides=list(run.overrides),
         config_sha256=run.config.sha256(),
         environment=environment(run.config),

@@ -5,15 +5,22 @@ import io
 import math
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
+PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
+COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
+# PyYAML's reader in C is ten times as fast; it is not built everywhere.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _finite(value: Any) -> Any:
@@ -83,6 +90,7 @@ class Result(Part):
     encoder: str
     decoder: str
     seed: int
+    position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
     train: Losses = Losses()
@@ -99,14 +107,19 @@ class Result(Part):
         return self.status == "finished"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that whoever looks sees the old one or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for text, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -130,7 +143,7 @@ def write_config(folder: Path, container: Mapping[str, Any]) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run; None if there is none that parses."""
     try:
-        loaded = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        loaded = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), _YAML_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return loaded if isinstance(loaded, dict) else None
@@ -140,14 +153,51 @@ def write_history(folder: Path, rows: Iterable[tuple[Any, ...]]) -> None:
     """Write `history.csv`: a row an epoch and split."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "split", "total", "reconstruction", "kl", "seconds"))
+    writer.writerow(COLUMNS)
     writer.writerows(rows)
     write_text(folder / HISTORY, text.getvalue())
 
 
+def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """The epochs of a run: split → column → values; empty if there are none that parse."""
+    try:
+        with open(folder / HISTORY, encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError):
+        return {}
+    if tuple(header) != COLUMNS:
+        return {}
+    history: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        try:
+            epoch, split, *figures = row
+            numbers = (int(epoch), *map(float, figures))
+        except ValueError:
+            return {}
+        if len(row) != len(COLUMNS):
+            return {}
+        columns = history.setdefault(split, {name: [] for name in COLUMNS if name != "split"})
+        for values, number in zip(columns.values(), numbers, strict=True):
+            values.append(number)
+    return history
+
+
+def read_pictures(folder: Path) -> dict[str, np.ndarray]:
+    """Test images, their reconstructions and samples of the prior: name → (n, c, h, w), a byte a pixel.
+
+    Empty if there are none that can be read.
+    """
+    try:
+        with open(folder / PICTURES, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            pictures = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return {}
+    return {name: images for name, images in pictures.items() if images.ndim == 4 and images.dtype == np.uint8}
+
+
 def clear(folder: Path) -> None:
     """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
-    for pattern in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, EVENTS, "reconstructions.png", ".*.partial*"):
+    for pattern in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
