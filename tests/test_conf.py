@@ -21,6 +21,7 @@ def choices(group: str) -> list[str]:
 def test_the_groups_are_those_of_the_root() -> None:
     assert {path.parent.name for path in FILES} == {
         "data", "encoder", "latent", "decoder", "objective", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+        "experiment",
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
-from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, register_resolvers, words
+from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
 from vae_lab.config.schema import Config, TrainerConfig, flatten
 from vae_lab.config.targets import build, check_targets, check_trainer
 from vae_lab.config.validation import validate
@@ -47,6 +47,7 @@ __all__ = [
     "choices",
     "explain",
     "flatten",
+    "identifying",
     "is_complaint",
     "register_resolvers",
     "validate",

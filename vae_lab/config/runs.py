@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_lab.config.errors import ConfigError, Problem
-from vae_lab.config.schema import NOT_IDENTIFYING, Config
+from vae_lab.config.schema import NOT_IDENTIFYING, Config, flatten
 from vae_lab.config.validation import validate
 
 PACKAGE = Path(__file__).parents[1]
@@ -29,18 +30,24 @@ def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
 
     `overrides` are the words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
     """
+    base = f"{encoder}-{decoder}"
+    given = identifying(overrides)
+    suffix = "".join(f"__{key}-{value}" for key, value in sorted(given.items()))
+    cell = re.sub(r"[^\w.+-]", "-", base + suffix)
+    if len(cell) <= LONGEST_CELL:
+        return cell
+    return re.sub(r"[^\w.+-]", "-", base)[:80] + "__" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+
+
+def identifying(overrides: Iterable[str]) -> dict[str, str]:
+    """The overridden keys that can change a result, encoder and decoder apart: key to value as typed."""
     given: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         first_part = key.partition(".")[0]
         if key not in ("encoder", "decoder", *NOT_IDENTIFYING) and first_part not in NOT_IDENTIFYING:
             given[key] = value
-    base = f"{encoder}-{decoder}"
-    suffix = "".join(f"__{key}-{value}" for key, value in sorted(given.items()))
-    cell = re.sub(r"[^\w.+-]", "-", base + suffix)
-    if len(cell) <= LONGEST_CELL:
-        return cell
-    return re.sub(r"[^\w.+-]", "-", base)[:80] + "__" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+    return given
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Run:
         config = validate(raw)
         hydra_config = hydra_node(composed)
         chosen = hydra_config.runtime.choices
-        overrides = words(hydra_config)
+        overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
         run = cls(
             config=config,
@@ -129,6 +136,28 @@ def words(hydra_config: DictConfig) -> tuple[str, ...]:
     return tuple(cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)))
 
 
+def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
+    """What the chosen experiment file sets, as overrides: its choices and values make a cell as typed ones do.
+
+    What it sweeps is not among them: Hydra gives that to each run as overrides.
+    """
+    name = hydra_config.runtime.choices.get("experiment")
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    files = (Path(folder, "experiment", f"{name}.yaml") for folder in reversed(folders))  # the last one found wins
+    file = next((file for file in files if file.is_file()), None)
+    if name is None or file is None:
+        return ()
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    chosen = [
+        f"{key.removeprefix('override ').lstrip('/')}={choice}"
+        for default in content.pop("defaults", [])
+        if isinstance(default, dict)
+        for key, choice in default.items()
+    ]
+    content.pop("hydra", None)
+    return (*chosen, *(f"{key}={value}" for key, value in flatten(content).items()))
+
+
 def hydra_node(composed: DictConfig) -> DictConfig:
     """The `hydra` node that belongs to a configuration; a job gets its own without, and Hydra keeps it aside."""
     node = composed.get("hydra")
@@ -137,7 +166,8 @@ def hydra_node(composed: DictConfig) -> DictConfig:
 
 def _cell(*, _root_: DictConfig) -> str:
     node = hydra_node(_root_)
-    return cell_name(str(node.runtime.choices.get("encoder")), str(node.runtime.choices.get("decoder")), words(node))
+    encoder, decoder = (str(node.runtime.choices.get(side)) for side in ("encoder", "decoder"))
+    return cell_name(encoder, decoder, (*experiment_words(node), *words(node)))
 
 
 def _steps(*, _root_: DictConfig) -> int:
