@@ -1,0 +1,172 @@
+"""Run folders to a study: order, factors, holes, and what cannot be compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import write_grid, write_run
+
+from vae_lab.results.study import gather
+
+
+def test_a_sweep_is_read_in_its_own_order_with_its_factors(tmp_path: Path) -> None:
+    sweep = tmp_path / "x"
+    position = 0
+    for encoder in ("vanilla", "encdec"):
+        for lr in ("0.01", "1e-3"):
+            for seed in (1, 0):
+                position += 1
+                write_run(sweep, encoder, seed=seed, overrides=(f"optimizer.lr={lr}",), position=position)
+    study = gather([sweep])
+    suffixes = ("__optimizer.lr-0.01", "__optimizer.lr-1e-3")
+    assert study.cells == tuple(f"{side}-vanilla{suffix}" for side in ("vanilla", "encdec") for suffix in suffixes)
+    assert dict(study.factors) == {"encoder": ("vanilla", "encdec"), "optimizer.lr": ("0.01", "0.001")}
+    assert study.levels[study.cells[1]] == ("vanilla", "0.001")
+    assert study.label(study.cells[1]) == "vanilla-vanilla, optimizer.lr 0.001"
+    assert study.seeds == (0, 1)
+    assert (study.holes, study.notes) == ((), ())
+
+
+def test_without_positions_the_default_variants_come_first(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=1)
+    assert gather([tmp_path / "x"]).cells == (
+        "vanilla-vanilla", "vanilla-encdec", "encdec-vanilla", "encdec-encdec",
+    )  # fmt: skip
+
+
+def test_a_key_that_only_some_runs_override_has_the_configurations_level_in_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "x", overrides=("latent.dim=64",))
+    assert dict(gather([tmp_path / "x"]).factors) == {"latent.dim": ("256", "64")}
+
+
+def test_sweep_cell_and_run_folders_are_taken(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", seed=4)
+    write_run(tmp_path / "x", seed=5)
+    assert gather([folder]).seeds == (4,)
+    assert gather([folder.parent]).seeds == gather([tmp_path]).seeds == (4, 5)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_without_runs_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"there (is no folder|are no runs under) .*{name}"):
+        gather([tmp_path / name])
+
+
+def test_missing_failed_damaged_and_nan_runs_are_holes(tmp_path: Path) -> None:
+    sweep = tmp_path / "x"
+    write_grid(sweep, seeds=2)
+    shutil.rmtree(sweep / "vanilla-vanilla/seed-1")
+    damaged = sweep / "vanilla-encdec/seed-0/result.json"
+    damaged.write_text(damaged.read_text()[:200])
+    (sweep / "vanilla-encdec/seed-1/result.json").unlink()
+    shutil.rmtree(sweep / "encdec-vanilla/seed-0")
+    write_run(sweep, "encdec", "vanilla", 0, None, status="failed", error="LossError: not finite")
+    nan = sweep / "encdec-encdec/seed-1/result.json"
+    loaded = json.loads(nan.read_text())
+    loaded["test"]["total"] = loaded["test"]["elbo"] = float("nan")
+    nan.write_text(json.dumps(loaded))
+    study = gather([sweep])
+    assert {hole.run: hole.reason for hole in study.holes} == {
+        "vanilla-vanilla/seed-1": "missing: other cells have this seed",
+        "vanilla-encdec/seed-0": "result.json is damaged",
+        "vanilla-encdec/seed-1": "has no result.json: it did not end",
+        "encdec-vanilla/seed-0": "LossError: not finite",
+        "encdec-encdec/seed-1": "finished, but test.total is not a finite number",
+    }
+    values = study.values("test.total")
+    assert values["encdec-encdec"].isna().tolist() == [False, True]
+    assert "test.elbo" not in study.metrics
+
+
+def test_a_run_unlike_the_other_seeds_of_its_cell_is_left_out_and_told(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "x", seed=seed)
+    write_run(tmp_path / "x", seed=2, config={"trainer.max_epochs": 5}, epochs=5, config_sha256="0" * 64)
+    study = gather([tmp_path / "x"])
+    assert [record.result.seed for record in study.compared] == [0, 1]
+    assert study.notes == (
+        "vanilla-vanilla/seed-2 is left out: it differs from the other runs of its cell "
+        "(trainer.max_epochs is 5, not 10).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"data.num_train": 1000}, "data.num_train 1000"),
+        ({"data.dataset": "torchvision.datasets.MNIST"}, "data.dataset torchvision.datasets.MNIST"),
+        ({"objective.beta": 0.5}, "objective.beta 0.5"),
+    ],
+)
+def test_cells_that_differ_in_what_nobody_swept_are_not_compared(
+    tmp_path: Path, config: dict[str, object], told: str
+) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "x", "encdec", config=config, config_sha256="0" * 64)
+    study = gather([tmp_path / "x"])
+    assert len(set(study.grounds("test.total").to_numpy()[0])) == 2
+    assert len(set(study.grounds("model.parameters").to_numpy()[0])) == 1
+    (note,) = study.notes
+    assert told in note
+    assert "not compared" in note
+
+
+def test_epochs_count_where_nobody_asked_for_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "x", "encdec", epochs=5)
+    assert "epochs trained 5" in gather([tmp_path / "x"]).notes[0]
+
+
+def test_what_was_swept_is_compared(tmp_path: Path) -> None:
+    for epochs in (5, 10):
+        write_run(tmp_path / "x", overrides=(f"trainer.max_epochs={epochs}",), epochs=epochs)
+    for images in (1000, 3000):
+        write_run(tmp_path / "y", overrides=(f"data.num_train={images}",))
+    for name in ("x", "y"):
+        study = gather([tmp_path / name])
+        assert len(set(study.grounds("test.total").to_numpy()[0])) == 1
+        assert not study.notes
+
+
+def test_other_test_images_are_never_compared(tmp_path: Path) -> None:
+    for images in (500, 1000):
+        write_run(tmp_path / "x", overrides=(f"data.num_test={images}",))
+    study = gather([tmp_path / "x"])
+    assert len(set(study.grounds("test.total").to_numpy()[0])) == 2
+    assert "data.num_test 500" in study.notes[0]
+
+
+def test_times_of_other_hardware_are_never_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "x", "encdec", device="Processor B")
+    study = gather([tmp_path / "x"])
+    assert len(set(study.grounds("timing.train_seconds").to_numpy()[0])) == 2
+    assert len(set(study.grounds("test.total").to_numpy()[0])) == 1
+    assert "Processor B, 2 threads: 1 run" in study.notes[0]
+
+
+def test_a_missing_configuration_is_told_and_taken_to_be_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    (write_run(tmp_path / "x", "encdec") / "config.yaml").unlink()
+    study = gather([tmp_path / "x"])
+    assert len(set(study.grounds("test.total").to_numpy()[0])) == 1
+    assert "config.yaml is missing for encdec-vanilla" in study.notes[0]
+
+
+def test_sweeps_are_merged_by_configuration(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", seed=0)
+    write_run(tmp_path / "y", seed=1)
+    write_run(tmp_path / "y", seed=0)
+    study = gather([tmp_path / "x", tmp_path / "y"])
+    assert study.cells == ("vanilla-vanilla",)
+    assert [(record.sweep, record.result.seed) for record in study.compared] == [("x", 0), ("y", 1)]
+    assert study.notes == ("vanilla-vanilla/seed-0 is in x and in y; the former is used.",)
+
+
+def test_cells_of_one_name_and_two_configurations_are_told_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "y", config={"latent.dim": 64}, config_sha256="0" * 64)
+    assert gather([tmp_path / "x", tmp_path / "y"]).cells == ("vanilla-vanilla@x", "vanilla-vanilla@y")

@@ -1,0 +1,445 @@
+"""Several runs as one study: their table, their cells in the sweep's order, and what is missing or not comparable."""
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from vae_lab.config import flatten, identifying
+from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+
+BASELINE = "vanilla"
+"""The default encoder and decoder: first in an order where the runs do not tell theirs."""
+
+FAMILIES = ("train", "val", "test", "timing", "model", "memory")
+"""The parts of a result that hold figures."""
+
+CLOCKED = ("timing", "memory")
+"""Those that depend on the machine."""
+
+# Losses on other images have nothing to do with each other, also where a sweep asked for both.
+_TEST_IMAGES = ("data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images")
+# Two models that differ in these by accident were not compared under the same conditions.
+_CONDITIONS = ("data", "objective", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.precision")
+_NO_CONDITION = ("data.root",)
+
+
+class Hole(NamedTuple):
+    """A run that the study lacks, and why."""
+
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: where it lies, what it left, and the name of its cell in this study."""
+
+    folder: Path
+    result: Result
+    cell: str
+    config: Mapping[str, Any]
+    """The flattened configuration; empty where the file is missing."""
+
+    @property
+    def sweep(self) -> str:
+        """The name of its sweep."""
+        return self.folder.parts[-3] if len(self.folder.parts) >= 3 else ""
+
+    @property
+    def hardware(self) -> str:
+        """What its times were measured on."""
+        environment = self.result.environment
+        return f"{environment.device}, {environment.threads} threads"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return len(self.result.timing.epoch_seconds)
+
+    @property
+    def label(self) -> str:
+        """The run as a person names it."""
+        return f"{self.cell}/seed-{self.result.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that are compared.
+
+    Args:
+        folders: the folders they were looked for in.
+        records: every run that left a result, in the order of the sweep.
+        compared: those that finished and share a configuration with the other seeds of their cell.
+        factors: what varies between the cells: factor → its levels, in the order of the sweep.
+        levels: cell → its level of each factor.
+        holes: runs that are missing, failed or left out.
+        notes: what cannot be compared and why, a sentence each.
+    """
+
+    folders: tuple[Path, ...]
+    records: tuple[Record, ...]
+    compared: tuple[Record, ...]
+    factors: Mapping[str, tuple[str, ...]]
+    levels: Mapping[str, tuple[str, ...]]
+    holes: tuple[Hole, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def cells(self) -> tuple[str, ...]:
+        """The cells of all records, in the order of the sweep."""
+        return tuple(dict.fromkeys(record.cell for record in self.records))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the compared runs."""
+        return tuple(sorted({record.result.seed for record in self.compared}))
+
+    @cached_property
+    def sweeps(self) -> tuple[str, ...]:
+        """The names of the sweeps."""
+        return tuple(dict.fromkeys(record.sweep for record in self.records))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a run, dotted columns, as `results.csv` has it."""
+        return pd.DataFrame([_row(record) for record in self.records])
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that at least one compared run has."""
+        numbers = self._figures.columns[self._figures.notna().any()]
+        return tuple(map(str, numbers))
+
+    @cached_property
+    def _figures(self) -> pd.DataFrame:
+        places = [(record.result.seed, record.cell) for record in self.compared]
+        index = pd.MultiIndex.from_arrays(list(zip(*places, strict=True)) or [[], []])
+        return pd.DataFrame([_figures(record.result) for record in self.compared], index=index, dtype=float)
+
+    def values(self, metric: str) -> pd.DataFrame:
+        """A figure of the compared runs: a row a seed, a column a cell, NaN where there is none."""
+        if metric not in self._figures:
+            return pd.DataFrame(index=list(self.seeds), columns=list(self.cells), dtype=float)
+        return self._figures[metric].unstack().reindex(index=list(self.seeds), columns=list(self.cells))
+
+    def grounds(self, metric: str) -> pd.DataFrame:
+        """The conditions under which each figure was had, as numbers: figures of one number can be compared.
+
+        A row a seed, a column a cell.
+        """
+        family = metric.partition(".")[0]
+        kinds: dict[Any, int] = {}
+        rows: dict[tuple[int, str], int] = {}
+        for record in self.compared:
+            ground: tuple[Any, ...] = ()
+            if family != "model":
+                ground = (*self.conditions[record.cell].items(), record.hardware if family in CLOCKED else "")
+            rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
+        index = pd.MultiIndex.from_arrays(list(zip(*rows, strict=True)) or [[], []])
+        series = pd.Series(list(rows.values()), index=index, dtype=float)
+        return series.unstack().reindex(index=list(self.seeds), columns=list(self.cells))
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Mapping[str, str]]:
+        """Cell → what it was trained and tested on and how long, what the sweep was asked to vary left out."""
+        return _conditions(self)
+
+    @cached_property
+    def hardware(self) -> tuple[str, ...]:
+        """What the compared runs were timed on."""
+        return tuple(dict.fromkeys(record.hardware for record in self.compared))
+
+    def of(self, cell: str) -> list[Record]:
+        """The compared runs of a cell, by seed."""
+        return sorted((record for record in self.compared if record.cell == cell), key=lambda one: one.result.seed)
+
+    def label(self, cell: str) -> str:
+        """A cell by what sets it apart: encoder and decoder, then its levels of the other factors that vary."""
+        record = next(record for record in self.records if record.cell == cell)
+        words = [f"{record.result.encoder}-{record.result.decoder}"]
+        own = zip(self.factors, self.levels[cell], strict=True)
+        words += [f"{factor} {level}" for factor, level in own if factor not in ("encoder", "decoder")]
+        label = ", ".join(words)
+        others = [other for other in self.cells if other != cell and self.levels[other] == self.levels[cell]]
+        return cell if others else label
+
+
+def gather(folders: Sequence[Path]) -> Study:
+    """The study that the runs under these folders make.
+
+    A folder is a sweep's (`outputs/<name>`), a cell's or a run's. A run that cannot be read, failed, or does not belong
+    with the others leaves a hole or a note, never an error.
+
+    Raises:
+        ValueError: if a folder does not exist or there is no run in any of them.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        found += [path for path in run_folders(folder.absolute()) if path not in found]
+    if not found:
+        raise ValueError(
+            f"there are no runs under {' and '.join(map(str, folders))}; a run is a folder "
+            "<name>/<cell>/seed-<n>, so name a folder such as outputs/<name>"
+        )
+    records, holes = _read(found)
+    records = _named_apart(_in_order(records, found))
+    compared, odd_ones = _alike(records)
+    compared, twice = _once(compared)
+    holes += [Hole(record.label, record.result.error or "failed") for record in records if not record.result.finished]
+    holes += [
+        Hole(record.label, "finished, but test.total is not a finite number")
+        for record in compared
+        if record.result.test.total is None
+    ]
+    holes += _missing(records, [hole.run for hole in holes])
+    factors, levels = _factors(records)
+    study = Study(
+        tuple(folders), tuple(records), tuple(compared), factors, levels, tuple(holes), tuple(odd_ones + twice)
+    )
+    return replace(study, notes=(*study.notes, *_comparability(study)))
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The run folders at or under a folder."""
+    if folder.name.startswith("seed-"):
+        yield folder
+        return
+    for path, subfolders, _ in os.walk(folder):
+        subfolders.sort()
+        runs = [name for name in subfolders if name.startswith("seed-")]
+        yield from sorted((Path(path, name) for name in runs), key=lambda run: (len(run.name), run.name))
+        subfolders[:] = [name for name in subfolders if name not in runs and not name.startswith(".")]
+
+
+def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
+    records: list[Record] = []
+    holes = []
+    configs: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for folder in found:
+        result = read_result(folder)
+        if result is None:
+            there = (folder / RESULT).exists()
+            reason = f"{RESULT} is damaged" if there else f"has no {RESULT}: it did not end"
+            holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
+            continue
+        key = (result.cell, result.config_sha256)
+        if key not in configs:  # the same for every seed of a cell, and slow to read
+            configs[key] = _flat_config(folder)
+        records.append(Record(folder, result, result.cell, configs[key]))
+    return records, holes
+
+
+def _flat_config(folder: Path) -> dict[str, Any]:
+    config = read_config(folder)
+    return flatten(config) if config else {}
+
+
+def _in_order(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
+    sweeps = list(dict.fromkeys(folder.parent.parent for folder in found))
+
+    def key(record: Record) -> tuple[Any, ...]:
+        result = record.result
+        place = float("inf") if result.position is None else result.position
+        others = (result.encoder != BASELINE, result.decoder != BASELINE, result.encoder, result.decoder, result.cell)
+        return (sweeps.index(record.folder.parent.parent), place, *others, result.seed)
+
+    in_order = sorted(records, key=key)
+    cells = list(dict.fromkeys(record.cell for record in in_order))
+    return sorted(in_order, key=lambda record: (cells.index(record.cell), record.result.seed))
+
+
+def _named_apart(records: Sequence[Record]) -> list[Record]:
+    """Cells of one name and several configurations, in several sweeps, under the names of both."""
+    configurations: dict[str, set[str]] = defaultdict(set)
+    sweeps: dict[tuple[str, str], str] = {}
+    for record in records:
+        configurations[record.cell].add(record.result.config_sha256)
+        sweeps.setdefault((record.cell, record.result.config_sha256), record.sweep)
+    named = []
+    for record in records:
+        owners = {sweeps[record.cell, sha] for sha in configurations[record.cell]}
+        cell = f"{record.cell}@{record.sweep}" if len(owners) > 1 else record.cell
+        named.append(Record(record.folder, record.result, cell, record.config))
+    return named
+
+
+def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The finished runs that share their cell's configuration and epochs, and a sentence about each other run."""
+    groups: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
+    first: dict[tuple[str, tuple[str, int | None]], Record] = {}
+    finished = [record for record in records if record.result.finished]
+    for record in finished:
+        groups[record.cell][_kind(record)] += 1
+        first.setdefault((record.cell, _kind(record)), record)
+    alike, odd_ones = [], []
+    for record in finished:
+        usual, _ = groups[record.cell].most_common(1)[0]
+        if _kind(record) == usual:
+            alike.append(record)
+            continue
+        other = first[record.cell, usual]
+        differing = _differences(_flat_config(record.folder), other.config) or [
+            f"{record.epochs} epochs, not {other.epochs}"
+            if record.epochs != other.epochs
+            else "another checksum of its configuration"
+        ]
+        odd_ones.append(
+            f"{record.label} is left out: it differs from the other runs of its cell ({'; '.join(differing)})."
+        )
+    return alike, odd_ones
+
+
+def _kind(record: Record) -> tuple[str, int | None]:
+    timed = record.config.get("trainer.max_time") is not None  # then the epochs are the machine's affair
+    return (record.result.config_sha256, None if timed else record.epochs)
+
+
+def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in usual if key in own and own[key] != usual[key] and key not in ("seed", "name")]
+    return [f"{key} is {own[key]}, not {usual[key]}" for key in keys[:3]]
+
+
+def _once(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """A cell has each seed once; the same run in a second sweep adds nothing."""
+    kept: dict[tuple[str, int], Record] = {}
+    notes = []
+    for record in records:
+        earlier = kept.setdefault((record.cell, record.result.seed), record)
+        if earlier is not record:
+            notes.append(f"{record.label} is in {earlier.sweep} and in {record.sweep}; the former is used.")
+    return list(kept.values()), notes
+
+
+def _missing(records: Sequence[Record], told: Sequence[str]) -> list[Hole]:
+    """Seeds that other cells have and a cell has not."""
+    seeds = {record.result.seed for record in records}
+    present = {record.label for record in records} | set(told)
+    cells = dict.fromkeys(record.cell for record in records)
+    wanted = [f"{cell}/seed-{seed}" for cell in cells for seed in sorted(seeds)]
+    return [Hole(run, "missing: other cells have this seed") for run in wanted if run not in present]
+
+
+def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    given = {record.cell: identifying(record.result.overrides) for record in records}
+    keys = ["encoder", "decoder", *dict.fromkeys(key for one in given.values() for key in one)]
+    cells: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.cell not in cells:
+            sides = {"encoder": record.result.encoder, "decoder": record.result.decoder}
+            others = {
+                key: _level(given[record.cell].get(key, record.config.get(key, "default")))
+                for key in keys
+                if key not in sides
+            }
+            cells[record.cell] = sides | others
+    levels = {key: tuple(dict.fromkeys(cell[key] for cell in cells.values())) for key in keys}
+    varying = {key: values for key, values in levels.items() if len(values) > 1}
+    return varying, {cell: tuple(own[key] for key in varying) for cell, own in cells.items()}
+
+
+def _level(value: Any) -> str:
+    """A level as text: 0.010 and 1e-2 are one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _conditions(study: Study) -> dict[str, dict[str, str]]:
+    """What each cell was trained and tested on and how long, what the sweep was asked to vary left out."""
+    asked = set(study.factors) & {"trainer", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}
+    conditions: dict[str, dict[str, str]] = {}
+    for record in study.compared:
+        if record.cell in conditions:
+            continue
+        own = {key: str(value) for key, value in record.config.items() if _condition(key, study.factors)}
+        if not asked and "trainer.max_time" not in record.config:
+            own["epochs trained"] = str(record.epochs)
+        conditions[record.cell] = own
+    known = next((own for own in conditions.values() if len(own) > 1), {})
+    # Where the file is missing the conditions are taken to be the others'.
+    return {cell: own if len(own) > 1 else known | own for cell, own in conditions.items()}
+
+
+def _condition(key: str, swept: Iterable[str]) -> bool:
+    def within(outer: str) -> bool:
+        return key == outer or key.startswith((f"{outer}.", f"{outer}["))
+
+    if any(map(within, _NO_CONDITION)):
+        return False
+    if any(map(within, _TEST_IMAGES)):
+        return True
+    return any(map(within, _CONDITIONS)) and not any(map(within, swept))
+
+
+def _comparability(study: Study) -> Iterator[str]:
+    yield from _different_conditions(study)
+    if len(study.hardware) > 1:
+        where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)
+        yield f"Times and memory are compared on the same hardware only ({where})."
+    for part in ("torch", "lightning", "python"):
+        versions = list(dict.fromkeys(getattr(record.result.environment, part) for record in study.compared))
+        if len(versions) > 1:
+            yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
+    bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
+    if bare:
+        yield f"{CONFIG} is missing for {', '.join(bare)}: that the conditions were the same could not be checked."
+
+
+def _runs_on(study: Study, hardware: str) -> str:
+    count = sum(record.hardware == hardware for record in study.compared)
+    return f"{count} run{'s' if count > 1 else ''}"
+
+
+def _different_conditions(study: Study) -> Iterator[str]:
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for cell, condition in study.conditions.items():
+        groups[tuple(condition.items())].append(cell)
+    if len(groups) < 2:
+        return
+    known = [dict(condition) for condition in groups]
+    keys = dict.fromkeys(key for one in known for key in one)
+    differing = [key for key in keys if len({one.get(key) for one in known}) > 1]
+    told = "; ".join(
+        f"{', '.join(cells)}: " + ", ".join(f"{key} {one.get(key, 'unknown')}" for key in differing[:3])
+        for one, cells in zip(known, groups.values(), strict=True)
+    )
+    yield f"Losses and times are not compared across different conditions ({told})."
+
+
+def _row(record: Record) -> dict[str, Any]:
+    result = record.result
+    row: dict[str, Any] = {
+        "name": record.sweep,
+        "cell": record.cell,
+        "encoder": result.encoder,
+        "decoder": result.decoder,
+        "seed": result.seed,
+        "status": result.status,
+        "error": result.error,
+        "overrides": " ".join(result.overrides),
+        "config_sha256": result.config_sha256,
+        "epochs": record.epochs,
+    }
+    row |= _figures(result)
+    return row | {f"environment.{key}": value for key, value in result.environment.model_dump().items()}
+
+
+def _figures(result: Result) -> dict[str, float | None]:
+    """The numbers of a result by their dotted names, None for those that are null or not finite."""
+    figures: dict[str, float | None] = {}
+    for family in FAMILIES:
+        for key, value in flatten(getattr(result, family).model_dump(), family).items():
+            if value is None or (type(value) in (int, float) and "[" not in key):
+                figures[key] = value if value is not None and math.isfinite(value) else None
+    return figures
