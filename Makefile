@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSERS := chromium chromium-browser google-chrome
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test check format tensorboard clean
+.PHONY: help setup grid test check format browser tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -30,6 +32,12 @@ check: $(STAMP) ## lint, formatting and types
 	@$(RUN)/ruff check
 	@$(RUN)/ruff format --check
 	@$(RUN)/mypy
+
+browser: $(STAMP) ## install Chromium, in which the tests open the HTML report
+	@for name in $(BROWSERS); do command -v $$name > /dev/null && exit 0; done; \
+	if grep -qx 'ID=debian' /etc/os-release 2> /dev/null; then \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends chromium; \
+	else $(RUN)/playwright install --with-deps chromium; fi
 
 format: $(STAMP) ## put the code into its format
 	@$(RUN)/ruff check --fix

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import write_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("trainer=debug", "latent.dim=4", "trainer.threads=1")
@@ -57,6 +58,11 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
         assert (tmp_path / "outputs" / "grid" / folder / ".hydra" / "config.yaml").exists()
     assert "4/4  encdec-encdec" in first.stdout
     assert "Files: outputs/grid" in first.stdout
+    assert "Report: outputs/grid/report/report.html" in first.stdout
+    assert "No difference can be called real with one seed" in " ".join(first.stdout.split())
+    assert [result["position"] for result in found.values()] == [4, 3, 2, 1]
+    page = (tmp_path / "outputs/grid/report/report.html").read_text()
+    assert all(folder.partition("/")[0] in page for folder in found)
 
     again = train(*words, torch=False)
     assert again.returncode == 0, again.stderr
@@ -73,6 +79,44 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
     conflict = train(*words)
     assert conflict.returncode == 1
     assert "holds a finished run of another configuration (objective.beta was 0.02, is 0.01)" in conflict.stderr
+
+
+def test_a_named_study_needs_no_flag_and_may_be_changed(train: Train, tmp_path: Path) -> None:
+    done = train("experiment=five_seeds", "encoder=vanilla", "seed=3,4", *SMALL)
+    assert done.returncode == 0, done.stderr
+    suffix = "__latent.dim-4__trainer-debug__trainer.threads-1"
+    assert list(results_under(tmp_path / "outputs/five_seeds")) == [
+        f"vanilla-{decoder}{suffix}/seed-{seed}" for decoder in ("encdec", "vanilla") for seed in (3, 4)
+    ]
+
+
+def test_what_an_experiment_sets_makes_a_cell_and_its_name_does_not(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "my_conf/experiment").mkdir(parents=True)
+    (tmp_path / "my_conf/experiment/mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /encoder: encdec}, {override /trainer: debug}]\n"
+        "name: my_study\n"
+        "latent: {dim: 4}\n"
+        "trainer: {threads: 1}\n"
+    )
+    done = train("--config-dir", "my_conf", "experiment=mine", "latent.dim=5")
+    assert done.returncode == 0, done.stderr
+    (folder,) = results_under(tmp_path / "outputs/my_study")
+    assert folder == "encdec-vanilla__latent.dim-5__trainer-debug__trainer.threads-1/seed-0"
+
+
+def test_a_report_is_written_again_by_its_own_command(train: Train, tmp_path: Path) -> None:
+    write_run(tmp_path / "outputs/x")
+    script = [sys.executable, str(ROOT / "scripts/report.py")]
+    done = subprocess.run([*script, "outputs/x"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Report: outputs/x/report/report.html" in done.stdout
+    assert (tmp_path / "outputs/x/report/report.html").is_file()
+    for words, told in ((["outputs/y"], "there is no folder outputs/y"), (["outputs/x/report"], "there are no runs")):
+        wrong = subprocess.run([*script, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert wrong.returncode == 1
+        assert told in wrong.stderr
+        assert "Traceback" not in wrong.stderr
 
 
 def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) -> None:

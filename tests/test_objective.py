@@ -5,7 +5,7 @@ import torch
 
 from vae_lab.latent import Posterior
 from vae_lab.objective import TERMS, mse_kl
-from vae_lab.report import PUBLISHED
+from vae_lab.report.tables import PUBLISHED
 from vae_lab.vae import Output
 
 

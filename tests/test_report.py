@@ -1,48 +1,356 @@
-"""The table in the terminal."""
+"""The report: its files, tables and sentences, and what it says in the terminal."""
 
+import csv
 import io
+import json
+import re
+from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
-from test_results import result
+from runs import write_grid, write_run
 
 from vae_lab import report
-from vae_lab.results import Losses, Result, Timing
+from vae_lab.report import tables
+from vae_lab.report.findings import add_seeds, findings
+from vae_lab.results.study import gather
+from vae_lab.statistics import analyse
+
+GRID = ("vanilla-vanilla", "vanilla-encdec", "encdec-vanilla", "encdec-encdec")
 
 
-def shown(*found: Result, width: int = 80) -> str:
+def found(folder: Path) -> list[str]:
+    study = gather([folder])
+    return findings(study, analyse(study))
+
+
+def table(folder: Path, title: str) -> tables.Table:
+    study = gather([folder])
+    return next(table for table in tables.tables(study, analyse(study)) if table.title == title)
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+# --- Files -------------------------------------------------------------------------------------------------
+
+
+def test_a_report_leaves_the_files_that_are_promised(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=3, effect=5e-4)
+    written = report.write([tmp_path / "x"])
+    folder = tmp_path / "x/report"
+    assert written.folder == folder
+    pictures = {"comparison", "predictions", "samples", "cost", "heatmap"}
+    pictures |= {f"{cell}_{kind}" for cell in GRID for kind in ("history", "predictions")}
+    assert {path.name for path in folder.iterdir()} == {
+        "report.md", "report.html", "results.csv", "statistics.json",
+        *(f"{name}.{kind}" for name in pictures for kind in ("png", "svg")),
+    }  # fmt: skip
+
+    with open(folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert [row["cell"] for row in rows[::3]] == list(GRID)
+    assert (rows[0]["model.parameters"], rows[0]["timing.train_seconds"]) == ("7070", "7")
+    assert float(rows[0]["test.total"]) == pytest.approx(0.016, rel=0.05)
+
+    loaded = json.loads((folder / "statistics.json").read_text(), parse_constant=no_constant)
+    assert loaded["schema"] == 1
+    metric = loaded["metrics"]["test.total"]
+    assert list(metric["cells"]) == list(GRID)
+    assert set(metric["cells"]["vanilla-vanilla"]) == {"n", "mean", "sd", "low", "high"}
+    assert set(metric["pairs"][0]) == {
+        "a", "b", "n", "difference", "low", "high", "p", "p_adjusted", "different",
+    }  # fmt: skip
+    assert [(effect["factor"], effect["from"], effect["to"]) for effect in metric["effects"]] == [
+        ("encoder", "vanilla", "encdec"),
+        ("decoder", "vanilla", "encdec"),
+        ("encoder:decoder", "vanilla-vanilla", "encdec-encdec"),
+    ]
+    markdown = (folder / "report.md").read_text()
+    for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown):
+        assert (folder / name).is_file()
+    for cell in GRID:
+        assert f"| {cell} |" in markdown
+    for sentence in written.findings:
+        assert f"- {sentence}" in markdown
+
+
+def test_an_earlier_reports_pictures_of_cells_that_are_gone_go_too(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x", "encdec")
+    write_run(tmp_path / "x")
+    report.write([tmp_path / "x"])
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    (tmp_path / "x/report/notes.txt").touch()
+    report.write([tmp_path / "x"])
+    names = {path.name for path in (tmp_path / "x/report").iterdir()}
+    assert "encdec-vanilla_history.png" not in names
+    assert {"vanilla-vanilla_history.png", "notes.txt"} <= names
+
+
+def test_several_sweeps_have_a_report_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    write_run(tmp_path / "y", "encdec")
+    written = report.write([tmp_path / "x", tmp_path / "y"])
+    assert written.folder == tmp_path / "x+y/report"
+    assert written.study.cells == ("vanilla-vanilla", "encdec-vanilla")
+    assert report.write([tmp_path / "x"], tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
+
+
+def test_of_many_cells_the_first_and_the_best_are_pictured_unless_all_are_asked_for(tmp_path: Path) -> None:
+    for number in range(14):
+        write_run(tmp_path / "x", f"e{number:02}", total=0.02 - 0.0001 * number, pictures=False)
+    written = report.write([tmp_path / "x"])
+    pictured = {path.name.partition("-")[0] for path in written.folder.glob("*_history.png")}
+    assert pictured == {"e00", *(f"e{number:02}" for number in range(3, 14))}
+    assert "Pictures are of 12 of the 14 cells" in (written.folder / "report.md").read_text()
+    written = report.write([tmp_path / "x"], all_pictures=True)
+    assert len(list(written.folder.glob("*_history.png"))) == 14
+
+
+def harmed(sweep: Path) -> None:
+    """A sweep in which all that may go wrong has."""
+    write_grid(sweep, seeds=3)
+    truncated = sweep / "vanilla-encdec/seed-1/result.json"
+    truncated.write_text(truncated.read_text()[:99])
+    nan = sweep / "encdec-vanilla/seed-0/result.json"
+    loaded = json.loads(nan.read_text())
+    loaded["test"]["total"] = float("nan")
+    nan.write_text(json.dumps(loaded))
+    (sweep / "vanilla-encdec/seed-0/history.csv").write_text("epoch\n")
+    (sweep / "vanilla-encdec/seed-0/pictures.npz").write_text("junk")
+    write_run(sweep, "encdec", "vanilla", 7, None, status="failed", error="OSError: a | b <script>alert(1)</script>")
+    write_run(sweep, "encdec", "encdec", 8, device="Processor B")
+    write_run(sweep, "vanilla", "vanilla", 9, epochs=5, config={"trainer.max_epochs": 5}, config_sha256="0" * 64)
+
+
+def test_a_harmed_sweep_still_has_its_report_with_the_holes(tmp_path: Path) -> None:
+    harmed(tmp_path / "x")
+    written = report.write([tmp_path / "x"])
+    loaded = json.loads((written.folder / "statistics.json").read_text(), parse_constant=no_constant)
+    assert loaded["metrics"]["timing.train_seconds"]["cells"]["encdec-encdec"]["mean"] is None
+    for name in ("report.md", "report.html"):
+        text = (written.folder / name).read_text()
+        for told in (
+            "result.json is damaged",
+            "test.total is not a finite number",
+            "vanilla-vanilla/seed-9 is left out",
+            "Processor B",
+            "their times are not ranked",
+        ):
+            assert told in text, (name, told)
+    assert "<script>alert" not in (written.folder / "report.html").read_text()
+    assert r"OSError: a \| b" in (written.folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("status", ["failed", None])
+def test_a_sweep_in_which_nothing_finished_has_a_report(tmp_path: Path, status: str | None) -> None:
+    folder = write_run(tmp_path / "x", total=None, status="failed", error="OSError: no", pictures=False)
+    if status is None:
+        (folder / "result.json").unlink()
+    written = report.write([tmp_path / "x"])
+    assert written.findings == ["No run has a test total: there is nothing to compare."]
+    assert "vanilla-vanilla/seed-0" in (written.folder / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    page = (report.write([tmp_path / "x"]).folder / "report.html").read_text()
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links), links
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+# --- Tables ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_value_is_marked_where_it_differs_from_all_others(tmp_path: Path) -> None:
+    for seed in range(5):
+        for encoder, total in (("vanilla", 0.016), ("encdec", 0.017), ("third", 0.018)):
+            write_run(tmp_path / "x", encoder, seed=seed, total=total + 1e-5 * ((seed * 7 + len(encoder)) % 5))
+    losses = table(tmp_path / "x", "Losses")
+    place = losses.columns.index("test total")
+    assert [row[place].best for row in losses.rows] == [True, False, False]
+    assert not any(row[losses.columns.index("test KL")].best for row in losses.rows)  # less is not better
+
+
+def test_nothing_is_marked_with_one_seed_or_without_a_difference(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "one", "encdec", total=0.5)
+    write_grid(tmp_path / "equal", seeds=3)
+    for name in ("one", "equal"):
+        losses = table(tmp_path / name, "Losses")
+        assert not any(entry.best for row in losses.rows for entry in row)
+    assert "no difference can be called real" in table(tmp_path / "one", "Losses").note
+
+
+def test_figures_have_the_digits_of_their_interval() -> None:
+    def cell(mean: float, reach: float) -> Any:
+        return tables.Cell(3, mean, reach, mean - reach, mean + reach)
+
+    assert tables.figure("test.total", cell(0.0161234, 0.00007)) == "0.01612 ± 0.00007"
+    assert tables.figure("test.total", cell(0.0161234, 0.000018)) == "0.016123 ± 0.000018"
+    assert tables.figure("timing.train_seconds", cell(10.21, 0.9)) == "10.2 ± 0.9"
+    assert tables.figure("model.parameters", tables.Cell(3, 1223713, 0, 1223713, 1223713)) == "1,223,713"
+    assert tables.figure("test.total", tables.Cell(1, 0.0161234, None, None, None)) == "0.0161"
+    assert tables.figure("test.total", None) == "—"
+
+
+def test_published_figures_stand_beside_those_of_the_default_grid_only(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=1)
+    rows = table(tmp_path / "x", "Beside the published figures").rows
+    assert [entry.text for entry in rows[1]][5:] == ["0.4082", "0.0163", "0.0204", "28.15"]
+    write_run(tmp_path / "y", overrides=("latent.dim=64",))
+    study = gather([tmp_path / "y"])
+    assert "Beside the published figures" not in [one.title for one in tables.tables(study, analyse(study))]
+
+
+def test_further_metrics_have_a_table_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", test={"total": 0.1, "elbo": 812.34, "a_new_one": 3})
+    held_out = table(tmp_path / "x", "Held-out quality")
+    assert held_out.columns == ("encoder-decoder", "runs", "ELBO, nats", "a_new_one")
+    assert [entry.text for entry in held_out.rows[0]] == ["vanilla-vanilla", "1", "812.3", "3.0000"]
+
+
+# --- Findings ----------------------------------------------------------------------------------------------
+
+
+def test_a_real_difference_is_called_one_with_its_interval(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=5, effect=1e-3, noise=1e-5)
+    sentences = found(tmp_path / "x")
+    assert 3 <= len(sentences) <= 6
+    best = sentences[0]
+    assert re.match(r"vanilla-(vanilla|encdec) has the lowest test total, 0\.01[56]\d+ ± 0\.0000\d+ over 5 seeds", best)
+    assert "cannot be told apart from vanilla-" in best  # the decoder does nothing
+    encoder = next(sentence for sentence in sentences if "encdec encoder" in sentence)
+    assert re.search(r"by \+0\.000999 \(95 % interval \+0\.000983 to \+0\.001014\)", encoder)
+
+
+def test_equal_cells_are_not_told_apart(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=4)
+    sentences = found(tmp_path / "x")
+    assert "cannot be told apart from" in sentences[0]
+    assert not any("differs from every" in sentence for sentence in sentences)
+
+
+def test_a_copy_under_another_name_gives_the_same_results(tmp_path: Path) -> None:
+    for seed in range(3):
+        for encoder in ("vanilla", "copy"):
+            write_run(tmp_path / "x", encoder, seed=seed, total=0.016 + 1e-4 * seed)
+    study = gather([tmp_path / "x"])
+    (pair,) = analyse(study)["test.total"].pairs
+    assert (pair.difference, pair.p) == (0, 1)
+    sentences = found(tmp_path / "x")
+    assert "copy-vanilla is the same in every seed" in sentences[0]
+    assert any("the two give the same results" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdict"),
+    [
+        (1e-3, "worse; it is also the simpler one"),
+        (-1e-3, "better, at no more cost"),
+        (0.0, "neither better nor worse"),
+    ],
+)
+def test_whether_a_half_pays(tmp_path: Path, effect: float, verdict: str) -> None:
+    write_grid(tmp_path / "x", seeds=5, effect=effect, noise=2e-5)  # here the encdec encoder is the smaller one
+    assert verdict in next(sentence for sentence in found(tmp_path / "x") if "encdec encoder" in sentence)
+
+
+def test_a_dearer_half_that_is_worse_does_not_pay(tmp_path: Path) -> None:
+    for seed in range(5):
+        for encoder, total in (("vanilla", 0.016), ("very_large_one", 0.017)):
+            write_run(tmp_path / "x", encoder, seed=seed, total=total + 1e-5 * ((3 * seed + len(encoder)) % 5))
+    sentence = next(sentence for sentence in found(tmp_path / "x") if "very_large_one encoder" in sentence)
+    assert "the more complex one does not pay" in sentence
+    assert "+7,000 parameters" in sentence
+
+
+def test_with_one_seed_nothing_is_real_and_the_command_adds_seeds(tmp_path: Path) -> None:
+    write_run(tmp_path / "my study", overrides=("+trainer.gradient_clip_val=1.0", "latent.dim=64"))
+    write_run(tmp_path / "my study", "encdec", overrides=("+trainer.gradient_clip_val=1.0", "latent.dim=64"))
+    sentences = found(tmp_path / "my study")
+    assert "No difference can be called real with one seed" in sentences[0]
+    assert sentences[1].endswith(
+        "`python train.py -m encoder=vanilla,encdec decoder=vanilla +trainer.gradient_clip_val=1.0 latent.dim=64 "
+        "seed=0,1,2,3,4 'name=my study'`"
+    )
+    assert not any("shown" in sentence or "differs from every" in sentence for sentence in sentences)
+
+
+def test_the_command_sweeps_what_was_swept(tmp_path: Path) -> None:
+    for lr in ("0.001", "0.01"):
+        write_run(tmp_path / "x", overrides=(f"optimizer.lr={lr}",))
+    assert add_seeds(gather([tmp_path / "x"]), [3, 4]) == (
+        "python train.py -m encoder=vanilla decoder=vanilla optimizer.lr=0.001,0.01 seed=3,4 name=x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("swap", "words"),
+    [(0.0, "survives: it is the same at optimizer.lr 0.001 and 0.01"), (2e-3, "does not survive at optimizer.lr")],
+)
+def test_whether_the_order_survives_another_learning_rate(tmp_path: Path, swap: float, words: str) -> None:
+    for seed in range(5):
+        for encoder, more in (("vanilla", 0.0), ("encdec", 1e-3)):
+            for lr, at_this in (("0.001", 0.0), ("0.01", -swap)):
+                total = 0.016 + (more + at_this if encoder == "encdec" else 0) + 1e-5 * ((3 * seed + len(encoder)) % 5)
+                write_run(tmp_path / "x", encoder, seed=seed, total=total, overrides=(f"optimizer.lr={lr}",))
+    sentences = found(tmp_path / "x")
+    assert any(words in sentence for sentence in sentences), sentences
+    assert any(sentence.startswith("Each at the optimizer.lr of its lowest validation total") for sentence in sentences)
+
+
+def test_cells_of_other_conditions_are_not_ranked(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / "x", seed=seed)
+        write_run(tmp_path / "x", "encdec", seed=seed, config={"data.num_train": 1000}, config_sha256="0" * 64)
+    sentences = found(tmp_path / "x")
+    assert "none is called the best" in sentences[0]
+    assert not any("lowest" in sentence or "fastest" in sentence for sentence in sentences)
+
+
+# --- Terminal ----------------------------------------------------------------------------------------------
+
+
+def shown(folder: Path, width: int = 80) -> list[list[str]]:
+    study = gather([folder])
     console = Console(file=io.StringIO(), width=width)
-    console.print(report.summary(found))
+    console.print(report.summary(study, analyse(study) if study.compared else {}))
     text: str = console.file.getvalue()
-    return text
+    return [line.split() for line in text.splitlines()]
 
 
-def of(cell: str, total: float, seconds: float = 9.0, **more: object) -> Result:
-    losses = Losses(total=total, reconstruction=total / 2, kl=total * 10)
-    return result(cell=cell, train=losses, timing=Timing(train_seconds=seconds), **more)
+def test_published_figures_stand_beside_ours_in_80_columns(tmp_path: Path) -> None:
+    for cell in tables.PUBLISHED:
+        write_run(tmp_path / "x", *cell.split("-"), total=0.0151)
+    lines = shown(tmp_path / "x")
+    for cell, row in tables.PUBLISHED.items():
+        published = [f"{row.kl:.4f}", f"{row.reconstruction:.4f}", f"{row.total:.4f}", f"{row.seconds:.2f}"]
+        assert [cell, "0.3775", "0.0113", "0.0151", "7.00", *published] in lines
 
 
-def test_published_figures_stand_beside_ours_in_80_columns() -> None:
-    text = shown(*(of(cell, 0.0151) for cell in report.PUBLISHED))
-    for cell, row in report.PUBLISHED.items():
-        (line,) = [line for line in text.splitlines() if line.strip().startswith(cell)]
-        assert line.split() == [
-            cell, "0.1510", "0.0076", "0.0151", "9.00",
-            f"{row.kl:.4f}", f"{row.reconstruction:.4f}", f"{row.total:.4f}", f"{row.seconds:.2f}",
-        ]  # fmt: skip
+def test_seeds_are_averaged_with_the_interval_of_the_test_total_in_80_columns(tmp_path: Path) -> None:
+    for seed, total in enumerate((0.02, 0.03, 0.04)):
+        write_run(tmp_path / "x", seed=seed, total=total)
+    lines = shown(tmp_path / "x")
+    assert ["vanilla-vanilla", "0.7500", "0.0225", "0.0300", "7.00", "0.030", "±", "0.025", "0.0190"] in lines
 
 
-def test_seeds_are_averaged_and_counted() -> None:
-    text = shown(of("vanilla-mine", 0.02), of("vanilla-mine", 0.04), width=100)
-    assert "means over 2 seeds" in text
-    assert ["vanilla-mine", "0.3000", "0.0150", "0.0300", "9.00"] in [line.split() for line in text.splitlines()]
-
-
-def test_a_failed_run_leaves_a_hole() -> None:
-    failed = result(cell="vanilla-mine", status="failed", error="OSError: no")
-    assert ["vanilla-mine", "—", "—", "—", "—"] in [line.split() for line in shown(failed).splitlines()]
-    text = shown(failed, of("vanilla-mine", 0.02), width=100)
-    assert ["vanilla-mine", "0.2000", "0.0100", "0.0200", "9.00"] in [line.split() for line in text.splitlines()]
-    assert "(1 of 2 seeds)" in text
+def test_a_failed_run_leaves_a_hole(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", "mine", total=None, status="failed", error="OSError: no", pictures=False)
+    assert ["mine-vanilla", "—", "—", "—", "—"] in shown(tmp_path / "x")
+    write_run(tmp_path / "x", "mine", seed=1, total=0.02)
+    write_run(tmp_path / "x", "mine", seed=2, total=0.02)
+    write_run(tmp_path / "x", "vanilla", seed=0, total=0.02)
+    assert ["(2", "of", "3", "seeds)"] in shown(tmp_path / "x")
 
 
 def test_brackets_in_an_error_are_no_markup() -> None:
@@ -50,7 +358,3 @@ def test_brackets_in_an_error_are_no_markup() -> None:
     console.print(report.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
     assert "[/tmp/x] [enforce fail]" in console.file.getvalue()
     assert "outputs/[x]" in console.file.getvalue()
-
-
-def test_published_figures_are_left_out_of_other_sweeps() -> None:
-    assert "publ." not in shown(of("mine-mine", 0.02))

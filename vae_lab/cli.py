@@ -1,5 +1,6 @@
 """The commands. torch is imported only once the configuration is known to be good."""
 
+import argparse
 import io
 import logging
 import os
@@ -20,6 +21,9 @@ vae-lab, version {version}: compare variational autoencoders
 
   vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
   vae-lab train --help        the parts and values to choose from
+  vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
+
+`vae-lab COMMAND --help` says more about each.
 """
 
 
@@ -29,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table is worth more than its lines
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command == "train":
-        train(rest)
+    if command in COMMANDS:
+        COMMANDS[command](rest)
     elif command in ("--help", "-h", "help"):
         print(USAGE.format(version=__version__), end="")
     elif command == "--version":
@@ -107,3 +111,23 @@ def job(composed: DictConfig) -> float | None:
     else:
         log.error("%s: failed, %s", label, result.error)
     return result.val.total
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of runs that are there."""
+    parser = argparse.ArgumentParser(
+        prog="vae-lab report",
+        description="Write the report of one sweep, or of several together, from the files that their runs left.",
+        epilog="example: vae-lab report outputs/five_seeds",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="outputs/<name>, or a cell's or run's")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes (default: outputs/<name>/report)")
+    parser.add_argument(
+        "--all-pictures", action="store_true", help="figures for every cell, not only for the first twelve"
+    )
+    given = parser.parse_args(arguments)
+    if not sweep.show_report(given.folders, given.out, all_pictures=given.all_pictures):
+        raise SystemExit(1)
+
+
+COMMANDS = {"train": train, "report": report}

@@ -16,9 +16,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from vae_lab import report, results
+from vae_lab import results
 from vae_lab.config import SWEEP_RUNS, Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
+
+MOST_HOLES = 10
+"""Missing runs that are told in the terminal; the report has them all."""
 
 
 class SweepCallback(Callback):
@@ -63,13 +68,43 @@ class SweepCallback(Callback):
                 for run, result in found
                 if result is None or not result.finished
             ]
-            console = Console()
-            console.print(report.summary([result for _, result in found if result is not None]))
-            for folder in sorted({told(run.directory.parents[1]) for run in self.runs}):
-                console.print(f"Files: {folder}", soft_wrap=True, highlight=False, markup=False)
+            report_written = show_report(sorted({run.directory.parents[1] for run in self.runs}))
             if failed:
-                console.print(report.failures(failed))
+                from vae_lab import report
+
+                Console().print(report.failures(failed))
+            if failed or not report_written:
                 raise SystemExit(1)
+
+
+def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
+    """Write the report of the runs under these folders and show what it found; False if that could not be done."""
+    from vae_lab import report  # pandas, scipy and matplotlib take seconds
+
+    try:
+        written = report.write(folders, out, all_pictures=all_pictures)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"No report: {error}", soft_wrap=True, highlight=False, markup=False)
+        return False
+    console = Console()
+    console.print(report.summary(written.study, written.statistics))
+    missing = [f"{hole.run}: {hole.reason}" for hole in written.study.holes]
+    if len(missing) > MOST_HOLES:
+        missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
+    for sign, sentences, style in (("•", written.findings, ""), ("!", [*missing, *written.study.notes], "yellow")):
+        for sentence in sentences:
+            if "`" in sentence:  # a command, to be copied in one piece
+                console.print(f"{sign} {sentence.replace('`', '')}", soft_wrap=True, highlight=False, markup=False)
+                continue
+            hanging = Table.grid(padding=(0, 1, 0, 0))
+            hanging.add_row(Text(sign, style), Text(sentence, style))
+            console.print(hanging)
+    console.print()
+    for folder in folders:
+        console.print(f"Files: {told(folder)}", soft_wrap=True, highlight=False, markup=False)
+    page = told(written.folder / "report.html")
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
+    return True
 
 
 @contextmanager

@@ -1,14 +1,11 @@
-"""Results to tables. Reads nothing but results, imports no torch."""
+"""A study's tables, for every kind of page, and how a figure is written in them."""
 
-from collections.abc import Sequence
-from statistics import fmean
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from vae_lab.results import Result
+from vae_lab.results.study import Study
+from vae_lab.statistics import RECORD, Cell, Comparison, Effect, Pair
 
 
 class Published(NamedTuple):
@@ -28,63 +25,262 @@ PUBLISHED = {
     "encdec-encdec": Published(0.4077, 0.0168, 0.0209, 31.67),
 }
 
+MISSING = "—"
 
-COLUMNS = ("KL", "recon.", "total", "time")
+
+class Metric(NamedTuple):
+    """How a figure is told: its heading, whether less or more of it is better (or neither), its unit."""
+
+    heading: str
+    better: str | None = None
+    scale: float = 1.0
+    digits: int = 4
 
 
-def summary(found: Sequence[Result]) -> Table:
-    """One row a cell: the training losses of the last epoch and the training time, means over the seeds.
+METRICS = {
+    "test.total": Metric("test total", "lower"),
+    "test.reconstruction": Metric("test recon.", "lower"),
+    "test.kl": Metric("test KL"),
+    "val.total": Metric("val total", "lower"),
+    "val.reconstruction": Metric("val recon.", "lower"),
+    "val.kl": Metric("val KL"),
+    "train.total": Metric("train total", "lower"),
+    "train.reconstruction": Metric("train recon.", "lower"),
+    "train.kl": Metric("train KL"),
+    "timing.train_seconds": Metric("training time, s", "lower", digits=2),
+    "timing.images_per_second": Metric("images/s", "higher", digits=0),
+    "model.parameters": Metric("parameters", digits=0),
+    "model.flops_per_image": Metric("MFLOPs/image", scale=1e-6, digits=1),
+    "memory.peak_bytes": Metric("peak memory, MB", "lower", scale=1e-6, digits=0),
+    "test.elbo": Metric("ELBO, nats", "higher", digits=1),
+    "test.iwae_10": Metric("IWAE-10, nats", "higher", digits=1),
+    "test.iwae_100": Metric("IWAE-100, nats", "higher", digits=1),
+    "test.bits_per_dim": Metric("bits/dim", "lower", digits=3),
+    "test.active_units": Metric("active units", digits=1),
+    "test.psnr": Metric("PSNR, dB", "higher", digits=2),
+    "test.ssim": Metric("SSIM", "higher"),
+    "test.fid_reconstructions": Metric("FID of reconstructions", "lower", digits=2),
+    "test.fid_samples": Metric("FID of samples", "lower", digits=2),
+    "test.probe_accuracy": Metric("probe accuracy", "higher", digits=3),
+}
+LOSSES = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
+COST = tuple(name for name in METRICS if name.split(".")[0] in ("timing", "model", "memory"))
 
-    Cells of the published experiment have its figures beside theirs.
-    """
-    cells: dict[str, list[Result]] = {}
-    for result in found:
-        cells.setdefault(result.cell, []).append(result)
-    compared = any(cell in PUBLISHED for cell in cells)
-    seeds = max((len(group) for group in cells.values()), default=0)
-    title = "Training losses of the last epoch, training time in seconds" + (
-        f"; means over {seeds} seeds" if seeds > 1 else ""
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("encoder-decoder", overflow="fold")
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    if compared:
-        for heading in COLUMNS:
-            table.add_column(f"publ.\n{heading}", justify="right", no_wrap=True, style="dim")
-    for cell, group in cells.items():
-        finished = [result for result in group if result.finished]
-        hole = f"\n({len(finished)} of {seeds} seeds)" if len(finished) < seeds and seeds > 1 else ""
-        table.add_row(
-            Text(cell + hole),
-            _mean([result.train.kl for result in finished], ".4f"),
-            _mean([result.train.reconstruction for result in finished], ".4f"),
-            _mean([result.train.total for result in finished], ".4f"),
-            _mean([result.timing.train_seconds for result in finished], ".2f"),
-            *(_published(cell) if compared else []),
+
+def metric(name: str) -> Metric:
+    """How a figure is told, those that later versions add included."""
+    return METRICS.get(name, Metric(name.replace("test.", "")))
+
+
+class Entry(NamedTuple):
+    """One place in a table: its text, what it is sorted by, and whether it is marked as the best."""
+
+    text: str
+    key: float | None = None
+    best: bool = False
+
+
+class Table(NamedTuple):
+    """A table under its title; the first column names the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    note: str = ""
+
+
+# --- Figures as text ---------------------------------------------------------------------------------------
+
+
+def decimals(reach: float) -> int:
+    """Decimal places at which an interval of that half-width has one or two digits."""
+    if reach <= 0 or not math.isfinite(reach):
+        return 4
+    leading = 10 ** (math.log10(reach) % 1)
+    return max(0, -math.floor(math.log10(reach)) + (leading < 3))
+
+
+def figure(name: str, cell: Cell | None) -> str:
+    """A cell's mean, with the half-width of its interval where it has one."""
+    told = metric(name)
+    if cell is None or cell.mean is None:
+        return MISSING
+    mean = cell.mean * told.scale
+    if cell.low is None or cell.high is None or cell.high == cell.low:
+        return f"{mean:,.{told.digits}f}"
+    reach = (cell.high - cell.low) / 2 * told.scale
+    places = decimals(reach)
+    return f"{mean:,.{places}f} ± {reach:,.{places}f}"
+
+
+def interval(estimate: Pair | Effect, name: str = RECORD) -> str:
+    """An interval as 'low to high'."""
+    if estimate.low is None or estimate.high is None:
+        return MISSING
+    if estimate.low == estimate.high:
+        return "no spread"
+    scale = metric(name).scale
+    places = decimals((estimate.high - estimate.low) / 2 * scale)
+    return f"{estimate.low * scale:+,.{places}f} to {estimate.high * scale:+,.{places}f}".replace("-", "−")
+
+
+def change(value: float | None, estimate: Pair | Effect | None = None, name: str = RECORD) -> str:
+    """A signed difference, with the digits of its interval."""
+    if value is None:
+        return MISSING
+    told = metric(name)
+    places = told.digits + 1 if name.split(".")[0] in ("train", "val", "test") else told.digits
+    if estimate is not None and estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
+        places = decimals((estimate.high - estimate.low) / 2 * told.scale)
+    return "0" if value == 0 else f"{value * told.scale:+,.{places}f}".replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    """A p-value."""
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+# --- What the data supports --------------------------------------------------------------------------------
+
+
+def ranked(name: str, comparison: Comparison) -> list[str]:
+    """The cells from the best mean to the worst; empty for a figure of which neither less nor more is better."""
+    better = metric(name).better
+    if better is None:
+        return []
+    present = {cell: found.mean for cell, found in comparison.cells.items() if found.mean is not None}
+    return sorted(present, key=lambda cell: present[cell] if better == "lower" else -present[cell])
+
+
+def best(name: str, comparison: Comparison) -> str | None:
+    """The cell with the best mean, if it was shown to differ from every other cell that has the figure."""
+    order = ranked(name, comparison)
+    if len(order) < 2:
+        return None
+    first, *others = order
+    pairs = [comparison.pair(first, other) for other in others]
+    return first if all(pair is not None and pair.different for pair in pairs) else None
+
+
+# --- Tables ------------------------------------------------------------------------------------------------
+
+
+def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
+    """All tables of a report, in its order."""
+    further = [
+        name for name in study.metrics if name.startswith("test.") and name not in LOSSES and "match" not in name
+    ]
+    found = [
+        published(study, statistics),
+        _of_metrics("Losses", LOSSES, study, statistics),
+        _of_metrics("Held-out quality", further, study, statistics) if further else None,
+        _of_metrics("Cost", COST, study, statistics),
+        _pairs(study, statistics),
+        _effects(study, statistics, RECORD),
+        _effects(study, statistics, "timing.train_seconds"),
+    ]
+    return [table for table in found if table is not None and table.rows]
+
+
+def _of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mapping[str, Comparison]) -> Table:
+    names = [name for name in names if name in statistics]
+    marked = {name: best(name, statistics[name]) for name in names}
+    rows = []
+    for cell in study.cells:
+        runs = len(study.of(cell))
+        row = [Entry(cell), Entry(str(runs), runs)]
+        for name in names:
+            found = statistics[name].cells.get(cell)
+            row.append(Entry(figure(name, found), found.mean if found else None, marked[name] == cell))
+        rows.append(tuple(row))
+    several = len(study.seeds) > 1
+    note = "Mean over the seeds ± half of its 95 % interval. " if several else ""
+    if any(metric(name).better for name in names) and len(study.cells) > 1:
+        note += (
+            "The best value is marked where it differs from every other one (Holm's correction)."
+            if several
+            else "No value is marked: with one seed no difference can be called real."
         )
-    return table
+    return Table(title, ("encoder-decoder", "runs", *(metric(name).heading for name in names)), tuple(rows), note)
 
 
-def _mean(values: Sequence[float | None], form: str) -> str:
-    present = [value for value in values if value is not None]
-    return f"{fmean(present):{form}}" if present else "—"
-
-
-def _published(cell: str) -> list[str]:
-    if cell not in PUBLISHED:
-        return [""] * 4
-    row = PUBLISHED[cell]
-    return [f"{row.kl:.4f}", f"{row.reconstruction:.4f}", f"{row.total:.4f}", f"{row.seconds:.2f}"]
-
-
-def failures(found: Sequence[tuple[str, str]]) -> Table:
-    """One row for each run that failed: its folder and what happened."""
-    table = Table(
-        title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
+    """The published experiment's table, its figures beside ours; None where no cell is one of its four."""
+    if not set(study.cells) & set(PUBLISHED):
+        return None
+    names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
+    rows = []
+    for cell in study.cells:
+        means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
+        forms = (".4f", ".4f", ".4f", ".2f")
+        ours = [
+            Entry(MISSING if mean is None else f"{mean:{form}}", mean) for mean, form in zip(means, forms, strict=True)
+        ]
+        theirs = [
+            Entry(f"{value:{form}}", value) for value, form in zip(PUBLISHED.get(cell, ()), forms, strict=False)
+        ] or [Entry("")] * 4
+        rows.append((Entry(cell), *ours, *theirs))
+    columns = ("KL", "reconstruction", "total", "time, s")
+    return Table(
+        "Beside the published figures",
+        ("encoder-decoder", *columns, *(f"published {name}" for name in columns)),
+        tuple(rows),
+        "Training losses of the last epoch" + (", means over the seeds" if len(study.seeds) > 1 else "") + "; the "
+        "published models were trained once each, on hardware that was not stated, so the times do not compare.",
     )
-    table.add_column("run", overflow="fold")
-    table.add_column("error", overflow="fold")
-    for folder, error in found:
-        table.add_row(Text(folder), Text(error))  # brackets in them are not rich's markup
-    return table
+
+
+def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
+    if RECORD not in statistics:
+        return None
+    rows = tuple(
+        (
+            Entry(f"{pair.a} − {pair.b}"),
+            Entry(str(pair.n), pair.n),
+            Entry(change(pair.difference, pair), pair.difference),
+            Entry(interval(pair), pair.low),
+            Entry(probability(pair.p), pair.p),
+            Entry(probability(pair.p_adjusted), pair.p_adjusted),
+            Entry("yes" if pair.different else "not shown", float(pair.different)),
+        )
+        for pair in statistics[RECORD].pairs
+    )
+    columns = ("pair", "seeds", "difference", "95 % interval", "p", "p adjusted", "different")
+    return Table(
+        "Pairs by test total",
+        columns,
+        rows,
+        "Runs are paired by seed; p adjusted is Holm's over all pairs, and 'different' is p adjusted < 0.05."
+        + ("" if len(rows) == math.comb(len(study.cells), 2) else f" Pairs are taken against {study.cells[0]}."),
+    )
+
+
+def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> Table | None:
+    if name not in statistics or not statistics[name].effects:
+        return None
+    rows = tuple(
+        (
+            Entry(effect.factor),
+            Entry(f"{effect.from_} → {effect.to}"),
+            Entry(str(effect.n), effect.n),
+            Entry(change(effect.effect, effect, name), effect.effect),
+            Entry(interval(effect, name), effect.low),
+            Entry(probability(effect.p), effect.p),
+        )
+        for effect in statistics[name].effects
+    )
+    note = (
+        "Of one factor: the mean over the levels of all others. Of two, a:b: by how much the effect of a is another "
+        "at the second level of b."
+    )
+    if all(effect.effect is None for effect in statistics[name].effects):
+        note += " They cannot be had: the runs do not make a complete grid, or were not had under the same conditions."
+    columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p")
+    return Table(f"Effects on {metric(name).heading}", columns, rows, note)
+
+
+def sentence_list(words: Sequence[str], last: str = "and") -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

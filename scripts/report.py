@@ -1,0 +1,8 @@
+"""The report of one sweep or several: `python scripts/report.py outputs/NAME`."""
+
+import sys
+
+from vae_lab.cli import main
+
+if __name__ == "__main__":
+    main(["report", *sys.argv[1:]])

@@ -1,0 +1,101 @@
+"""The report's page in a real browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Error, Page, sync_playwright
+from runs import write_grid
+
+from vae_lab import report
+
+CELLS = ["vanilla-vanilla", "vanilla-encdec", "encdec-vanilla", "encdec-encdec"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses root
+        try:
+            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"] if root else [])
+        except Error as error:
+            pytest.skip(f"no Chromium here, `make browser` installs it ({str(error).splitlines()[0]})")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a grid with clear differences."""
+    sweep = tmp_path_factory.mktemp("sweeps") / "study"
+    write_grid(sweep, seeds=3, effect=1e-3, noise=1e-5)
+    return report.write([sweep]).folder / "report.html"
+
+
+@pytest.fixture
+def page(browser: Browser, file: Path) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.goto(file.as_uri())
+    yield page
+    context.close()
+    assert said == []
+
+
+def column(page: Page, title: str, number: int) -> list[str]:
+    rows = page.locator("section", has=page.get_by_role("heading", name=title, exact=True)).locator("tbody tr")
+    return [rows.nth(row).locator("td").nth(number).inner_text() for row in range(rows.count())]
+
+
+def test_it_renders_with_every_cell_and_logs_no_error(page: Page) -> None:
+    assert page.title() == "study · vae_lab"
+    for title in ("Beside the published figures", "Losses", "Cost"):
+        assert column(page, title, 0) == CELLS
+    assert 3 <= page.locator(".findings li").count() <= 6
+    figures = page.locator("figure svg")
+    assert figures.count() == 5 + 2 * len(CELLS)
+    for number in range(figures.count()):
+        box = figures.nth(number).bounding_box()
+        assert box is not None
+        assert box["width"] > 400
+        assert box["height"] > 100
+    for cell in CELLS:
+        assert page.locator(f'[id="{cell}_history"]').is_visible()
+
+
+def test_a_table_is_sorted_by_a_click_and_turned_by_another(page: Page) -> None:
+    head = page.get_by_role("button", name="test total")
+    head.click()
+    rising = column(page, "Losses", 2)
+    assert rising == sorted(rising, key=lambda text: float(text.split()[0]))
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("test total")
+    head.click()
+    assert column(page, "Losses", 2) == rising[::-1]
+    assert sorted(column(page, "Losses", 0)) == sorted(CELLS)
+
+
+def test_it_is_dark_where_the_reader_wants_it_dark(page: Page) -> None:
+    def brightness(selector: str, style: str) -> float:
+        colour = page.eval_on_selector(selector, f"element => getComputedStyle(element).{style}")
+        return sum(map(int, colour.strip("rgb()").split(","))) / 3
+
+    text = "figure svg text"
+    assert brightness("body", "backgroundColor") > 200 > 100 > brightness(text, "fill")
+    page.emulate_media(color_scheme="dark")
+    assert brightness("body", "backgroundColor") < 50 < 200 < brightness(text, "fill")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert brightness("body", "backgroundColor") > 200 > 100 > brightness(text, "fill")
+
+
+@pytest.mark.parametrize("width", [360, 768, 1600])
+def test_only_tables_and_figures_scroll_sideways(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("h1").bounding_box()["x"] >= 0

@@ -1,0 +1,257 @@
+"""A report's files, and what of it is shown in the terminal."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from rich import box
+from rich.table import Table as Grid
+from rich.text import Text
+
+from vae_lab import plots, results
+from vae_lab.report import findings as told
+from vae_lab.report.tables import PUBLISHED, figure, ranked, tables
+from vae_lab.results.study import Study, gather
+from vae_lab.statistics import MOST_CELLS, RECORD, Comparison, analyse
+
+# Files of a report whose names depend on its cells and factors: an earlier report's are removed.
+NAMED_BY_CELL = ("*_history.png", "*_history.svg", "*_predictions.png", "*_predictions.svg", "by_*.png", "by_*.svg")
+
+
+class Picture(NamedTuple):
+    """A figure on a page."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written."""
+
+    folder: Path
+    study: Study
+    statistics: Mapping[str, Comparison]
+    findings: Sequence[str]
+
+
+def write(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> Report:
+    """Write the report of the runs under these folders.
+
+    Args:
+        folders: of sweeps, cells or runs.
+        out: where it goes; by default `report/` in the sweep's folder, of several sweeps in `<one>+<other>` beside it.
+        all_pictures: figures for every cell, not only for the first 12.
+
+    Raises:
+        ValueError: if a folder does not exist, or there is no run under them.
+        OSError: if the report cannot be written.
+    """
+    study = gather(folders)
+    statistics = analyse(study) if study.compared else {}
+    folder = _place(study) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    pictured = study.cells if all_pictures else _pictured(study, statistics)
+    findings = told.findings(study, statistics)
+    for pattern in NAMED_BY_CELL:
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    pictures = []
+    for drawing in plots.drawings(study, statistics, pictured):
+        png, svg = plots.render(drawing)
+        results.write_bytes(folder / f"{drawing.name}.png", png)
+        results.write_text(folder / f"{drawing.name}.svg", svg)
+        pictures.append(Picture(drawing.name, drawing.caption, svg))
+    results.write_text(folder / "results.csv", _csv(study.table))
+    container = {"schema": 1, "metrics": {name: found.container() for name, found in statistics.items()}}
+    results.write_text(folder / "statistics.json", json.dumps(container, indent=1, allow_nan=False) + "\n")
+    page = {
+        "title": " and ".join(study.sweeps) or "report",
+        "findings": findings,
+        "tables": tables(study, statistics),
+        "pictures": pictures,
+        "holes": study.holes,
+        "notes": [*study.notes, *_left_out(study, pictured)],
+        "facts": list(facts(study)),
+        "version": version("vae-lab"),
+    }
+    results.write_text(folder / "report.md", _environment().get_template("report.md.j2").render(page))
+    results.write_text(folder / "report.html", _environment().get_template("report.html.j2").render(page))
+    return Report(folder, study, statistics, findings)
+
+
+def _place(study: Study) -> Path:
+    sweeps = list(dict.fromkeys(folder for record in study.records for folder in [record.folder.parents[1]]))
+    sweeps = sweeps or [folder.absolute() for folder in study.folders]
+    first = sweeps[0]
+    return first / "report" if len(sweeps) == 1 else first.parent / "+".join(one.name for one in sweeps) / "report"
+
+
+def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[str]:
+    """All cells, or of many the first and those with the lowest validation total."""
+    if len(study.cells) <= MOST_CELLS or "val.total" not in statistics:
+        return study.cells[:MOST_CELLS]
+    chosen = dict.fromkeys([study.cells[0], *ranked("val.total", statistics["val.total"])])
+    best = list(chosen)[:MOST_CELLS]
+    return [cell for cell in study.cells if cell in best]
+
+
+def _csv(table: pd.DataFrame) -> str:
+    # Columns with a hole would have their whole numbers written as 3.0.
+    return str(table.convert_dtypes().to_csv(index=False, lineterminator="\n"))
+
+
+def _left_out(study: Study, pictured: Sequence[str]) -> Iterator[str]:
+    if len(pictured) < len(study.cells):
+        yield (
+            f"Pictures are of {len(pictured)} of the {len(study.cells)} cells, the first and those with the lowest "
+            f"validation total; vae-lab report {' '.join(map(str, study.folders))} --all-pictures draws the others too."
+        )
+
+
+def facts(study: Study) -> Iterator[tuple[str, str]]:
+    """What the runs were: the settings that all share, and the machine."""
+    runs, finished = len(study.records), sum(record.result.finished for record in study.records)
+    yield "Runs", f"{finished} finished" + (f" of {runs}" if runs > finished else "") + f", {len(study.cells)} cells"
+    yield "Seeds", ", ".join(map(str, study.seeds)) or "none"
+    settings = {
+        "Images": ("data.dataset",),
+        "Images for training, validation, test": ("data.num_train", "data.num_val", "data.num_test"),
+        "Batch size": ("data.batch_size",),
+        "Epochs": ("trainer.max_epochs",),
+        "Latent dimensions": ("latent.dim",),
+        "β": ("objective.beta",),
+        "Optimiser": ("optimizer._target_", "optimizer.lr"),
+    }
+    for name, keys in settings.items():
+        values = dict.fromkeys(
+            ", ".join(_value(record.config[key]) for key in keys)
+            for record in study.compared
+            if all(key in record.config for key in keys)
+        )
+        if values:
+            yield name, " or ".join(list(values)[:6]) + (" …" if len(values) > 6 else "")
+    deviations = dict.fromkeys(f"{sigma:.4g}" for record in study.compared if (sigma := _sigma(record.config)))
+    if deviations:
+        yield "σ of the Gaussian decoder that β stands for", " or ".join(deviations) + " a pixel"
+    if study.hardware:
+        yield "Hardware", "; ".join(study.hardware)
+    environments = [record.result.environment for record in study.compared]
+    software = dict.fromkeys(
+        f"Python {one.python}, torch {one.torch}, lightning {one.lightning}" for one in environments
+    )
+    if software:
+        yield "Software", "; ".join(software)
+    commits = dict.fromkeys(one.commit for one in environments if one.commit)
+    if commits:
+        yield "Commit", ", ".join(commits)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value.rpartition(".")[2]  # torch.optim.Adam
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _sigma(config: Mapping[str, Any]) -> float | None:
+    """σ = √(β·D / (2·Z)), of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
+    try:
+        channels, height, width = (config[f"data.image_shape[{axis}]"] for axis in range(3))
+        return float((config["objective.beta"] * channels * height * width / (2 * config["latent.dim"])) ** 0.5)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+# --- Pages -------------------------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vae_lab.report", "."),
+        autoescape=lambda name: name is not None and ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"inline": _inline, "code": _code, "cell": _markdown_cell}
+    return environment
+
+
+def _inline(picture: Picture, number: int) -> Markup:
+    """A figure's SVG as part of a page: in the page's colours, its names its own."""
+    svg = picture.svg[picture.svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(plots.INK, "currentColor").replace(plots.PAPER, "none")
+    svg = re.sub(r'\bid="', f'id="f{number}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>f{number}-", svg)
+    size = re.search(r'width="([\d.]+)pt"', svg)
+    width = f' style="max-width: {float(size[1]) * 4 / 3:.0f}px"' if size else ""
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    label = Markup.escape(picture.caption)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"{width}', 1))
+
+
+def _code(text: str) -> Markup:
+    """A sentence with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(text))))
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# --- Terminal ----------------------------------------------------------------------------------------------
+
+COLUMNS = ("KL", "recon.", "total", "time")
+
+
+def summary(study: Study, statistics: Mapping[str, Comparison]) -> Grid:
+    """One row a cell: the training losses of the last epoch, the training time and the test total.
+
+    Means over the seeds, the test total with its interval. Cells of the published experiment have its figures beside
+    theirs.
+    """
+    seeds = len(study.seeds)
+    several = seeds > 1
+    title = "Training losses of the last epoch, training time in seconds" + (
+        f"; means over {seeds} seeds" if several else ""
+    )
+    grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("encoder-decoder", overflow="fold")
+    for heading in (*COLUMNS, *(("test total",) if several else ())):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    compared = any(cell in PUBLISHED for cell in study.cells)
+    theirs = (2,) if several else range(4)
+    if compared:
+        for index in theirs:
+            grid.add_column(f"publ.\n{COLUMNS[index]}", justify="right", no_wrap=True, style="dim")
+    for cell in study.cells:
+        runs = len(study.of(cell))
+        hole = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
+        names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
+        means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
+        ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
+        if several:
+            ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
+        row = PUBLISHED.get(cell)
+        published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
+        grid.add_row(Text(cell + hole), *ours, *(published if compared else []))
+    return grid
+
+
+def failures(found: Sequence[tuple[str, str]]) -> Grid:
+    """One row for each run that failed: its folder and what happened."""
+    grid = Grid(title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("run", overflow="fold")
+    grid.add_column("error", overflow="fold")
+    for folder, error in found:
+        grid.add_row(Text(folder), Text(error))  # brackets in them are not rich's markup
+    return grid
