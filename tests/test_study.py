@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import write_grid, write_run
+from runs import ENVIRONMENT, write_grid, write_run
 
 from vae_lab.results.study import gather
 
@@ -146,6 +146,16 @@ def test_times_of_other_hardware_are_never_compared(tmp_path: Path) -> None:
     assert len(set(study.grounds("timing.train_seconds").to_numpy()[0])) == 2
     assert len(set(study.grounds("test.total").to_numpy()[0])) == 1
     assert "Processor B, 2 threads: 1 run" in study.notes[0]
+
+
+def test_threads_that_were_swept_are_compared(tmp_path: Path) -> None:
+    for threads in (1, 2):
+        environment = ENVIRONMENT.model_copy(update={"threads": threads})
+        write_run(tmp_path / "x", overrides=(f"trainer.threads={threads}",), environment=environment)
+        write_run(tmp_path / "y", ("vanilla", "encdec")[threads - 1], environment=environment)
+    swept, not_swept = (gather([tmp_path / name]).grounds("timing.train_seconds").to_numpy()[0] for name in ("x", "y"))
+    assert len(set(swept)) == 1
+    assert len(set(not_swept)) == 2
 
 
 def test_a_missing_configuration_is_told_and_taken_to_be_the_others(tmp_path: Path) -> None:

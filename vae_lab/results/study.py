@@ -53,12 +53,6 @@ class Record:
         return self.folder.parts[-3] if len(self.folder.parts) >= 3 else ""
 
     @property
-    def hardware(self) -> str:
-        """What its times were measured on."""
-        environment = self.result.environment
-        return f"{environment.device}, {environment.threads} threads"
-
-    @property
     def epochs(self) -> int:
         """Epochs trained."""
         return len(self.result.timing.epoch_seconds)
@@ -140,7 +134,7 @@ class Study:
         for record in self.compared:
             ground: tuple[Any, ...] = ()
             if family != "model":
-                ground = (*self.conditions[record.cell].items(), record.hardware if family in CLOCKED else "")
+                ground = (*self.conditions[record.cell].items(), self.hardware_of(record) if family in CLOCKED else "")
             rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
         index = pd.MultiIndex.from_arrays(list(zip(*rows, strict=True)) or [[], []])
         series = pd.Series(list(rows.values()), index=index, dtype=float)
@@ -154,7 +148,13 @@ class Study:
     @cached_property
     def hardware(self) -> tuple[str, ...]:
         """What the compared runs were timed on."""
-        return tuple(dict.fromkeys(record.hardware for record in self.compared))
+        return tuple(dict.fromkeys(map(self.hardware_of, self.compared)))
+
+    def hardware_of(self, record: Record) -> str:
+        """What a run was timed on: processor or GPU and, unless they were swept, the threads."""
+        environment = record.result.environment
+        swept = "trainer.threads" in self.factors
+        return environment.device if swept else f"{environment.device}, {environment.threads} threads"
 
     def of(self, cell: str) -> list[Record]:
         """The compared runs of a cell, by seed."""
@@ -397,7 +397,7 @@ def _comparability(study: Study) -> Iterator[str]:
 
 
 def _runs_on(study: Study, hardware: str) -> str:
-    count = sum(record.hardware == hardware for record in study.compared)
+    count = sum(study.hardware_of(record) == hardware for record in study.compared)
     return f"{count} run{'s' if count > 1 else ''}"
 
 
