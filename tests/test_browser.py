@@ -32,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a grid with clear differences."""
     sweep = tmp_path_factory.mktemp("sweeps") / "study"
     write_grid(sweep, seeds=3, effect=1e-3, noise=1e-5)
-    return report.write([sweep]).folder / "report.html"
+    return report.write(report.prepare([sweep])) / "report.html"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def column(page: Page, title: str, number: int) -> list[str]:
 
 def test_it_renders_with_every_cell_and_logs_no_error(page: Page) -> None:
     assert page.title() == "study · vae_lab"
-    for title in ("Beside the published figures", "Losses", "Cost"):
+    for title in ("Beside the published figures", "Test losses", "Cost"):
         assert column(page, title, 0) == CELLS
     assert 3 <= page.locator(".findings li").count() <= 6
     figures = page.locator("figure svg")
@@ -73,12 +73,12 @@ def test_it_renders_with_every_cell_and_logs_no_error(page: Page) -> None:
 def test_a_table_is_sorted_by_a_click_and_turned_by_another(page: Page) -> None:
     head = page.get_by_role("button", name="test total")
     head.click()
-    rising = column(page, "Losses", 2)
+    rising = column(page, "Test losses", 2)
     assert rising == sorted(rising, key=lambda text: float(text.split()[0]))
     assert page.locator("th[aria-sort=ascending]").inner_text().startswith("test total")
     head.click()
-    assert column(page, "Losses", 2) == rising[::-1]
-    assert sorted(column(page, "Losses", 0)) == sorted(CELLS)
+    assert column(page, "Test losses", 2) == rising[::-1]
+    assert sorted(column(page, "Test losses", 0)) == sorted(CELLS)
 
 
 def test_it_is_dark_where_the_reader_wants_it_dark(page: Page) -> None:

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from runs import write_grid, write_run
 
-from vae_lab import report
+from vae_lab import report, results
 from vae_lab.report import tables
-from vae_lab.report.findings import add_seeds, findings
+from vae_lab.report.findings import _interaction, add_seeds, findings
 from vae_lab.results.study import gather
 from vae_lab.statistics import analyse
 
@@ -30,6 +30,10 @@ def table(folder: Path, title: str) -> tables.Table:
     return next(table for table in tables.tables(study, analyse(study)) if table.title == title)
 
 
+def written(*folders: Path, out: Path | None = None, all_pictures: bool = False) -> Path:
+    return report.write(report.prepare(folders), out, all_pictures=all_pictures)
+
+
 def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 
@@ -39,9 +43,8 @@ def no_constant(name: str) -> None:
 
 def test_a_report_leaves_the_files_that_are_promised(tmp_path: Path) -> None:
     write_grid(tmp_path / "x", seeds=3, effect=5e-4)
-    written = report.write([tmp_path / "x"])
-    folder = tmp_path / "x/report"
-    assert written.folder == folder
+    folder, sentences = written(tmp_path / "x"), found(tmp_path / "x")
+    assert folder == tmp_path / "x/report"
     pictures = {"comparison", "predictions", "samples", "cost", "heatmap"}
     pictures |= {f"{cell}_{kind}" for cell in GRID for kind in ("history", "predictions")}
     assert {path.name for path in folder.iterdir()} == {
@@ -74,19 +77,19 @@ def test_a_report_leaves_the_files_that_are_promised(tmp_path: Path) -> None:
         assert (folder / name).is_file()
     for cell in GRID:
         assert f"| {cell} |" in markdown
-    for sentence in written.findings:
+    for sentence in sentences:
         assert f"- {sentence}" in markdown
 
 
 def test_an_earlier_reports_pictures_of_cells_that_are_gone_go_too(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", "encdec")
     write_run(tmp_path / "x")
-    report.write([tmp_path / "x"])
+    written(tmp_path / "x")
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     (tmp_path / "x/report/notes.txt").touch()
-    report.write([tmp_path / "x"])
+    written(tmp_path / "x")
     names = {path.name for path in (tmp_path / "x/report").iterdir()}
     assert "encdec-vanilla_history.png" not in names
     assert {"vanilla-vanilla_history.png", "notes.txt"} <= names
@@ -94,22 +97,29 @@ def test_an_earlier_reports_pictures_of_cells_that_are_gone_go_too(tmp_path: Pat
 
 def test_several_sweeps_have_a_report_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
-    write_run(tmp_path / "y", "encdec")
-    written = report.write([tmp_path / "x", tmp_path / "y"])
-    assert written.folder == tmp_path / "x+y/report"
-    assert written.study.cells == ("vanilla-vanilla", "encdec-vanilla")
-    assert report.write([tmp_path / "x"], tmp_path / "elsewhere").folder == tmp_path / "elsewhere"
+    run = write_run(tmp_path / "y", "encdec")
+    study = report.prepare([tmp_path / "x", tmp_path / "y"]).study
+    assert study.cells == ("vanilla-vanilla", "encdec-vanilla")
+    assert written(tmp_path / "x", tmp_path / "y") == tmp_path / "x+y/report"
+    assert written(run) == run / "report"
+
+
+def test_in_a_folder_of_the_users_nothing_is_removed(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper/loss_history.png").touch()
+    assert written(tmp_path / "x", out=tmp_path / "paper") == tmp_path / "paper"
+    assert (tmp_path / "paper/loss_history.png").exists()
 
 
 def test_of_many_cells_the_first_and_the_best_are_pictured_unless_all_are_asked_for(tmp_path: Path) -> None:
     for number in range(14):
         write_run(tmp_path / "x", f"e{number:02}", total=0.02 - 0.0001 * number, pictures=False)
-    written = report.write([tmp_path / "x"])
-    pictured = {path.name.partition("-")[0] for path in written.folder.glob("*_history.png")}
+    folder = written(tmp_path / "x")
+    pictured = {path.name.partition("-")[0] for path in folder.glob("*_history.png")}
     assert pictured == {"e00", *(f"e{number:02}" for number in range(3, 14))}
-    assert "Pictures are of 12 of the 14 cells" in (written.folder / "report.md").read_text()
-    written = report.write([tmp_path / "x"], all_pictures=True)
-    assert len(list(written.folder.glob("*_history.png"))) == 14
+    assert "Pictures are of 12 of the 14 cells" in (folder / "report.md").read_text()
+    assert len(list(written(tmp_path / "x", all_pictures=True).glob("*_history.png"))) == 14
 
 
 def harmed(sweep: Path) -> None:
@@ -130,11 +140,11 @@ def harmed(sweep: Path) -> None:
 
 def test_a_harmed_sweep_still_has_its_report_with_the_holes(tmp_path: Path) -> None:
     harmed(tmp_path / "x")
-    written = report.write([tmp_path / "x"])
-    loaded = json.loads((written.folder / "statistics.json").read_text(), parse_constant=no_constant)
+    folder = written(tmp_path / "x")
+    loaded = json.loads((folder / "statistics.json").read_text(), parse_constant=no_constant)
     assert loaded["metrics"]["timing.train_seconds"]["cells"]["encdec-encdec"]["mean"] is None
     for name in ("report.md", "report.html"):
-        text = (written.folder / name).read_text()
+        text = (folder / name).read_text()
         for told in (
             "result.json is damaged",
             "test.total is not a finite number",
@@ -143,8 +153,8 @@ def test_a_harmed_sweep_still_has_its_report_with_the_holes(tmp_path: Path) -> N
             "their times are not ranked",
         ):
             assert told in text, (name, told)
-    assert "<script>alert" not in (written.folder / "report.html").read_text()
-    assert r"OSError: a \| b" in (written.folder / "report.md").read_text()
+        assert "<script>alert" not in text
+    assert r"OSError: a \| b" in (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize("status", ["failed", None])
@@ -152,14 +162,62 @@ def test_a_sweep_in_which_nothing_finished_has_a_report(tmp_path: Path, status: 
     folder = write_run(tmp_path / "x", total=None, status="failed", error="OSError: no", pictures=False)
     if status is None:
         (folder / "result.json").unlink()
-    written = report.write([tmp_path / "x"])
-    assert written.findings == ["No run has a test total: there is nothing to compare."]
-    assert "vanilla-vanilla/seed-0" in (written.folder / "report.html").read_text()
+    assert found(tmp_path / "x") == ["No run has a test total: there is nothing to compare."]
+    assert "vanilla-vanilla/seed-0" in (written(tmp_path / "x") / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"test": {"total": 0.1, "elbo": 10**400}},
+        {"test": {"total": 1e308, "reconstruction": -1e308}},
+        {"encoder": r"$\frac", "cell": r"$\frac-vanilla"},
+        {"encoder": "<b>|`", "cell": "_x"},
+        {"timing": {}},
+    ],
+    ids=str,
+)
+def test_odd_results_make_no_odd_report(tmp_path: Path, harm: dict[str, Any]) -> None:
+    for seed in range(2):
+        write_run(tmp_path / "x", seed=seed)
+        folder = write_run(tmp_path / "x", "encdec", seed=seed)
+        loaded = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(loaded | harm))
+    folder = written(tmp_path / "x")
+    json.loads((folder / "statistics.json").read_text(), parse_constant=no_constant)
+    assert "could not be drawn" not in (folder / "report.md").read_text()
+
+
+def test_a_figure_that_cannot_be_drawn_is_told_and_the_others_are_there(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x")
+    rows = [(epoch, "train", 10.0 ** (600 * epoch - 900), 1.0, 1.0, 1.0) for epoch in (1, 2)]
+    results.write_history(folder, rows)
+    place = written(tmp_path / "x")
+    assert "could not be drawn" in (place / "report.html").read_text()
+    assert (place / "vanilla-vanilla_predictions.png").exists()
+
+
+def test_long_names_make_short_files(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", "e" * 200, cell="e" * 240)
+    assert len(list(written(tmp_path / "x").glob("e*_history.png"))) == 1
+    folders = [tmp_path / (letter * 90) for letter in "abc"]
+    for folder in folders:
+        write_run(folder)
+    assert written(*folders).is_dir()
+
+
+def test_a_search_with_many_levels_stays_small(tmp_path: Path) -> None:
+    for number in range(40):
+        overrides = (f"latent.dim={number + 1}", f"optimizer.lr=0.{number + 1:03}")
+        write_run(tmp_path / "x", overrides=overrides, pictures=False, total=0.016 + 1e-5 * number)
+    folder = written(tmp_path / "x")
+    assert (folder / "statistics.json").stat().st_size < 400_000
+    assert "do not make a complete grid" in (folder / "report.md").read_text()
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
-    page = (report.write([tmp_path / "x"]).folder / "report.html").read_text()
+    page = (written(tmp_path / "x") / "report.html").read_text()
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
     assert links
     assert all(link.startswith(("#", "data:")) for link in links), links
@@ -174,7 +232,7 @@ def test_the_best_value_is_marked_where_it_differs_from_all_others(tmp_path: Pat
     for seed in range(5):
         for encoder, total in (("vanilla", 0.016), ("encdec", 0.017), ("third", 0.018)):
             write_run(tmp_path / "x", encoder, seed=seed, total=total + 1e-5 * ((seed * 7 + len(encoder)) % 5))
-    losses = table(tmp_path / "x", "Losses")
+    losses = table(tmp_path / "x", "Test losses")
     place = losses.columns.index("test total")
     assert [row[place].best for row in losses.rows] == [True, False, False]
     assert not any(row[losses.columns.index("test KL")].best for row in losses.rows)  # less is not better
@@ -185,9 +243,9 @@ def test_nothing_is_marked_with_one_seed_or_without_a_difference(tmp_path: Path)
     write_run(tmp_path / "one", "encdec", total=0.5)
     write_grid(tmp_path / "equal", seeds=3)
     for name in ("one", "equal"):
-        losses = table(tmp_path / name, "Losses")
+        losses = table(tmp_path / name, "Test losses")
         assert not any(entry.best for row in losses.rows for entry in row)
-    assert "no difference can be called real" in table(tmp_path / "one", "Losses").note
+    assert "no difference can be called real" in table(tmp_path / "one", "Test losses").note
 
 
 def test_figures_have_the_digits_of_their_interval() -> None:
@@ -254,7 +312,7 @@ def test_a_copy_under_another_name_gives_the_same_results(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("effect", "verdict"),
     [
-        (1e-3, "worse; it is also the simpler one"),
+        (1e-3, "worse; it is also the cheaper one"),
         (-1e-3, "better, at no more cost"),
         (0.0, "neither better nor worse"),
     ],
@@ -285,6 +343,24 @@ def test_with_one_seed_nothing_is_real_and_the_command_adds_seeds(tmp_path: Path
     assert not any("shown" in sentence or "differs from every" in sentence for sentence in sentences)
 
 
+def test_the_command_is_of_the_runs_as_they_were(tmp_path: Path) -> None:
+    words = ("optimizer.lr=0.005", "optimizer.lr=0.01")  # an experiment's, and what was typed after it
+    folder = write_run(tmp_path / "x", overrides=words)
+    (folder / ".hydra").mkdir()
+    sources = [{"path": "/conf", "provider": "main"}, {"path": "/my conf", "provider": "command-line"}]
+    (folder / ".hydra/hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"config_sources": sources}}}))
+    assert add_seeds(gather([tmp_path / "x"])) == (
+        "python train.py -m --config-dir '/my conf' encoder=vanilla decoder=vanilla optimizer.lr=0.01 "
+        "seed=0,1,2,3,4 name=x"
+    )
+    write_run(tmp_path / "y")
+    write_run(tmp_path / "y", overrides=("latent.dim=64",))
+    assert "latent.dim=256,64 seed" in (add_seeds(gather([tmp_path / "y"])) or "")
+    write_run(tmp_path / "z")
+    write_run(tmp_path / "z", "encdec", "encdec")
+    assert add_seeds(gather([tmp_path / "z"])) is None
+
+
 def test_the_command_sweeps_what_was_swept(tmp_path: Path) -> None:
     for lr in ("0.001", "0.01"):
         write_run(tmp_path / "x", overrides=(f"optimizer.lr={lr}",))
@@ -306,6 +382,104 @@ def test_whether_the_order_survives_another_learning_rate(tmp_path: Path, swap: 
     sentences = found(tmp_path / "x")
     assert any(words in sentence for sentence in sentences), sentences
     assert any(sentence.startswith("Each at the optimizer.lr of its lowest validation total") for sentence in sentences)
+
+
+def test_the_worse_of_two_is_never_called_the_best(tmp_path: Path) -> None:
+    """The later seeds, which only one cell has, were hard ones."""
+    for seed in range(6):
+        write_run(tmp_path / "x", seed=seed, total=0.016 + 1e-5 * (seed % 3) + 0.003 * (seed > 2))
+    for seed in range(3):
+        write_run(tmp_path / "x", "encdec", seed=seed, total=0.0162 + 1.1e-5 * seed)
+    assert found(tmp_path / "x")[0].startswith(
+        "vanilla-vanilla has the lowest test total, 0.0175 ± 0.0017 over 6 seeds"
+    )
+    losses = table(tmp_path / "x", "Test losses")
+    assert [row[losses.columns.index("test total")].best for row in losses.rows] == [True, False]
+
+
+def test_a_constant_difference_is_no_missing_run(tmp_path: Path) -> None:
+    for seed in range(4):
+        write_run(tmp_path / "x", seed=seed, total=0.25 + seed)
+        write_run(tmp_path / "x", "encdec", seed=seed, total=0.5 + seed)
+    assert "in every seed, which leaves nothing to test" in found(tmp_path / "x")[0]
+
+
+@pytest.mark.parametrize(("both", "words"), [(-0.003, "0.00100"), (-0.005, "0.00100")])
+def test_an_interaction_is_told_with_its_direction(tmp_path: Path, both: float, words: str) -> None:
+    for seed in range(5):
+        for encoder, decoder, more in (
+            ("vanilla", "vanilla", 0.0),
+            ("encdec", "vanilla", -0.002),
+            ("vanilla", "encdec", -0.002),
+            ("encdec", "encdec", both),
+        ):
+            noise = 1e-6 * ((3 * seed + len(encoder + decoder)) % 5)
+            write_run(tmp_path / "x", encoder, decoder, seed, 0.016 + more + noise)
+    study = gather([tmp_path / "x"])
+    sentence = " ".join(_interaction(analyse(study)))
+    way = "higher" if both > -0.004 else "lower"
+    assert re.search(rf"encdec-encdec has a test total {words}\d* {way} than the two steps", sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("flops", "parameters", "seconds", "verdict"),
+    [
+        (-1, 899_000, 13.0, "better."),
+        (1, 10, 0.0, "better, and that is what the cost buys"),
+        (0, 0, 0.0, "better, at no more cost"),
+        (-1, -10, -1.0, "better, at no more cost"),
+    ],
+)
+def test_cost_is_told_as_it_is(tmp_path: Path, flops: int, parameters: int, seconds: float, verdict: str) -> None:
+    for seed in range(4):
+        noise = 1e-5 * ((3 * seed) % 5)
+        for encoder, sign in (("vanilla", 0), ("encdec", 1)):
+            write_run(
+                tmp_path / "x", encoder, seed=seed, total=0.016 - 1e-3 * sign + noise * (1 + sign),
+                seconds=20 + sign * seconds + 0.01 * ((seed * 3 + sign) % 4),
+                model={"parameters": 10**6 + sign * parameters, "flops_per_image": 10**7 + sign * flops},
+            )  # fmt: skip
+    sentence = next(sentence for sentence in found(tmp_path / "x") if "encdec encoder" in sentence)
+    assert sentence.endswith(f"{verdict.rstrip('.')}."), sentence
+
+
+def test_seeds_that_cells_do_not_share_make_no_pairs(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", seed=0)
+    write_run(tmp_path / "x", "encdec", seed=1, total=0.5)
+    sentences = found(tmp_path / "x")
+    assert "No difference can be called real with one seed" in sentences[0]
+    assert "over 2 seeds" not in " ".join(sentences)
+    assert "add seeds" in sentences[1]
+
+
+def test_one_diverged_cell_leaves_the_question_of_the_order_to_the_others(tmp_path: Path) -> None:
+    for seed in range(3):
+        for encoder, more in (("vanilla", 0.0), ("encdec", 1e-3), ("third", 2e-3)):
+            for lr in ("0.001", "0.01"):
+                total = (
+                    None
+                    if (encoder, lr) == ("third", "0.01")
+                    else 0.016 + more + 1e-5 * ((seed * 3 + len(encoder)) % 4)
+                )
+                status = {"status": "failed", "error": "LossError: not finite"} if total is None else {}
+                write_run(tmp_path / "x", encoder, seed=seed, total=total, overrides=(f"optimizer.lr={lr}",), **status)
+    assert any("survives: it is the same at optimizer.lr 0.001 and 0.01 (third-vanilla left out" in sentence
+               or "survives: it is the same at optimizer.lr 0.001 and 0.01 (third left out" in sentence
+               for sentence in found(tmp_path / "x")), found(tmp_path / "x")  # fmt: skip
+
+
+def test_totals_under_different_betas_are_not_compared_and_reconstructions_are(tmp_path: Path) -> None:
+    for seed in range(3):
+        for beta, total in (("0.01", 0.016), ("0.1", 0.03)):
+            write_run(
+                tmp_path / "x", seed=seed, total=total + 1e-5 * (seed * 7 % 5), overrides=(f"objective.beta={beta}",)
+            )
+    study = gather([tmp_path / "x"])
+    statistics = analyse(study)
+    assert statistics["test.total"].effects[0].effect is None
+    assert statistics["test.reconstruction"].effects[0].effect is not None
+    assert "none is called the best" in found(tmp_path / "x")[0]
+    assert any("Totals under different objectives" in note for note in study.notes)
 
 
 def test_cells_of_other_conditions_are_not_ranked(tmp_path: Path) -> None:

@@ -131,6 +131,31 @@ def test_what_was_swept_is_compared(tmp_path: Path) -> None:
         assert not study.notes
 
 
+def test_what_was_mixed_up_is_not_taken_for_swept(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", overrides=("trainer.max_epochs=5",), epochs=5)
+    write_run(tmp_path / "x", "encdec", overrides=("trainer.max_epochs=20", "data.num_train=1000"), epochs=20)
+    study = gather([tmp_path / "x"])
+    assert not study.comparable("test.total")
+    assert "trainer.max_epochs 20" in study.notes[0]
+
+
+def test_what_else_cells_differ_in_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", overrides=("optimizer.lr=0.5",))
+    write_run(tmp_path / "x", "encdec")
+    study = gather([tmp_path / "x"])
+    assert study.comparable("test.total")
+    (note,) = study.notes
+    assert note.startswith("Cells differ in more than their networks and what was swept")
+    assert "optimizer.lr 0.5" in note
+
+
+def test_a_sweep_may_have_the_name_of_a_seed(tmp_path: Path) -> None:
+    write_run(tmp_path / "seed-7")
+    write_run(tmp_path / "seed-study", "encdec")
+    assert gather([tmp_path / "seed-7"]).cells == ("vanilla-vanilla",)
+    assert gather([tmp_path / "seed-study"]).cells == ("encdec-vanilla",)
+
+
 def test_other_test_images_are_never_compared(tmp_path: Path) -> None:
     for images in (500, 1000):
         write_run(tmp_path / "x", overrides=(f"data.num_test={images}",))

@@ -1,5 +1,7 @@
 """A study to figures. Imports no torch."""
 
+import functools
+import hashlib
 import io
 import itertools
 import math
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vae_lab.results import read_history, read_pictures
-from vae_lab.results.study import Record, Study
+from vae_lab.results.study import SIDES, Record, Study
 from vae_lab.statistics import RECORD, Comparison
 
 # Okabe & Ito's colours, which people with any colour vision tell apart, then darker ones.
@@ -44,6 +46,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "vae_lab",
+    "text.parse_math": False,  # a $ in a name is a $
 }
 LOSSES = (("total", "total"), ("kl", "KL, nats a latent dimension"), ("reconstruction", "reconstruction"))
 NAMES = {
@@ -79,8 +82,10 @@ def render(drawing: Drawing) -> tuple[bytes, str]:
     return png.getvalue(), svg.getvalue()
 
 
-def drawings(study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str]) -> Iterator[Drawing]:
-    """All figures of a study that its runs have the files for, one at a time.
+def drawings(
+    study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str]
+) -> Iterator[Callable[[], Drawing | None]]:
+    """All figures of a study, each drawn when it is called for; None where the runs do not have the files for it.
 
     Args:
         study: the runs.
@@ -88,30 +93,31 @@ def drawings(study: Study, statistics: Mapping[str, Comparison], cells: Sequence
         cells: those that get figures of their own and a row in the pictures.
     """
     studio = _Studio(study, statistics, cells)
+    draw: list[Callable[[], Drawing | None]] = [
+        studio.comparison,
+        studio.predictions,
+        studio.samples,
+        studio.cost,
+        studio.heatmap,
+    ]
+    for factor, levels in study.factors.items():
+        if factor not in SIDES and all(map(is_number, levels)):
+            draw.append(functools.partial(studio.by_factor, factor))
+    for cell in cells:
+        draw += [functools.partial(studio.history, cell), functools.partial(studio.cell_predictions, cell)]
+    for one in draw:
+        yield functools.partial(_styled, one)
+
+
+def _styled(draw: Callable[[], Drawing | None]) -> Drawing | None:
     with matplotlib.rc_context(STYLE):
-        shared: list[Callable[[], Drawing | None]] = [
-            studio.comparison,
-            studio.predictions,
-            studio.samples,
-            studio.cost,
-            studio.heatmap,
-        ]
-        for draw in shared:
-            drawing = draw()
-            if drawing is not None:
-                yield drawing
-        for factor, levels in study.factors.items():
-            if factor not in ("encoder", "decoder") and all(map(_is_number, levels)):
-                yield studio.by_factor(factor)
-        for cell in cells:
-            for drawing in (studio.history(cell), studio.cell_predictions(cell)):
-                if drawing is not None:
-                    yield drawing
+        return draw()
 
 
 def file_name(text: str) -> str:
-    """A text as part of a file's name."""
-    return re.sub(r"[^\w.+@-]", "-", text)
+    """A text as part of a file's name: a long one is cut to a checksum."""
+    name = re.sub(r"[^\w.+@-]", "-", text)
+    return name if len(name.encode()) <= 150 else f"{name[:60]}__{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class _Studio:
@@ -123,12 +129,15 @@ class _Studio:
         self.cells = cells
         looks = itertools.cycle(itertools.product(DASHES, COLOURS))
         self.looks = dict(zip(cells, looks, strict=False))
-        self.labels = {cell: study.label(cell) for cell in study.cells}
+        # matplotlib leaves labels that begin with an underscore out of a legend.
+        self.labels = {cell: re.sub("^_", " _", study.label(cell)) for cell in study.cells}
         self.histories = {
             cell: [history for record in study.of(cell) if (history := read_history(record.folder))]
             for cell in study.cells
         }
-        self.pictures = {cell: _first_pictures(study.of(cell)) for cell in cells}
+        found = {cell: _first_pictures(study.of(cell)) for cell in cells}
+        self.pictures = {cell: pictures for cell, (pictures, _) in found.items()}
+        self.seeds = {cell: seed for cell, (_, seed) in found.items()}
 
     # --- Losses by epoch ---------------------------------------------------------------------------------------
 
@@ -173,17 +182,24 @@ class _Studio:
 
     def samples(self) -> Drawing | None:
         """Samples of the prior, the same z for all cells of as many latent dimensions."""
-        return self._rows("samples", "samples", "Samples of the prior, the same z for each cell")
+        sizes = {record.config.get("latent.dim") for cell in self.cells for record in self.study.of(cell)}
+        of_equal_size = "" if len(sizes) == 1 else " of as many latent dimensions"
+        return self._rows("samples", "samples", f"Samples of the prior, the same z for each cell{of_equal_size}")
 
     def _rows(self, name: str, kind: str, caption: str, above: str | None = None) -> Drawing | None:
-        rows = [(self.labels[cell], self.pictures[cell][kind]) for cell in self.cells if kind in self.pictures[cell]]
+        shown = [cell for cell in self.cells if kind in self.pictures[cell]]
+        rows: list[tuple[str, np.ndarray]] = []
+        if above is not None and shown and "originals" in self.pictures[shown[0]]:
+            first = self.pictures[shown[0]]["originals"]
+            # Beside one row of originals, only cells that were shown the same ones.
+            shown = [cell for cell in shown if np.array_equal(self.pictures[cell].get("originals", first), first)]
+            rows.append((above, first))
+        rows += [(self.labels[cell], self.pictures[cell][kind]) for cell in shown]
         if not rows:
             return None
-        if above is not None:
-            first = next(self.pictures[cell] for cell in self.cells if kind in self.pictures[cell])
-            if "originals" in first:
-                rows.insert(0, (above, first["originals"]))
-        return Drawing(name, caption, _image_rows(rows[:MOST_ROWS]))
+        seeds = {self.seeds[cell] for cell in shown}
+        of_seed = f" (seed {seeds.pop()})" if len(seeds) == 1 else ""
+        return Drawing(name, caption + of_seed, _image_rows(rows[:MOST_ROWS]))
 
     def cell_predictions(self, cell: str) -> Drawing | None:
         """Test images above their reconstructions by one cell."""
@@ -191,7 +207,7 @@ class _Studio:
         if not {"originals", "reconstructions"} <= set(pictures):
             return None
         rows = [("original", pictures["originals"]), ("reconstruction", pictures["reconstructions"])]
-        figure = _image_rows(rows, self.labels[cell])
+        figure = _image_rows(rows, f"{self.labels[cell]}, seed {self.seeds[cell]}")
         return Drawing(f"{file_name(cell)}_predictions", f"Test images and {self.labels[cell]}'s predictions", figure)
 
     # --- Figures of merit --------------------------------------------------------------------------------------
@@ -222,9 +238,7 @@ class _Studio:
             if others := [point for cell, point in points.items() if cell not in self.looks]:
                 costs, losses = zip(*others, strict=True)
                 axes.scatter(costs, losses, color=GRID, s=12, zorder=1)
-            clocked = metric.startswith("timing")
-            one_ground = len(set(map(str, self.study.conditions.values()))) < 2
-            if one_ground and not (clocked and len(self.study.hardware) > 1):
+            if self.study.comparable(RECORD) and self.study.comparable(metric):
                 front = pareto_front(points)
                 _front(axes, front)
             axes.set(xlabel=NAMES[metric], ylabel=NAMES[RECORD])
@@ -241,7 +255,7 @@ class _Studio:
     def heatmap(self) -> Drawing | None:
         """The grid's means, a panel a metric."""
         study, factors = self.study, list(self.study.factors.items())
-        if not factors:
+        if not factors or len(set(study.levels.values())) < len(study.levels):
             return None
         first, *rest = factors
         columns = list(dict.fromkeys(study.levels[cell][1:] for cell in study.cells))
@@ -331,7 +345,8 @@ def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
         axes.set(xlim=(axes.get_xlim()[0], right), ylim=(bottom, top))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a level is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -404,9 +419,12 @@ def _by_epoch(axes: Axes, name: str) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _first_pictures(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The pictures of the first seed that has any."""
-    return next((pictures for record in records if (pictures := read_pictures(record.folder))), {})
+def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], int | None]:
+    """The pictures of the first seed that has any, and that seed."""
+    for record in records:
+        if pictures := read_pictures(record.folder):
+            return pictures, record.result.seed
+    return {}, None
 
 
 def _image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:
@@ -471,9 +489,9 @@ def _heat(axes: Axes, grid: np.ndarray) -> None:
 
 
 def short(value: float) -> str:
-    """A figure in few characters: 0.0152, 7.35, 1.22 M."""
+    """A figure in few characters: 0.01523, 7.352, 1.22 M."""
     size = abs(value)
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if size >= limit:
             return f"{value / limit if unit != ' k' else value / 1e3:.3g}{unit}"
-    return f"{value:.4f}" if size < 1 else f"{value:.4g}"
+    return f"{value:.5f}" if 0 < size < 0.1 else f"{value:.4f}" if size < 1 else f"{value:.4g}"

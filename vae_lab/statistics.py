@@ -25,8 +25,8 @@ RECORD = "test.total"
 MOST_CELLS = 12
 """Above this many cells, pairs are taken against the first cell only."""
 
-MOST_COMBINATIONS = 10_000
-"""Above this many combinations of levels the runs are a search, not a grid, and effects are not asked for."""
+MOST_COMBINATIONS = 1000
+"""Above this many combinations of levels, runs that are no complete grid are a search: effects are not asked for."""
 
 # A spread below this share of the figures themselves is rounding, not chance.
 ROUNDING = 1e-12
@@ -94,6 +94,8 @@ class Comparison:
     cells: Mapping[str, Cell]
     pairs: Sequence[Pair]
     effects: Sequence[Effect]
+    level: Mapping[str, float]
+    """Cell → its mean over the seeds that all cells with the figure have, or else over its own: for an order."""
 
     def pair(self, a: str, b: str) -> Pair | None:
         """The pair of two cells, as a - b whichever way it was taken."""
@@ -146,7 +148,16 @@ def compare(
         cells={name: _cell(figures[:, column], codes[:, column]) for column, name in enumerate(names)},
         pairs=_pairs(names, figures, codes),
         effects=_effects(names, figures, codes, factors or {}, levels or {}),
+        level=_level(names, figures),
     )
+
+
+def _level(names: Sequence[str], figures: np.ndarray) -> dict[str, float]:
+    present = np.isfinite(figures)
+    used = np.flatnonzero(present.any(axis=0))
+    shared = present[:, used].all(axis=1)
+    rows = shared if shared.any() else np.ones(len(figures), dtype=bool)
+    return {names[int(column)]: float(np.nanmean(figures[rows, column])) for column in used}
 
 
 def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
@@ -235,13 +246,14 @@ def _effects(
     levels: Mapping[str, Sequence[str]],
 ) -> list[Effect]:
     shape = tuple(len(values) for values in factors.values())
-    if not factors or math.prod(shape) > MOST_COMBINATIONS:
+    combinations = math.prod(shape)
+    if not factors or combinations > max(MOST_COMBINATIONS, len(names)):
         return []
     place_to_column = {
         tuple(values.index(level) for values, level in zip(factors.values(), levels[name], strict=True)): column
         for column, name in enumerate(names)
     }
-    if not len(names) == len(place_to_column) == math.prod(shape):
+    if not len(names) == len(place_to_column) == combinations:
         return [Effect(one.factor, one.start, one.end, 0, None, None, None, None) for one in _contrasts(factors)]
     order = [place_to_column[place] for place in itertools.product(*map(range, shape))]
     grid, ground = (whole[:, order].reshape(-1, *shape) for whole in (figures, codes))

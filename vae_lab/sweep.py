@@ -68,30 +68,39 @@ class SweepCallback(Callback):
                 for run, result in found
                 if result is None or not result.finished
             ]
-            report_written = show_report(sorted({run.directory.parents[1] for run in self.runs}))
-            if failed:
-                from vae_lab import report
+            written = False
+            try:
+                written = show_report(sorted({run.directory.parents[1] for run in self.runs}))
+            finally:
+                if failed:
+                    from vae_lab import report
 
-                Console().print(report.failures(failed))
-            if failed or not report_written:
+                    Console().print(report.failures(failed))
+            if failed or not written:
                 raise SystemExit(1)
 
 
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
     """Write the report of the runs under these folders and show what it found; False if that could not be done."""
     from vae_lab import report  # pandas, scipy and matplotlib take seconds
+    from vae_lab.results.study import StudyError
 
+    console = Console()
     try:
-        written = report.write(folders, out, all_pictures=all_pictures)
-    except (ValueError, OSError) as error:
+        prepared = report.prepare(folders)
+        for table in (
+            report.summary(prepared.study, prepared.statistics),
+            *report.details(prepared.study, prepared.statistics),
+        ):
+            console.print(table)
+        place = report.write(prepared, out, all_pictures=all_pictures)
+    except (StudyError, OSError) as error:
         Console(stderr=True).print(f"No report: {error}", soft_wrap=True, highlight=False, markup=False)
         return False
-    console = Console()
-    console.print(report.summary(written.study, written.statistics))
-    missing = [f"{hole.run}: {hole.reason}" for hole in written.study.holes]
+    missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
     if len(missing) > MOST_HOLES:
         missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
-    for sign, sentences, style in (("•", written.findings, ""), ("!", [*missing, *written.study.notes], "yellow")):
+    for sign, sentences, style in (("•", prepared.findings, ""), ("!", [*missing, *prepared.study.notes], "yellow")):
         for sentence in sentences:
             if "`" in sentence:  # a command, to be copied in one piece
                 console.print(f"{sign} {sentence.replace('`', '')}", soft_wrap=True, highlight=False, markup=False)
@@ -102,7 +111,7 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     console.print()
     for folder in folders:
         console.print(f"Files: {told(folder)}", soft_wrap=True, highlight=False, markup=False)
-    page = told(written.folder / "report.html")
+    page = told(place / "report.html")
     console.print(f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
     return True
 

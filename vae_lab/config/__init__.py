@@ -3,7 +3,7 @@
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
-from vae_lab.config.schema import Config, TrainerConfig, flatten
+from vae_lab.config.schema import NOT_IDENTIFYING, Config, TrainerConfig, flatten
 from vae_lab.config.targets import build, check_targets, check_trainer
 from vae_lab.config.validation import validate
 from vae_lab.config.vocabulary import (
@@ -21,6 +21,7 @@ from vae_lab.config.vocabulary import (
 
 __all__ = [
     "BLOCKS",
+    "NOT_IDENTIFYING",
     "PACKAGE",
     "SWEEP_RUNS",
     "AnyBlock",

@@ -1,16 +1,28 @@
 """What a study shows, in three to six sentences: each true of the numbers, none beyond its interval."""
 
 import itertools
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from vae_lab.report.tables import change, figure, interval, probability, ranked, sentence_list
-from vae_lab.results.study import Study
-from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, holm
+from vae_lab.plots import is_number
+from vae_lab.report.tables import (
+    better_than,
+    change,
+    decimals,
+    figure,
+    interval,
+    probability,
+    ranked,
+    sentence_list,
+)
+from vae_lab.results import read_config_folders
+from vae_lab.results.study import SIDES, Study
+from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, compare, holm
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
-SIDES = ("encoder", "decoder")
-MOST = 6
+MOST, MOST_NAMED = 6, 4
+"""Sentences in all, and cells that one names."""
 
 
 def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
@@ -19,33 +31,52 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         return ["No run has a test total: there is nothing to compare."]
     order = [
         *_best(study, statistics),
-        *_one_seed(study),
+        *_one_seed(study, statistics),
         *_cost(study, statistics),
-        *(sentence for side in SIDES for sentence in _halves(side, study, statistics)),
         *_order_elsewhere(study, statistics),
         *_each_at_its_best(study, statistics),
-        *_interaction(study, statistics),
+        *(sentence for side in SIDES for sentence in _halves(side, statistics)),
+        *_interaction(statistics),
         *_other_factors(study, statistics),
         *_gap(study, statistics),
     ]
     return order[:MOST]
 
 
-def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str:
-    """The command that trains the same cells with more seeds, into the same folder."""
-    values: dict[str, list[str]] = {"encoder": [], "decoder": []}
-    for record in study.records:
-        given = [("encoder", record.result.encoder), ("decoder", record.result.decoder)]
-        for word in record.result.overrides:
-            key, _, value = word.partition("=")
-            if key not in ("encoder", "decoder", "seed", "name", "experiment"):
-                given.append((key, value))
-        for key, value in given:
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
-    words = [f"{key}={','.join(choices)}" for key, choices in values.items()]
+def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str | None:
+    """The command that trains the same cells with more seeds, into the same folder; None if one command cannot."""
+    first = {cell: next(record for record in study.records if record.cell == cell) for cell in study.cells}
+    typed = {cell: _typed(record.result.overrides) for cell, record in first.items()}
+    complete = math.prod(map(len, study.factors.values())) == len(study.cells) == len(set(study.levels.values()))
+    if not complete or len(study.sweeps) > 1:
+        return None
+    values: dict[str, dict[str, None]] = {}
+    for cell, record in first.items():
+        levels = dict(zip(study.factors, study.levels[cell], strict=True))
+        own = {"encoder": record.result.encoder, "decoder": record.result.decoder} | levels
+        own |= {word: value for word, value in typed[cell].items() if word.lstrip("+~") not in own}
+        # As it was typed: '+key' adds what a file does not have.
+        signs = {word.lstrip("+~"): word for other in typed.values() for word in other}
+        for key, value in own.items():
+            values.setdefault(signs.get(key, key), {})[value] = None
+    if any("default" in choices for choices in values.values()):
+        return None
+    folders = read_config_folders(study.records[0].folder)
+    words = [word for folder in folders for word in ("--config-dir", folder)]
+    words += [f"{key}={','.join(choices)}" if choices != {"": None} else key for key, choices in values.items()]
     words += [f"seed={','.join(map(str, seeds))}", f"name={study.sweeps[0]}"]
     return f"python train.py -m {' '.join(map(shlex.quote, words))}"
+
+
+def _typed(overrides: Sequence[str]) -> dict[str, str]:
+    """Overridden keys, with the sign before them, to their values; of a key given twice the last."""
+    typed: dict[str, str] = {}
+    for override in overrides:
+        word, _, value = override.partition("=")
+        if word.lstrip("+~") in ("encoder", "decoder", "seed", "name", "experiment"):
+            continue
+        typed = {key: old for key, old in typed.items() if key.lstrip("+~") != word.lstrip("+~")} | {word: value}
+    return typed
 
 
 # --- Sentences ---------------------------------------------------------------------------------------------
@@ -56,47 +87,54 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     order = ranked(RECORD, quality)
     if not order:
         return
-    if _conditions_differ(study):
-        yield "The cells were not all trained and tested under the same conditions, so none is called the best."
+    if not study.comparable(RECORD):
+        yield "The cells' test totals were not had under the same conditions, so none is called the best."
         return
     first, *others = order
-    said = f"{study.label(first)} has the lowest test total, {figure(RECORD, quality.cells[first])}"
-    seeds = len(study.seeds)
+    own = quality.cells[first]
     if not others:
-        yield f"{study.label(first)} has a test total of {figure(RECORD, quality.cells[first])}{_over(seeds)}."
+        yield f"{study.label(first)} has a test total of {figure(RECORD, own)}{_over(own.n)}."
         return
-    pairs = {other: quality.pair(other, first) for other in others}
-    if seeds < 2:
-        runner_up = f"{study.label(others[0])} has {figure(RECORD, quality.cells[others[0]])}"
-        yield f"{said}, in a single seed; {runner_up}. No difference can be called real with one seed."
+    if max((pair.n for pair in quality.pairs), default=0) < 2:
+        runner_up = f"{study.label(others[0])} has {_level(quality, others[0])}"
+        said = f"{study.label(first)} has the lowest test total, {_level(quality, first)}, in a single seed"
+        yield f"{said}; {runner_up}. No difference can be called real with one seed."
         return
-    known = [(other, pair) for other, pair in pairs.items() if pair is not None and pair.p_adjusted is not None]
-    open_ = [(other, pair) for other, pair in known if not pair.different]
-    untested = [other for other, pair in pairs.items() if pair is None or pair.p_adjusted is None]
-    said += _over(seeds)
-    if untested and len(study.cells) > MOST_CELLS:
+    said = f"{study.label(first)} has the lowest test total, {figure(RECORD, own)}{_over(own.n)}"
+    pairs = {other: quality.pair(first, other) for other in others}
+    few = [other for other, pair in pairs.items() if pair is None or pair.n < 2]
+    constant = [other for other, pair in pairs.items() if pair and pair.n > 1 and pair.p is None]
+    open_ = [
+        other
+        for other, pair in pairs.items()
+        if pair and pair.p is not None and not better_than(RECORD, quality, first, other)
+    ]
+    if few and len(study.cells) > MOST_CELLS:
         told = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
         yield f"{said}, but that it differs from every other cell was not tested: {told}."
-    elif untested:
-        yield f"{said}, but too few runs finished to compare it with {_labels(study, untested)}."
+    elif few:
+        yield f"{said}, but too few runs finished to compare it with {_labels(study, few)}."
     elif open_:
-        other, pair = open_[0]
-        yield (
-            f"{said}, but it cannot be told apart from {_labels(study, [other for other, _ in open_])}: "
-            f"{study.label(other)} is {_difference(pair)}."
-        )
+        versus = _versus(study, quality, open_[0], first)
+        yield f"{said}, but it cannot be told apart from {_labels(study, open_)}: {versus}."
+    elif constant:
+        yield f"{said}; {_versus(study, quality, constant[0], first)}, which leaves nothing to test."
     else:
-        other, pair = known[0]
-        yield (
-            f"{said}, and differs from every other cell; the nearest, {study.label(other)}, is {_difference(pair)}, "
-            f"adjusted p {_is(pair.p_adjusted)}."
-        )
+        nearest = pairs[others[0]]
+        p = probability(nearest.p_adjusted if nearest else None)
+        those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
+        told = f"{_versus(study, quality, others[0], first)}, adjusted p {p if '<' in p else f'= {p}'}"
+        yield f"{said}, and differs from {those}: {told}."
 
 
-def _one_seed(study: Study) -> Iterator[str]:
-    if len(study.seeds) == 1:
+def _one_seed(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    quality = statistics[RECORD]
+    most = max(cell.n for cell in quality.cells.values())
+    paired = max((pair.n for pair in quality.pairs), default=most)
+    if most < 2 or (paired < 2 and study.comparable(RECORD)):
         why = "learn which differences are real" if len(study.cells) > 1 else "learn how much chance there is in it"
-        yield f"To {why}, add seeds: `{add_seeds(study)}`"
+        command = add_seeds(study)
+        yield f"To {why}, add seeds: " + (f"`{command}`" if command else "train each cell with seed=0,1,2,3,4.")
 
 
 def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
@@ -105,50 +143,56 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     if len(study.hardware) > 1:
         yield f"The runs were timed on {len(study.hardware)} kinds of hardware, so their times are not ranked."
         return
-    if _conditions_differ(study):
-        yield "For the same reason their training times are not ranked."
+    if not study.comparable(SECONDS):
+        yield "The cells were not trained under the same conditions, so their times are not ranked."
         return
     clock, quality = statistics[SECONDS], statistics[RECORD]
     order = ranked(SECONDS, clock)
     if not order:
         return
-    if len(order) == 1 or len(study.cells) == 1:
-        size = figure(PARAMETERS, statistics[PARAMETERS].cells[order[0]]) if PARAMETERS in statistics else "unknown"
+    fastest = order[0]
+    if len(order) == 1:
+        size = figure(PARAMETERS, statistics[PARAMETERS].cells[fastest]) if PARAMETERS in statistics else "unknown"
+        yield f"{study.label(fastest)} trains in {figure(SECONDS, clock.cells[fastest])} s and has {size} parameters."
+        return
+    lead = next(iter(ranked(RECORD, quality)), fastest)
+    if lead not in order or not study.comparable(RECORD):
+        slowest = order[-1]
         yield (
-            f"{study.label(order[0])} trains in {figure(SECONDS, clock.cells[order[0]])} s and has {size} parameters."
+            f"Training takes from {figure(SECONDS, clock.cells[fastest])} s ({study.label(fastest)}) to "
+            f"{figure(SECONDS, clock.cells[slowest])} s ({study.label(slowest)}) on average."
         )
         return
-    fastest = order[0]
-    lead = next(iter(ranked(RECORD, quality)), fastest)
-    if lead == fastest:
+    seconds = f"{figure(SECONDS, clock.cells[lead])} s"
+    if clock.level[lead] <= clock.level[fastest]:
+        unsure = [other for other in order if other != lead and not better_than(SECONDS, clock, lead, other)]
+        runner_up = next(other for other in order if other != lead)
+        rest = f"the next, {study.label(runner_up)}, took {figure(SECONDS, clock.cells[runner_up])} s"
         said = f"{study.label(lead)} also took the least time to train"
-        seconds = f"{figure(SECONDS, clock.cells[lead])} s"
-        rest = f"the next, {study.label(order[1])}, took {figure(SECONDS, clock.cells[order[1]])} s"
-        pairs = {other: clock.pair(other, lead) for other in order[1:]}
-        unsure = [other for other, pair in pairs.items() if pair is None or not pair.different]
-        if len(study.seeds) == 1:
+        if max(cell.n for cell in clock.cells.values()) < 2:
             yield f"{said} in this one seed, {seconds}; {rest}."
         elif unsure:
             yield f"{said} on average, {seconds}, but it is not shown to be faster than {_labels(study, unsure)}."
         else:
             yield f"{said}, {seconds}; {rest}."
         return
-    if lead not in order:
-        return
-    pair = clock.pair(lead, fastest)
-    extra = f"{change(pair.difference, pair, SECONDS)} s" if pair is not None else "an unknown difference"
+    pair = clock.pair(fastest, lead)
+    extra = f"{change(pair.difference, pair, SECONDS)} s" if pair is not None else "how much is not known"
     within = f", 95 % interval {interval(pair, SECONDS)}" if pair is not None and pair.low is not None else ""
     yield (
-        f"{study.label(lead)} trains in {figure(SECONDS, clock.cells[lead])} s; the fastest on average is "
-        f"{study.label(fastest)} with {figure(SECONDS, clock.cells[fastest])} s ({extra}{within})."
+        f"{study.label(lead)} trains in {seconds}; the fastest on average is {study.label(fastest)} with "
+        f"{figure(SECONDS, clock.cells[fastest])} s ({extra}{within})."
     )
 
 
-def _halves(side: str, study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+def _halves(side: str, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     """Does the more complex half pay?"""
     effects = [effect for effect in statistics[RECORD].effects if effect.factor == side and effect.effect is not None]
+    # Of several levels the one furthest from chance is told: its p is corrected for the choice.
+    adjusted = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
     for effect in sorted(effects, key=lambda one: one.effect or 0.0)[:2]:
-        yield f"{_opening(side, effect)}{_costs(effect, statistics)}: {_verdict(effect, statistics)}."
+        p = adjusted[effect.to]
+        yield f"{_opening(side, effect)}{_costs(effect, statistics)}: {_verdict(effect, p, statistics)}."
 
 
 def _opening(factor: str, effect: Effect) -> str:
@@ -157,7 +201,7 @@ def _opening(factor: str, effect: Effect) -> str:
         step = f"the {effect.from_} to the {effect.to} {factor}"
     said = f"Going from {step} changes the test total by {change(effect.effect, effect)}"
     if effect.low is None:
-        return f"{said} in this one seed"
+        return f"{said} in the one seed that all cells have"
     return f"{said} in every seed" if effect.low == effect.high else f"{said} (95 % interval {interval(effect)})"
 
 
@@ -172,98 +216,130 @@ def _costs(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
     return f", at {sentence_list(told)}" if told else ""
 
 
-def _verdict(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
+def _verdict(effect: Effect, p: float | None, statistics: Mapping[str, Comparison]) -> str:
     low, high = effect.low, effect.high
     if low is None or high is None:
         return "with one seed that is no more than a hint"
-    if low == high == 0:
-        return "the two give the same results"
-    dearer = _dearer(effect, statistics)
-    if high < 0:
-        return "better, and that is what the cost buys" if dearer else "better, at no more cost"
-    if low > 0:
-        return "the more complex one does not pay" if dearer else "worse; it is also the simpler one"
-    gain = f"{-low:.5f}" if low < 0 else "any"
-    if dearer:
+    if low == high:
+        return "the two give the same results" if low == 0 else "a constant, which leaves nothing to test"
+    more, less = _cost_signs(effect, statistics)
+    if p is not None and p < 1 - LEVEL:
+        if high < 0:
+            return "better" + (
+                "" if more and less else ", and that is what the cost buys" if more else ", at no more cost"
+            )
+        return "worse" if more and less else _does_not_pay(more=more, less=less)
+    if more and not less and low < 0:
+        gain = f"{-low:.{decimals((high - low) / 2)}f}"
         return f"no gain is shown that would pay for it, and one of more than {gain} would be outside the interval"
+    if more and not less:
+        return "no gain is shown that would pay for it"
     return "neither better nor worse is shown"
 
 
-def _dearer(effect: Effect, statistics: Mapping[str, Comparison]) -> bool:
-    for name in (FLOPS, PARAMETERS):
-        other = _same(effect, statistics.get(name))
-        if other is not None and other.effect:
-            return other.effect > 0
-    return False
+def _does_not_pay(*, more: bool, less: bool) -> str:
+    if more:
+        return "the more complex one does not pay"
+    return "worse; it is also the cheaper one" if less else "worse"
 
 
-def _interaction(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+def _cost_signs(effect: Effect, statistics: Mapping[str, Comparison]) -> tuple[bool, bool]:
+    """Whether the step costs more in any way that is known, and whether it costs less in any."""
+    found = [(name, _same(effect, statistics.get(name))) for name in (FLOPS, PARAMETERS, SECONDS)]
+    more = less = False
+    for name, other in found:
+        if other is None or other.effect is None:
+            continue
+        counted = name != SECONDS  # times vary by chance, so that their interval decides
+        more |= other.effect > 0 if counted else other.low is not None and other.low > 0
+        less |= other.effect < 0 if counted else other.high is not None and other.high < 0
+    return more, less
+
+
+def _interaction(statistics: Mapping[str, Comparison]) -> Iterator[str]:
     found = [one for one in statistics[RECORD].effects if one.factor == "encoder:decoder" and one.low is not None]
     if len(found) != 1:
         return
     effect = found[0]
     assert effect.low is not None
     assert effect.high is not None
-    told = f"interaction {change(effect.effect, effect)}, 95 % interval {interval(effect)}"
     if effect.low > 0 or effect.high < 0:
-        more = "more" if effect.low > 0 else "less"
-        yield f"The halves do not simply add up: both together change the test total by {more} than their sum ({told})."
+        way, size = ("higher" if effect.low > 0 else "lower"), change(effect.effect, effect).lstrip("+−")
+        yield (
+            f"The halves do not simply add up: {effect.to} has a test total {size} {way} than the two steps, taken one "
+            f"at a time, add up to (95 % interval {interval(effect)})."
+        )
     else:
+        told = f"interaction {change(effect.effect, effect)}, 95 % interval {interval(effect)}"
         yield f"That the effect of one half depends on the other is not shown ({told})."
 
 
 def _order_elsewhere(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     """Whether the order of the networks is the same at every level of what else was swept."""
-    quality = statistics[RECORD]
-    for place, (factor, levels) in enumerate(study.factors.items()):
-        if factor in SIDES:
-            continue
-        orders: dict[str, list[str]] = {}
-        for level in levels:
-            cells = [cell for cell in study.cells if study.levels[cell][place] == level]
-            present = {cell: found for cell in cells if (found := quality.cells[cell].mean) is not None}
-            orders[level] = [_others(study, cell, place) for cell in sorted(present, key=lambda cell: present[cell])]
-        if min(map(len, orders.values())) < 2 or len({frozenset(order) for order in orders.values()}) > 1:
-            continue
-        where = f"at {factor} {sentence_list(levels)}"
-        if len({tuple(order) for order in orders.values()}) == 1:
-            same = ", ".join(orders[levels[0]])
-            yield f"The order of the cells by mean test total survives: it is the same {where} ({same})."
-            continue
-        told = "; ".join(f"{level}: {', '.join(order)}" for level, order in orders.items())
-        sure = _reversed(study, quality, place, levels)
-        if sure:
-            yield (
-                f"The order of the cells by test total does not survive {where} ({told}): {sure} swap places, each "
-                "time by more than chance."
-            )
-        else:
-            yield (
-                f"The order of the cells by mean test total is not the same {where} ({told}), but no pair is shown to "
-                "swap places."
-            )
+    swept = [(place, factor) for place, factor in enumerate(study.factors) if factor not in SIDES]
+    if not swept:
+        return
+    place, factor = swept[0]
+    levels, quality = study.factors[factor], statistics[RECORD]
+    networks: dict[str, dict[str, str]] = {}
+    for cell in study.cells:
+        networks.setdefault(_network(study, cell, place), {})[study.levels[cell][place]] = cell
+    whole = {
+        network: cells
+        for network, cells in networks.items()
+        if len(cells) == len(levels) and all(cell in quality.level for cell in cells.values())
+    }
+    if len(whole) < 2:
+        return
+    absent = [network for network in networks if network not in whole]
+    without = f" ({sentence_list(absent)} left out, which did not finish at each)" if len(absent) in range(1, 4) else ""
+    where = f"at {factor} {sentence_list(levels)}{without}"
+    orders = [sorted(whole, key=lambda network: quality.level[whole[network][level]]) for level in levels]
+    if all(order == orders[0] for order in orders):
+        yield f"The order of the cells by mean test total survives: it is the same {where}{_listed(': ', orders[0])}."
+        return
+    told = "".join(f"; at {level} {', '.join(order)}" for level, order in zip(levels, orders, strict=True))
+    told = f" ({told[2:]})" if len(whole) <= MOST_NAMED else ""
+    if len(whole) > MOST_CELLS:
+        yield f"The order of the cells by mean test total is not the same {where}{told}."
+    elif swapped := _swapped(study, whole, levels):
+        yield (
+            f"The order of the cells by test total does not survive {where}{told}: {sentence_list(swapped)} swap "
+            "places, each time by more than chance."
+        )
+    else:
+        yield (
+            f"The order of the cells by mean test total is not the same {where}{told}, but no pair is shown to swap "
+            "places."
+        )
 
 
-def _others(study: Study, cell: str, place: int) -> str:
+def _network(study: Study, cell: str, place: int) -> str:
+    """A cell by its levels of all factors but one."""
     return "-".join(level for index, level in enumerate(study.levels[cell]) if index != place) or cell
 
 
-def _reversed(study: Study, quality: Comparison, place: int, levels: Sequence[str]) -> str:
+def _listed(before: str, names: Sequence[str]) -> str:
+    return before + ", ".join(names) if len(names) <= MOST_NAMED else ""
+
+
+def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Sequence[str]) -> list[str]:
     """The first two networks of which one is shown to be better at one level and worse at another.
 
     The family of Holm's correction is the pairs within a level: those that the question is about.
     """
-    at = {level: [cell for cell in study.cells if study.levels[cell][place] == level] for level in levels}
-    couples = [couple for cells in at.values() for couple in itertools.combinations(cells, 2)]
-    found = [quality.pair(*couple) for couple in couples]
-    adjusted = holm([None if pair is None else pair.p for pair in found])
-    winners: dict[frozenset[str], set[str]] = {}
-    for pair, p in zip(found, adjusted, strict=True):
-        if pair is not None and pair.difference and p is not None and p < 1 - LEVEL:
-            names = [_others(study, cell, place) for cell in (pair.a, pair.b)]
-            winners.setdefault(frozenset(names), set()).add(names[0] if pair.difference < 0 else names[1])
-    swapped = next((names for names, best in winners.items() if len(best) == 2), None)
-    return sentence_list(sorted(swapped)) if swapped else ""
+    values, grounds = study.values(RECORD), study.grounds(RECORD)
+    asked = [(couple, level) for level in levels for couple in itertools.combinations(networks, 2)]
+    found = []
+    for couple, level in asked:
+        cells = [networks[network][level] for network in couple]
+        found.append(compare(values[cells], grounds[cells]).pairs[0])
+    adjusted = holm([pair.p for pair in found])
+    winners: dict[tuple[str, str], set[str]] = {}
+    for (couple, _), pair, p in zip(asked, found, adjusted, strict=True):
+        if pair.difference and p is not None and p < 1 - LEVEL:
+            winners.setdefault(couple, set()).add(couple[0] if pair.difference < 0 else couple[1])
+    return next((list(couple) for couple, best in winners.items() if len(best) == 2), [])
 
 
 def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
@@ -273,26 +349,31 @@ def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Ite
     if validation is None or len(other) != 1 or len(study.factors) < 2:
         return
     place, factor = other[0]
+    if not all(map(is_number, study.factors[factor])):
+        return
     chosen: dict[str, str] = {}
     for cell in ranked("val.total", validation):
-        chosen.setdefault(_others(study, cell, place), cell)
-    if len(chosen) < 2 or any(quality.cells[cell].mean is None for cell in chosen.values()):
+        chosen.setdefault(_network(study, cell, place), cell)
+    if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(RECORD, chosen.values()):
         return
-    order = [cell for cell in ranked(RECORD, quality) if cell in chosen.values()]
     told = "; ".join(
-        f"{_others(study, cell, place)} at {study.levels[cell][place]}: {figure(RECORD, quality.cells[cell])}"
-        for cell in order
+        f"{_network(study, cell, place)} at {study.levels[cell][place]}: {figure(RECORD, quality.cells[cell])}"
+        for cell in ranked(RECORD, quality)
+        if cell in chosen.values()
     )
     yield f"Each at the {factor} of its lowest validation total, the test totals are {told}."
 
 
 def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     for factor in study.factors:
-        if factor in SIDES:
-            continue
         effects = [one for one in statistics[RECORD].effects if one.factor == factor and one.effect is not None]
-        for effect in sorted(effects, key=lambda one: one.effect or 0.0)[:1]:
-            yield f"{_opening(factor, effect)}, the mean over all networks."
+        if factor in SIDES or not effects:
+            continue
+        p = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
+        effect = min(effects, key=lambda one: one.effect or 0.0)
+        shown = p[effect.to] is not None and (p[effect.to] or 0) < 1 - LEVEL
+        doubt = "" if shown else "; a difference is not shown"
+        yield f"{_opening(factor, effect)}, the mean over all networks{doubt}."
 
 
 def _gap(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
@@ -303,6 +384,7 @@ def _gap(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         if (found := statistics[RECORD].cells[cell]).mean is not None
         and train is not None
         and (mean := train.cells[cell].mean)
+        and mean > 0
     ]
     if shares:
         low, high = (f"{100 * share:+.1f} %" for share in (min(shares), max(shares)))
@@ -316,25 +398,24 @@ def _same(effect: Effect, comparison: Comparison | None) -> Effect | None:
     return next((other for other in found if (other.factor, other.from_, other.to) == key), None)
 
 
-def _conditions_differ(study: Study) -> bool:
-    return len({tuple(condition.items()) for condition in study.conditions.values()}) > 1
+def _level(comparison: Comparison, cell: str) -> str:
+    return f"{comparison.level[cell]:.5f}"
 
 
-def _difference(pair: Pair) -> str:
-    if pair.difference == 0 and pair.low == pair.high:
-        return "the same in every seed"
+def _versus(study: Study, comparison: Comparison, cell: str, other: str) -> str:
+    """How a cell compares with another: 'b is 0.00022 higher, 95 % interval …'."""
+    pair = comparison.pair(cell, other)
+    assert pair is not None
+    if pair.low == pair.high:
+        same = "the same" if pair.difference == 0 else f"{change(pair.difference)} from it"
+        return f"{study.label(cell)} is {same} in every seed"
     more = "higher" if (pair.difference or 0) >= 0 else "lower"
     size = change(pair.difference, pair).lstrip("+−")
-    return f"{size} {more}, 95 % interval {interval(pair)}"
-
-
-def _is(p: float | None) -> str:
-    told = probability(p)
-    return told if told.startswith("<") else f"= {told}"
+    return f"{study.label(cell)} is {size} {more}, 95 % interval {interval(pair)}"
 
 
 def _labels(study: Study, cells: Sequence[str]) -> str:
-    if len(cells) > 4:
+    if len(cells) > MOST_NAMED:
         return f"{len(cells)} others"
     return sentence_list([study.label(cell) for cell in cells], "or")
 

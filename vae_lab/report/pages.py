@@ -17,12 +17,12 @@ from rich.text import Text
 
 from vae_lab import plots, results
 from vae_lab.report import findings as told
-from vae_lab.report.tables import PUBLISHED, figure, ranked, tables
+from vae_lab.report.tables import COST, PUBLISHED, Table, figure, of_metrics, ranked, tables
 from vae_lab.results.study import Study, gather
 from vae_lab.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
-# Files of a report whose names depend on its cells and factors: an earlier report's are removed.
-NAMED_BY_CELL = ("*_history.png", "*_history.svg", "*_predictions.png", "*_predictions.svg", "by_*.png", "by_*.svg")
+# What an earlier report may have left in our own folder; elsewhere nothing is removed.
+FIGURES = ("comparison", "predictions", "samples", "cost", "heatmap", "by_*", "*_history", "*_predictions")
 
 
 class Picture(NamedTuple):
@@ -35,64 +35,78 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written."""
+    """What there is to report of some runs."""
 
-    folder: Path
     study: Study
     statistics: Mapping[str, Comparison]
     findings: Sequence[str]
 
 
-def write(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> Report:
-    """Write the report of the runs under these folders.
-
-    Args:
-        folders: of sweeps, cells or runs.
-        out: where it goes; by default `report/` in the sweep's folder, of several sweeps in `<one>+<other>` beside it.
-        all_pictures: figures for every cell, not only for the first 12.
+def prepare(folders: Sequence[Path]) -> Report:
+    """Read the runs under these folders (sweeps', cells' or runs') and compare them.
 
     Raises:
-        ValueError: if a folder does not exist, or there is no run under them.
-        OSError: if the report cannot be written.
+        StudyError: if a folder does not exist, or there is no run under them.
     """
     study = gather(folders)
     statistics = analyse(study) if study.compared else {}
-    folder = _place(study) if out is None else out
+    return Report(study, statistics, told.findings(study, statistics))
+
+
+def write(report: Report, out: Path | None = None, *, all_pictures: bool = False) -> Path:
+    """Write a report's files and give their folder.
+
+    Args:
+        report: what `prepare` gave.
+        out: where they go; by default `report/` in the folder that was asked about, of several in `<one>+<other>`
+            beside them.
+        all_pictures: figures for every cell, not only for the first and the eleven best.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    study, statistics = report.study, report.statistics
+    folder = _place(study.folders) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pictured = study.cells if all_pictures else _pictured(study, statistics)
-    findings = told.findings(study, statistics)
-    for pattern in NAMED_BY_CELL:
-        for stale in folder.glob(pattern):
+    if out is None:
+        for stale in (path for name in FIGURES for kind in ("png", "svg") for path in folder.glob(f"{name}.{kind}")):
             stale.unlink()
-    pictures = []
-    for drawing in plots.drawings(study, statistics, pictured):
-        png, svg = plots.render(drawing)
-        results.write_bytes(folder / f"{drawing.name}.png", png)
-        results.write_text(folder / f"{drawing.name}.svg", svg)
-        pictures.append(Picture(drawing.name, drawing.caption, svg))
+    pictures, notes = [], [*study.notes, *_left_out(study, statistics, pictured)]
+    for draw in plots.drawings(study, statistics, pictured):
+        try:
+            drawing = draw()
+            png, svg = plots.render(drawing) if drawing else (b"", "")
+        except Exception as error:  # a report is worth more than one of its figures
+            notes.append(f"A figure could not be drawn ({type(error).__name__}: {error}).")
+            continue
+        if drawing:
+            results.write_bytes(folder / f"{drawing.name}.png", png)
+            results.write_text(folder / f"{drawing.name}.svg", svg)
+            pictures.append(Picture(drawing.name, drawing.caption, svg))
     results.write_text(folder / "results.csv", _csv(study.table))
     container = {"schema": 1, "metrics": {name: found.container() for name, found in statistics.items()}}
     results.write_text(folder / "statistics.json", json.dumps(container, indent=1, allow_nan=False) + "\n")
     page = {
         "title": " and ".join(study.sweeps) or "report",
-        "findings": findings,
+        "findings": report.findings,
         "tables": tables(study, statistics),
         "pictures": pictures,
         "holes": study.holes,
-        "notes": [*study.notes, *_left_out(study, pictured)],
+        "notes": notes,
         "facts": list(facts(study)),
         "version": version("vae-lab"),
     }
-    results.write_text(folder / "report.md", _environment().get_template("report.md.j2").render(page))
-    results.write_text(folder / "report.html", _environment().get_template("report.html.j2").render(page))
-    return Report(folder, study, statistics, findings)
+    for name in ("report.md", "report.html"):
+        results.write_text(folder / name, _environment().get_template(f"{name}.j2").render(page))
+    return folder
 
 
-def _place(study: Study) -> Path:
-    sweeps = list(dict.fromkeys(folder for record in study.records for folder in [record.folder.parents[1]]))
-    sweeps = sweeps or [folder.absolute() for folder in study.folders]
-    first = sweeps[0]
-    return first / "report" if len(sweeps) == 1 else first.parent / "+".join(one.name for one in sweeps) / "report"
+def _place(folders: Sequence[Path]) -> Path:
+    whole = [folder.absolute() for folder in folders]
+    if len(whole) == 1:
+        return whole[0] / "report"
+    return whole[0].parent / plots.file_name("+".join(folder.name for folder in whole)) / "report"
 
 
 def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[str]:
@@ -109,7 +123,10 @@ def _csv(table: pd.DataFrame) -> str:
     return str(table.convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
-def _left_out(study: Study, pictured: Sequence[str]) -> Iterator[str]:
+def _left_out(study: Study, statistics: Mapping[str, Comparison], pictured: Sequence[str]) -> Iterator[str]:
+    effects = statistics[RECORD].effects if RECORD in statistics else []
+    if study.factors and not any(effect.effect is not None for effect in effects):
+        yield "Effects of the factors cannot be had: the runs do not make a complete grid under the same conditions."
     if len(pictured) < len(study.cells):
         yield (
             f"Pictures are of {len(pictured)} of the {len(study.cells)} cells, the first and those with the lowest "
@@ -181,7 +198,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"inline": _inline, "code": _code, "cell": _markdown_cell}
+    environment.filters |= {"inline": _inline, "code": _code, "cell": _markdown_cell, "text": _markdown}
     return environment
 
 
@@ -204,8 +221,12 @@ def _code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(text))))
 
 
+def _markdown(text: str) -> str:
+    return text if "`" in text else text.replace("<", "&lt;")
+
+
 def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _markdown(text).replace("|", "\\|").replace("\n", " ")
 
 
 # --- Terminal ----------------------------------------------------------------------------------------------
@@ -244,6 +265,27 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Grid:
         row = PUBLISHED.get(cell)
         published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
         grid.add_row(Text(cell + hole), *ours, *(published if compared else []))
+    return grid
+
+
+def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Grid]:
+    """Held-out losses and cost, a row a cell, the best in bold where it was shown to be better than all others."""
+    held_out = ("test.total", "test.kl", "val.total", "val.kl")
+    chosen = [
+        of_metrics("Held-out losses", held_out, study, statistics),
+        of_metrics("Cost", COST, study, statistics),
+    ]
+    return [_grid(table) for table in chosen if len(table.columns) > 2]
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, heading in enumerate(table.columns):
+        if place != 1:  # the number of runs, which the summary tells
+            grid.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for row in table.rows:
+        texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
+        grid.add_row(*texts[:1], *texts[2:])
     return grid
 
 

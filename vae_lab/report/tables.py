@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.results.study import Study
-from vae_lab.statistics import RECORD, Cell, Comparison, Effect, Pair
+from vae_lab.statistics import MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair
 
 
 class Published(NamedTuple):
@@ -63,7 +63,8 @@ METRICS = {
     "test.fid_samples": Metric("FID of samples", "lower", digits=2),
     "test.probe_accuracy": Metric("probe accuracy", "higher", digits=3),
 }
-LOSSES = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
+SPLITS = {"Test losses": "test", "Validation losses": "val", "Training losses of the last epoch": "train"}
+METRICS_OF_LOSS = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
 COST = tuple(name for name in METRICS if name.split(".")[0] in ("timing", "model", "memory"))
 
 
@@ -132,7 +133,8 @@ def change(value: float | None, estimate: Pair | Effect | None = None, name: str
     places = told.digits + 1 if name.split(".")[0] in ("train", "val", "test") else told.digits
     if estimate is not None and estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
         places = decimals((estimate.high - estimate.low) / 2 * told.scale)
-    return "0" if value == 0 else f"{value * told.scale:+,.{places}f}".replace("-", "−")
+    text = f"{value * told.scale:+,.{places}f}".replace("-", "−")
+    return text if text.strip("+−0.,") else text.lstrip("+−")  # no sign of what is rounded away
 
 
 def probability(p: float | None) -> str:
@@ -146,22 +148,29 @@ def probability(p: float | None) -> str:
 
 
 def ranked(name: str, comparison: Comparison) -> list[str]:
-    """The cells from the best mean to the worst; empty for a figure of which neither less nor more is better."""
+    """The cells from the best to the worst, over the seeds that all have; empty where neither way is better."""
     better = metric(name).better
     if better is None:
         return []
-    present = {cell: found.mean for cell, found in comparison.cells.items() if found.mean is not None}
-    return sorted(present, key=lambda cell: present[cell] if better == "lower" else -present[cell])
+    present = [cell for cell, found in comparison.cells.items() if found.mean is not None]
+    return sorted(present, key=lambda cell: comparison.level[cell] * (1 if better == "lower" else -1))
+
+
+def better_than(name: str, comparison: Comparison, cell: str, other: str) -> bool:
+    """Whether a cell was shown to be better than another."""
+    pair = comparison.pair(cell, other)
+    if pair is None or not pair.different or pair.difference is None:
+        return False
+    return pair.difference < 0 if metric(name).better == "lower" else pair.difference > 0
 
 
 def best(name: str, comparison: Comparison) -> str | None:
-    """The cell with the best mean, if it was shown to differ from every other cell that has the figure."""
+    """The cell that was shown to be better than every other cell that has the figure."""
     order = ranked(name, comparison)
     if len(order) < 2:
         return None
     first, *others = order
-    pairs = [comparison.pair(first, other) for other in others]
-    return first if all(pair is not None and pair.different for pair in pairs) else None
+    return first if all(better_than(name, comparison, first, other) for other in others) else None
 
 
 # --- Tables ------------------------------------------------------------------------------------------------
@@ -169,14 +178,15 @@ def best(name: str, comparison: Comparison) -> str | None:
 
 def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     """All tables of a report, in its order."""
-    further = [
-        name for name in study.metrics if name.startswith("test.") and name not in LOSSES and "match" not in name
-    ]
+    further = [name for name in study.metrics if name.startswith("test.") and name not in METRICS_OF_LOSS]
     found = [
         published(study, statistics),
-        _of_metrics("Losses", LOSSES, study, statistics),
-        _of_metrics("Held-out quality", further, study, statistics) if further else None,
-        _of_metrics("Cost", COST, study, statistics),
+        *(
+            of_metrics(title, [name for name in METRICS_OF_LOSS if name.startswith(split)], study, statistics)
+            for title, split in SPLITS.items()
+        ),
+        of_metrics("Held-out quality", further, study, statistics) if further else None,
+        of_metrics("Cost", COST, study, statistics),
         _pairs(study, statistics),
         _effects(study, statistics, RECORD),
         _effects(study, statistics, "timing.train_seconds"),
@@ -184,7 +194,7 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     return [table for table in found if table is not None and table.rows]
 
 
-def _of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mapping[str, Comparison]) -> Table:
+def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mapping[str, Comparison]) -> Table:
     names = [name for name in names if name in statistics]
     marked = {name: best(name, statistics[name]) for name in names}
     rows = []
@@ -246,6 +256,7 @@ def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
             Entry("yes" if pair.different else "not shown", float(pair.different)),
         )
         for pair in statistics[RECORD].pairs
+        if pair.difference is not None
     )
     columns = ("pair", "seeds", "difference", "95 % interval", "p", "p adjusted", "different")
     return Table(
@@ -253,7 +264,7 @@ def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
         columns,
         rows,
         "Runs are paired by seed; p adjusted is Holm's over all pairs, and 'different' is p adjusted < 0.05."
-        + ("" if len(rows) == math.comb(len(study.cells), 2) else f" Pairs are taken against {study.cells[0]}."),
+        + (f" Pairs are taken against {study.cells[0]} only." if len(study.cells) > MOST_CELLS else ""),
     )
 
 
@@ -270,13 +281,14 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
             Entry(probability(effect.p), effect.p),
         )
         for effect in statistics[name].effects
+        if effect.effect is not None
     )
     note = (
         "Of one factor: the mean over the levels of all others. Of two, a:b: by how much the effect of a is another "
         "at the second level of b."
     )
-    if all(effect.effect is None for effect in statistics[name].effects):
-        note += " They cannot be had: the runs do not make a complete grid, or were not had under the same conditions."
+    if len(rows) < len(statistics[name].effects):
+        note += " The others cannot be had: the runs do not make a complete grid under the same conditions."
     columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p")
     return Table(f"Effects on {metric(name).heading}", columns, rows, note)
 

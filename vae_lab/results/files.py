@@ -31,6 +31,9 @@ def _finite(value: Any) -> Any:
 Figure = Annotated[float | None, BeforeValidator(_finite)]
 
 
+Count = Annotated[int | None, BeforeValidator(_finite)]
+
+
 class Part(BaseModel):
     """A part of a result; later versions add keys."""
 
@@ -57,16 +60,16 @@ class Timing(Part):
 class Model(Part):
     """Size of the model; FLOPs of one forward pass of one image."""
 
-    parameters: int | None = None
-    encoder_parameters: int | None = None
-    decoder_parameters: int | None = None
-    flops_per_image: int | None = None
+    parameters: Count = None
+    encoder_parameters: Count = None
+    decoder_parameters: Count = None
+    flops_per_image: Count = None
 
 
 class Memory(Part):
     """Highest memory of this run: of the process on a CPU, allocated on a GPU."""
 
-    peak_bytes: int | None = None
+    peak_bytes: Count = None
 
 
 class Environment(Part):
@@ -144,9 +147,19 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run; None if there is none that parses."""
     try:
         loaded = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), _YAML_LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # a date that does not exist is a ValueError
         return None
     return loaded if isinstance(loaded, dict) else None
+
+
+def read_config_folders(folder: Path) -> list[str]:
+    """The folders of a run's command line, `--config-dir`; empty where Hydra's own files are gone."""
+    try:
+        loaded = yaml.load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"), _YAML_LOADER)
+        sources = loaded["hydra"]["runtime"]["config_sources"]
+        return [str(source["path"]) for source in sources if source["provider"] == "command-line"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return []
 
 
 def write_history(folder: Path, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -188,11 +201,17 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
     Empty if there are none that can be read.
     """
     try:
-        with open(folder / PICTURES, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(folder / PICTURES):  # else NumPy may find an array in the file, or a pickle
+            pass
+        with np.load(folder / PICTURES, allow_pickle=False) as arrays:
             pictures = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
-    return {name: images for name, images in pictures.items() if images.ndim == 4 and images.dtype == np.uint8}
+    return {
+        name: images
+        for name, images in pictures.items()
+        if images.ndim == 4 and images.dtype == np.uint8 and images.size > 0
+    }
 
 
 def clear(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Several runs as one study: their table, their cells in the sweep's order, and what is missing or not comparable."""
 
-import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from vae_lab.config import flatten, identifying
+from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+
+SIDES = ("encoder", "decoder")
 
 BASELINE = "vanilla"
 """The default encoder and decoder: first in an order where the runs do not tell theirs."""
@@ -24,10 +27,33 @@ CLOCKED = ("timing", "memory")
 """Those that depend on the machine."""
 
 # Losses on other images have nothing to do with each other, also where a sweep asked for both.
-_TEST_IMAGES = ("data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images")
-# Two models that differ in these by accident were not compared under the same conditions.
-_CONDITIONS = ("data", "objective", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.precision")
-_NO_CONDITION = ("data.root",)
+_TEST_IMAGES = (
+    "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
+    "trainer.limit_test_batches",
+)  # fmt: skip
+# How much was learnt from: cells that differ in these, and were not asked to, were not trained alike.
+_CONDITIONS = (
+    "data", "objective", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.precision",
+    "trainer.limit_train_batches", "trainer.accumulate_grad_batches",
+)  # fmt: skip
+# What a comparison of networks is about, what follows from other keys, and what concerns the clock alone.
+_NO_CONFOUND = (
+    "encoder", "decoder", "match", "seed", "name", "scheduler.max_lr", "scheduler.total_steps", "scheduler.T_max",
+    "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
+    "trainer.limit_val_batches", *NOT_IDENTIFYING,
+)  # fmt: skip
+_OF_OBJECTIVE = ("total", "elbo", "iwae_1", "iwae_10", "iwae_100", "bits_per_dim")
+"""Figures whose very meaning the objective sets: β is the likelihood's variance."""
+
+LARGEST = 1e150
+"""Figures beyond this are taken for not finite: their squares are not."""
+
+MOST_TOLD = 6
+"""Cells or keys that one note names."""
+
+
+class StudyError(ValueError):
+    """Folders of which no study can be made."""
 
 
 class Hole(NamedTuple):
@@ -53,9 +79,10 @@ class Record:
         return self.folder.parts[-3] if len(self.folder.parts) >= 3 else ""
 
     @property
-    def epochs(self) -> int:
-        """Epochs trained."""
-        return len(self.result.timing.epoch_seconds)
+    def epochs(self) -> int | None:
+        """Epochs trained; None where that was not recorded, or was the clock's affair."""
+        timed = self.config.get("trainer.max_time") is not None
+        return None if timed else len(self.result.timing.epoch_seconds) or None
 
     @property
     def label(self) -> str:
@@ -128,17 +155,36 @@ class Study:
 
         A row a seed, a column a cell.
         """
-        family = metric.partition(".")[0]
+        family, _, name = metric.partition(".")
         kinds: dict[Any, int] = {}
         rows: dict[tuple[int, str], int] = {}
         for record in self.compared:
             ground: tuple[Any, ...] = ()
             if family != "model":
-                ground = (*self.conditions[record.cell].items(), self.hardware_of(record) if family in CLOCKED else "")
+                ground = tuple(self.conditions[record.cell].items())
+            if name in _OF_OBJECTIVE:
+                ground += self.objectives[record.cell]
+            if family in CLOCKED:
+                ground += (self.hardware_of(record),)
             rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
         index = pd.MultiIndex.from_arrays(list(zip(*rows, strict=True)) or [[], []])
         series = pd.Series(list(rows.values()), index=index, dtype=float)
         return series.unstack().reindex(index=list(self.seeds), columns=list(self.cells))
+
+    def comparable(self, metric: str, cells: Iterable[str] | None = None) -> bool:
+        """Whether all cells, or these, had this figure under the same conditions."""
+        codes = self.grounds(metric)[list(self.cells if cells is None else cells)].to_numpy()
+        return len(set(codes[np.isfinite(codes)])) < 2
+
+    @cached_property
+    def objectives(self) -> Mapping[str, tuple[str, ...]]:
+        """Cell → the configuration of its objective, which is what `total` means."""
+        found: dict[str, tuple[str, ...]] = {}
+        for record in self.compared:
+            own = (f"{key} {value}" for key, value in record.config.items() if _within(key, ["objective"]))
+            found.setdefault(record.cell, tuple(own))
+        known = next(filter(None, found.values()), ())
+        return {cell: own or known for cell, own in found.items()}
 
     @cached_property
     def conditions(self) -> Mapping[str, Mapping[str, str]]:
@@ -178,15 +224,15 @@ def gather(folders: Sequence[Path]) -> Study:
     with the others leaves a hole or a note, never an error.
 
     Raises:
-        ValueError: if a folder does not exist or there is no run in any of them.
+        StudyError: if a folder does not exist or there is no run in any of them.
     """
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
+            raise StudyError(f"there is no folder {folder}")
         found += [path for path in run_folders(folder.absolute()) if path not in found]
     if not found:
-        raise ValueError(
+        raise StudyError(
             f"there are no runs under {' and '.join(map(str, folders))}; a run is a folder "
             "<name>/<cell>/seed-<n>, so name a folder such as outputs/<name>"
         )
@@ -210,14 +256,15 @@ def gather(folders: Sequence[Path]) -> Study:
 
 def run_folders(folder: Path) -> Iterator[Path]:
     """The run folders at or under a folder."""
-    if folder.name.startswith("seed-"):
-        yield folder
-        return
+    nested = False
     for path, subfolders, _ in os.walk(folder):
         subfolders.sort()
-        runs = [name for name in subfolders if name.startswith("seed-")]
+        runs = [name for name in subfolders if re.fullmatch(r"seed-\d+", name)]
+        nested = nested or bool(runs)
         yield from sorted((Path(path, name) for name in runs), key=lambda run: (len(run.name), run.name))
         subfolders[:] = [name for name in subfolders if name not in runs and not name.startswith(".")]
+    if not nested and re.fullmatch(r"seed-\d+", folder.name):
+        yield folder
 
 
 def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
@@ -227,15 +274,16 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
     for folder in found:
         result = read_result(folder)
         if result is None:
-            there = (folder / RESULT).exists()
+            there = os.path.exists(folder / RESULT)  # Path.exists() raises where it may not look
             reason = f"{RESULT} is damaged" if there else f"has no {RESULT}: it did not end"
             holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
             continue
         key = (result.cell, result.config_sha256)
-        if key not in configs:  # the same for every seed of a cell, and slow to read
+        if not configs.get(key):  # the same for every seed of a cell, and slow to read
             configs[key] = _flat_config(folder)
         records.append(Record(folder, result, result.cell, configs[key]))
-    return records, holes
+    known = [replace(one, config=configs[one.result.cell, one.result.config_sha256]) for one in records]
+    return known, holes
 
 
 def _flat_config(folder: Path) -> dict[str, Any]:
@@ -267,7 +315,8 @@ def _named_apart(records: Sequence[Record]) -> list[Record]:
     named = []
     for record in records:
         owners = {sweeps[record.cell, sha] for sha in configurations[record.cell]}
-        cell = f"{record.cell}@{record.sweep}" if len(owners) > 1 else record.cell
+        own = sweeps[record.cell, record.result.config_sha256]
+        cell = f"{record.cell}@{own}" if len(owners) > 1 else record.cell
         named.append(Record(record.folder, record.result, cell, record.config))
     return named
 
@@ -299,8 +348,7 @@ def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
 
 
 def _kind(record: Record) -> tuple[str, int | None]:
-    timed = record.config.get("trainer.max_time") is not None  # then the epochs are the machine's affair
-    return (record.result.config_sha256, None if timed else record.epochs)
+    return (record.result.config_sha256, record.epochs)
 
 
 def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
@@ -321,7 +369,7 @@ def _once(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
 
 def _missing(records: Sequence[Record], told: Sequence[str]) -> list[Hole]:
     """Seeds that other cells have and a cell has not."""
-    seeds = {record.result.seed for record in records}
+    seeds = {record.result.seed for record in records if record.result.finished}
     present = {record.label for record in records} | set(told)
     cells = dict.fromkeys(record.cell for record in records)
     wanted = [f"{cell}/seed-{seed}" for cell in cells for seed in sorted(seeds)]
@@ -347,23 +395,30 @@ def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dic
 
 
 def _level(value: Any) -> str:
-    """A level as text: 0.010 and 1e-2 are one."""
+    """A level as text: 0.010 and 1e-2 are one, and so are True and true."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(value)
     return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _conditions(study: Study) -> dict[str, dict[str, str]]:
-    """What each cell was trained and tested on and how long, what the sweep was asked to vary left out."""
-    asked = set(study.factors) & {"trainer", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}
+    asked = _crossed(study)
+    epochs_asked = set(asked) & {"trainer", "trainer.max_epochs", "trainer.max_steps"}
     conditions: dict[str, dict[str, str]] = {}
     for record in study.compared:
         if record.cell in conditions:
             continue
-        own = {key: str(value) for key, value in record.config.items() if _condition(key, study.factors)}
-        if not asked and "trainer.max_time" not in record.config:
+        own = {
+            key: str(value)
+            for key, value in record.config.items()
+            if not _within(key, ["data.root"])
+            and (_within(key, _TEST_IMAGES) or (_within(key, _CONDITIONS) and not _within(key, asked)))
+        }
+        if record.epochs is not None and not epochs_asked:
             own["epochs trained"] = str(record.epochs)
         conditions[record.cell] = own
     known = next((own for own in conditions.values() if len(own) > 1), {})
@@ -371,19 +426,37 @@ def _conditions(study: Study) -> dict[str, dict[str, str]]:
     return {cell: own if len(own) > 1 else known | own for cell, own in conditions.items()}
 
 
-def _condition(key: str, swept: Iterable[str]) -> bool:
-    def within(outer: str) -> bool:
-        return key == outer or key.startswith((f"{outer}.", f"{outer}["))
+def _crossed(study: Study) -> list[str]:
+    """The factors at every level of which each network was trained: what a sweep varies, not what it mixes up."""
+    places = {factor: place for place, factor in enumerate(study.factors) if factor not in SIDES}
+    networks: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in study.records:
+        network = f"{record.result.encoder}-{record.result.decoder}"
+        for factor, place in places.items():
+            networks[factor][network].add(study.levels[record.cell][place])
+    return [
+        factor
+        for factor, by_network in networks.items()
+        if all(levels == set(study.factors[factor]) for levels in by_network.values())
+    ]
 
-    if any(map(within, _NO_CONDITION)):
-        return False
-    if any(map(within, _TEST_IMAGES)):
-        return True
-    return any(map(within, _CONDITIONS)) and not any(map(within, swept))
+
+def _within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a flattened key is one of these or lies in one of them."""
+    return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
 def _comparability(study: Study) -> Iterator[str]:
     yield from _different_conditions(study)
+    yield from _confounds(study)
+    by_condition: dict[tuple[tuple[str, str], ...], set[tuple[str, ...]]] = defaultdict(set)
+    for cell, condition in study.conditions.items():
+        by_condition[tuple(condition.items())].add(study.objectives[cell])
+    if max(map(len, by_condition.values()), default=0) > 1:
+        yield (
+            "Totals under different objectives are different quantities: cells are compared by total within one "
+            "objective only, by reconstruction and KL across."
+        )
     if len(study.hardware) > 1:
         where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)
         yield f"Times and memory are compared on the same hardware only ({where})."
@@ -393,7 +466,8 @@ def _comparability(study: Study) -> Iterator[str]:
             yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
     bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
     if bare:
-        yield f"{CONFIG} is missing for {', '.join(bare)}: that the conditions were the same could not be checked."
+        cells = ", ".join(bare[:MOST_TOLD])
+        yield f"{CONFIG} is missing for {cells}: that the conditions were the same could not be checked."
 
 
 def _runs_on(study: Study, hardware: str) -> str:
@@ -407,14 +481,36 @@ def _different_conditions(study: Study) -> Iterator[str]:
         groups[tuple(condition.items())].append(cell)
     if len(groups) < 2:
         return
-    known = [dict(condition) for condition in groups]
-    keys = dict.fromkeys(key for one in known for key in one)
-    differing = [key for key in keys if len({one.get(key) for one in known}) > 1]
-    told = "; ".join(
-        f"{', '.join(cells)}: " + ", ".join(f"{key} {one.get(key, 'unknown')}" for key in differing[:3])
-        for one, cells in zip(known, groups.values(), strict=True)
-    )
+    told = _told_apart([(cells, dict(condition)) for condition, cells in groups.items()])
     yield f"Losses and times are not compared across different conditions ({told})."
+
+
+def _confounds(study: Study) -> Iterator[str]:
+    """What cells differ in beside their networks and what was swept, and may owe a difference to."""
+    asked = [*_crossed(study), *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
+    ignored: dict[str, bool] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for cell in study.cells:
+        config = next((record.config for record in study.of(cell) if record.config), None)
+        if config is not None:
+            for key in config:
+                ignored.setdefault(key, _within(key, asked))
+            groups[tuple((key, str(value)) for key, value in config.items() if not ignored[key])].append(cell)
+    if len(groups) > 1:
+        told = _told_apart([(cells, dict(own)) for own, cells in groups.items()])
+        yield f"Cells differ in more than their networks and what was swept; a difference may come from that ({told})."
+
+
+def _told_apart(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> str:
+    """Groups of cells with the keys in which they differ."""
+    keys = dict.fromkeys(key for _, own in groups for key in own)
+    differing = [key for key in keys if len({own.get(key) for _, own in groups}) > 1]
+    told = [
+        f"{', '.join(cells[:MOST_TOLD])}{' …' if len(cells) > MOST_TOLD else ''}: "
+        + ", ".join(f"{key} {own.get(key, 'not set')}" for key in differing[:MOST_TOLD])
+        for cells, own in groups[:MOST_TOLD]
+    ]
+    return "; ".join(told) + (f"; and {len(groups) - MOST_TOLD} more" if len(groups) > MOST_TOLD else "")
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -441,5 +537,5 @@ def _figures(result: Result) -> dict[str, float | None]:
     for family in FAMILIES:
         for key, value in flatten(getattr(result, family).model_dump(), family).items():
             if value is None or (type(value) in (int, float) and "[" not in key):
-                figures[key] = value if value is not None and math.isfinite(value) else None
+                figures[key] = value if value is not None and abs(value) < LARGEST else None
     return figures
