@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -165,11 +166,14 @@ class _Studio:
         split, told = ("val", "validation") if validated else ("train", "training")
         figure, panels = _panels(3)
         for axes, (term, name) in zip(panels, LOSSES, strict=True):
+            others = [history for cell in present if cell not in self.looks for history in self.histories[cell][:1]]
+            lines = [np.column_stack([one[split]["epoch"], one[split][term]]) for one in others if split in one]
+            axes.add_collection(LineCollection(lines, colors=GRID, linewidths=0.8, alpha=0.5))
             for cell in present:
-                dash, colour = self.looks.get(cell, ("-", GRID))
-                band = len(present) <= 6
-                label = self.labels[cell] if cell in self.looks else "_others"
-                _line(axes, self.histories[cell], split, term, colour, dash, label, band=band)
+                if cell in self.looks:
+                    dash, colour = self.looks[cell]
+                    band = len(present) <= 6
+                    _line(axes, self.histories[cell], split, term, colour, dash, self.labels[cell], band=band)
             _by_epoch(axes, f"{told} {name}")
         _legend(figure, panels[0])
         return Drawing("comparison", f"All cells: {told} losses by epoch", figure)

@@ -1,5 +1,6 @@
 """Several runs as one study: their table, their cells in the sweep's order, and what is missing or not comparable."""
 
+import functools
 import os
 import re
 from collections import Counter, defaultdict
@@ -101,7 +102,7 @@ class Study:
         factors: what varies between the cells: factor → its levels, in the order of the sweep.
         levels: cell → its level of each factor.
         holes: runs that are missing, failed or left out.
-        notes: what cannot be compared and why, a sentence each.
+        left_out: runs that are not compared, a sentence each.
     """
 
     folders: tuple[Path, ...]
@@ -110,7 +111,12 @@ class Study:
     factors: Mapping[str, tuple[str, ...]]
     levels: Mapping[str, tuple[str, ...]]
     holes: tuple[Hole, ...]
-    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What cannot be compared and why, a sentence each."""
+        return (*self.left_out, *_comparability(self))
 
     @cached_property
     def cells(self) -> tuple[str, ...]:
@@ -248,10 +254,9 @@ def gather(folders: Sequence[Path]) -> Study:
     ]
     holes += _missing(records, [hole.run for hole in holes])
     factors, levels = _factors(records)
-    study = Study(
+    return Study(
         tuple(folders), tuple(records), tuple(compared), factors, levels, tuple(holes), tuple(odd_ones + twice)
     )
-    return replace(study, notes=(*study.notes, *_comparability(study)))
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
@@ -409,15 +414,17 @@ def _conditions(study: Study) -> dict[str, dict[str, str]]:
     asked = _crossed(study)
     epochs_asked = set(asked) & {"trainer", "trainer.max_epochs", "trainer.max_steps"}
     conditions: dict[str, dict[str, str]] = {}
+
+    @functools.cache
+    def counts(key: str) -> bool:
+        if _within(key, ["data.root"]):
+            return False
+        return _within(key, _TEST_IMAGES) or (_within(key, _CONDITIONS) and not _within(key, asked))
+
     for record in study.compared:
         if record.cell in conditions:
             continue
-        own = {
-            key: str(value)
-            for key, value in record.config.items()
-            if not _within(key, ["data.root"])
-            and (_within(key, _TEST_IMAGES) or (_within(key, _CONDITIONS) and not _within(key, asked)))
-        }
+        own = {key: str(value) for key, value in record.config.items() if counts(key)}
         if record.epochs is not None and not epochs_asked:
             own["epochs trained"] = str(record.epochs)
         conditions[record.cell] = own
