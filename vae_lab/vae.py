@@ -61,7 +61,7 @@ def build(settings: config.Config) -> VAE:
 def _side(key: str, node: BaseModel, **arguments: Any) -> Any:
     try:
         return config.build(node, **arguments)
-    except FitError:
+    except (FitError, ConfigError):
         raise
     except Exception as error:  # a user's constructor may raise anything
         raise FitError(f"{key}: cannot be built ({type(error).__name__}: {error})") from error
