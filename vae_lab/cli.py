@@ -1,5 +1,6 @@
 """The commands. torch is imported only once the configuration is known to be good."""
 
+import argparse
 import io
 import logging
 import os
@@ -8,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
+from rich.console import Console
 
 from vae_lab import __version__, sweep
-from vae_lab.config import PACKAGE, Position, Run, explain, is_complaint, register_resolvers
+from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ vae-lab, version {version}: compare variational autoencoders
 
   vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
   vae-lab train --help        the parts and values to choose from
+  vae-lab describe [OVERRIDES]  the layers of a model: shapes, parameters, FLOPs; nothing is trained
 """
 
 
@@ -29,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a table is worth more than its lines
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if command == "train":
-        train(rest)
+    if command in COMMANDS:
+        COMMANDS[command](rest)
     elif command in ("--help", "-h", "help"):
         print(USAGE.format(version=__version__), end="")
     elif command == "--version":
@@ -70,6 +74,68 @@ def train(overrides: Sequence[str]) -> None:
         raise SystemExit(130) from None
 
 
+DESCRIBE = """\
+Show the layers of a model with their output shapes, parameters and FLOPs. Nothing is trained or written.
+
+  {command} [OVERRIDES] [--config-dir FOLDER]
+
+OVERRIDES are those of training, for one run: encoder=resnet decoder=resize data.image_shape=[3,32,32] match=flops
+"""
+
+
+def describe(arguments: Sequence[str]) -> None:
+    """Show the layers of the model that these words make."""
+    if {"--help", "-h"} & {*arguments}:
+        print(DESCRIBE.format(command="vae-lab describe"), end="")
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    register_resolvers()
+    try:
+        run = _composed(arguments)
+        sweep.check_import("torch")
+        from vae_lab import describe as table
+        from vae_lab.match import check_fit, matched
+
+        sweep.tell_all([run], check_fit)
+        match = matched(run.config)
+        settings = match.config if match else run.config
+        table.show(Console(), table.describe(settings), table.matching(settings, match))
+    except Exception as error:
+        if not is_complaint(error) and not isinstance(error, ConfigError):
+            raise
+        sweep.stop(error if isinstance(error, ConfigError) else explain(error))
+
+
+ONE_MODEL = "describe shows one model: give each key one value, without -m"
+
+
+def _composed(arguments: Sequence[str]) -> Run:
+    """The run of these words, composed as training composes it."""
+    parser = argparse.ArgumentParser(prog="vae-lab describe", add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("overrides", nargs="*")
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if {"-m", "--multirun"} & {*unknown}:
+        raise ConfigError(Problem("command line", ONE_MODEL))
+    if unknown:
+        raise ConfigError(Problem("command line", f"there is no flag {unknown[0]!r}; known: --config-dir, --help"))
+    searched = []
+    if given.config_dir is not None:
+        folder = Path(given.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(Problem("--config-dir", f"there is no folder {folder}"))
+        searched = [f"hydra.searchpath=['file://{folder}']"]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        try:
+            composed = hydra.compose("train", [*given.overrides, *searched], return_hydra_config=True)
+        except ConfigCompositionException as error:
+            if "sweep over it" in str(error):
+                raise ConfigError(Problem("command line", ONE_MODEL)) from error
+            raise
+        return Run.of(composed)
+
+
 def config_folder() -> Path:
     """`conf/`: inside the package where it is installed, beside it in a checkout."""
     inside = PACKAGE / "conf"
@@ -107,3 +173,6 @@ def job(composed: DictConfig) -> float | None:
     else:
         log.error("%s: failed, %s", label, result.error)
     return result.val.total
+
+
+COMMANDS = {"train": train, "describe": describe}

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
+MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
 
 
@@ -48,12 +49,13 @@ class Timing(Part):
 
 
 class Model(Part):
-    """Size of the model; FLOPs of one forward pass of one image."""
+    """Size of the model; FLOPs of one forward pass of one image; the reference it was matched to, if to any."""
 
     parameters: int | None = None
     encoder_parameters: int | None = None
     decoder_parameters: int | None = None
     flops_per_image: int | None = None
+    match: dict[str, Any] | None = None
 
 
 class Memory(Part):
@@ -147,7 +149,7 @@ def write_history(folder: Path, rows: Iterable[tuple[Any, ...]]) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
-    for pattern in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, EVENTS, "reconstructions.png", ".*.partial*"):
+    for pattern in (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, "reconstructions.png", ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -156,17 +156,22 @@ def check(runs: Sequence[Run]) -> None:
         return
     different = {run.config.sha256(): run for run in todo}.values()
     check_import("torch")
-    from vae_lab.vae import check_fit
+    from vae_lab.match import check_fit
 
-    _tell_all(different, check_fit)
+    tell_all(different, check_fit)
     check_import("torchvision")
     from vae_lab import experiment  # Lightning takes seconds more
 
-    _tell_all(different, experiment.check)
-    _tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
+    tell_all(different, experiment.check)
+    tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
 
 
-def _tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    """Check each run, and tell what is wrong with all of them.
+
+    Raises:
+        ConfigError: with every problem, each told once, and the file that it is in.
+    """
     problems: dict[Problem, None] = {}
     for run in runs:
         try:
@@ -175,7 +180,7 @@ def _tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
             choice = {"encoder": run.encoder, "decoder": run.decoder}
             for key, text in error.problems:
                 side = key.partition(".")[0]
-                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key else key
+                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key or key in choice else key
                 problems[Problem(place, text)] = None
     if problems:
         raise ConfigError(*problems)

@@ -78,18 +78,35 @@ class LatentConfig(Section):
     dim: Width
 
 
+def _whose(value: Any) -> str:
+    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+    return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
+
+
+Ours = TypeVar("Ours", bound=BaseModel)
+Foreign = TypeVar("Foreign", bound=BaseModel)
+# Our own classes take the keys of the schema and no others; a user's class takes what it likes.
+Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
+
+
+class References(Section):
+    """The networks that `match.encoder` and `match.decoder` name, as their files have them."""
+
+    encoder: Either[EncoderConfig, Node]
+    decoder: Either[DecoderConfig, Node]
+
+
 class MatchConfig(Section):
     """Which cost encoder and decoder are brought to, and whose.
 
-    `references` are the two networks named by `encoder` and `decoder`, as their files have them: a run looks them up,
-    so that what it was compared with is part of its configuration.
+    A run looks the `references` up, so that what it was compared with is part of its configuration.
     """
 
     cost: Literal["none", "parameters", "flops"] = "none"
     encoder: str = "vanilla"
     decoder: str = "vanilla"
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    references: dict[Literal["encoder", "decoder"], dict[str, Any]] | None = None
+    references: References | None = None
 
 
 class ObjectiveConfig(Section):
@@ -139,17 +156,6 @@ class TrainerConfig(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """What goes to `Trainer`, under its names."""
         return self.model_dump(exclude={"threads"})
-
-
-def _whose(value: Any) -> str:
-    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
-    return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
-
-
-Ours = TypeVar("Ours", bound=BaseModel)
-Foreign = TypeVar("Foreign", bound=BaseModel)
-# Our own classes take the keys of the schema and no others; a user's class takes what it likes.
-Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
 
 
 def _number_as_text(value: Any) -> Any:

@@ -19,6 +19,7 @@ from vae_lab.config.schema import (
 )
 from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
 
+_SET_BY_US = ("references",)
 _KINDS = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -73,7 +74,7 @@ def _problem(error: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(key, "is missing")
     if kind == "extra_forbidden":
-        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_")]
+        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_") and field not in _SET_BY_US]
         return Problem(key, f"no such key (its value is {value!r}); {choices(str(location[-1]), known)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         words = list(value) if isinstance(value, Mapping) else [str(value)]
@@ -119,10 +120,9 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "decoder": DecoderConfig,
         "match": MatchConfig,
         "objective": ObjectiveConfig,
+        **BLOCKS,
     }
-    model: type[BaseModel] = Config
-    if location:
-        model = BLOCKS[str(location[-1])] if len(location) > 3 else sections[str(location[0])]
+    model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)
     names = [field.alias or name for name, field in model.model_fields.items()]
     if issubclass(model, Block):  # the word first, what all blocks have last
         names.sort(key=lambda name: (name != model.word, name in Styled.model_fields))

@@ -61,6 +61,8 @@ class Block(Section):
 
     scales: ClassVar[bool] = True
     """Whether the word's number is a width, which a matched comparison may change."""
+    keeps_channels: ClassVar[bool] = False
+    """Whether that width stays inside the block, which puts out as many channels as it gets."""
     grows: ClassVar[int] = 1
     """By how much it multiplies the sides of a map."""
 
@@ -213,6 +215,8 @@ class EncDec(Styled):
     kernel: OddKernel = 3
     depth: Annotated[int, Field(ge=1, le=20)] = 1
     skip: bool = False
+
+    keeps_channels = True
 
 
 @word("residual")
