@@ -1,7 +1,7 @@
 """Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         self,
         image_shape: Sequence[int],
         num_parameters: int,
-        blocks: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Any],
         activation: str = "leaky_relu",
         normalization: str = "batch",
     ) -> None:
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         self,
         image_shape: Sequence[int],
         latent_dim: int,
-        blocks: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Any],
         activation: str = "leaky_relu",
         normalization: str = "batch",
         head: str = "conv",
