@@ -172,8 +172,11 @@ def test_a_decoder_finds_its_sizes_through_lists_strides_and_classes_that_enlarg
         ({"conv": 6, "groups": 4}, ["groups: 4 must divide the channels that it makes, but they are 6"]),
         ({"conv": 6, "groups": 3}, ["groups: 3 must divide the channels that come in, but they are 4"]),
         ({"encdec": 2, "depth": 5}, ["halves the map 5 times", "4×9×6", "take depth: 4 or less"]),
-        ({"conv": 1, "normalization": "layer"}, ["normalization: layer", "of 1 channel", "take batch or none"]),
-        ({"dense": 1, "normalization": "group"}, ["normalization: group", "of 1 channel"]),
+        (
+            {"conv": 1, "normalization": "layer"},
+            ["layer needs 2 channels or more", "take batch or none"],
+        ),
+        ({"dense": 1, "normalization": "group"}, ["normalization: group needs 2 channels or more"]),
         ({"blocks": [{"conv": 3}], "skip": True}, ["'skip: true' adds", "4×9×6", "3×9×6", "remove the skip"]),
         ({"down": 4, "repeat": 9}, ["'down' halves the map", "4×1×1", "(repeat 5 of 9)"]),
         ({"blocks": [{"conv": 4}, {"down": 4, "repeat": 5}]}, ["encoder.blocks[1].blocks[1]", "repeat 5 of 5"]),

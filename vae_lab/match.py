@@ -130,12 +130,13 @@ def _out_of_reach(side: Side, settings: Config, widths: Widths, nearest: int, go
     unit = "parameters" if match.cost == "parameters" else "FLOPs an image"
     ratio = nearest / goal if goal else math.inf
     how = f"with widths {_told(widths)}" if widths else "as it is, since it has no widths that vae_lab knows"
+    off = f"{100 * abs(ratio - 1):.3g} % {'more' if ratio > 1 else 'less'}"
     allowed = math.ceil(abs(ratio - 1) * 1000) / 1000
     wider = f", or allow the difference (match.tolerance={allowed})" if allowed < 1 else ""
     return Problem(
         side,
         f"cannot be brought within {100 * match.tolerance:g} % of the {goal:,} {unit} of {getattr(match, side)!r}; the "
-        f"nearest is {nearest:,} ({ratio:.3g} times as many) {how}; take another reference (match.{side}=…){wider}",
+        f"nearest is {nearest:,} ({off}) {how}; take another reference (match.{side}=…){wider}",
     )
 
 

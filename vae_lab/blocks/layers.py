@@ -93,10 +93,10 @@ class Style:
                 return []
             case "batch":
                 return [nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)]
-        if channels == 1:
+        if channels == 1:  # normalised by itself alone, a number is zero
             raise FitError(
-                f"normalization: {self.normalization} takes the mean over channels, and of 1 channel it leaves "
-                "nothing; take batch or none, or more channels"
+                f"normalization: {self.normalization} needs 2 channels or more, but gets 1; take batch or none, or "
+                "more channels"
             )
         if self.normalization == "layer":
             return [ChannelNorm(channels) if spatial else nn.LayerNorm(channels)]

@@ -55,9 +55,9 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
         into: channels in.
         out: channels out; where they differ, or with a stride, the way around is a 1×1 convolution.
         kernel: of the convolutions that have one.
-        kind: `post`, activation after the sum, or `bottleneck`, the same with a kernel between two 1×1 convolutions and
-            a quarter of the channels (He et al. 2016, Deep residual learning); `pre`, normalisation and activation
-            before each convolution (He et al. 2016, Identity mappings).
+        kind: `post`, activation after the sum, or `bottleneck`, the same with the kernel between two 1×1 convolutions
+            and a quarter of the channels, 2 at least (He et al. 2016, Deep residual learning); `pre`, normalisation and
+            activation before each convolution (He et al. 2016, Identity mappings).
         style: activation and normalisation.
         stride: of the first convolution with a kernel.
     """
@@ -82,7 +82,7 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
             *style.norm(out),
         ]
     else:
-        inner = max(1, out // 4)
+        inner = max(2, out // 4)
         body = [
             *convolution(into, inner, 1, style),
             *convolution(inner, inner, kernel, style, stride),

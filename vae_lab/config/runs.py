@@ -153,10 +153,12 @@ def _references(raw: dict[str, Any], hydra_config: DictConfig) -> dict[str, Any]
     if not isinstance(match, dict) or match.get("cost", "none") == "none":
         return {}
     problems, found = [], {}
+    where = tuple(word for word in hydra_config.overrides.hydra if word.lstrip("+").startswith("hydra.searchpath"))
+    beside = (*words(hydra_config), *where)
     for side in ("encoder", "decoder"):
         choice = match.get(side, "vanilla")
         try:
-            found[side] = _group_choice(GlobalHydra.instance().config_loader(), side, str(choice), words(hydra_config))
+            found[side] = _group_choice(GlobalHydra.instance().config_loader(), side, str(choice), beside)
         except Exception as error:
             if not is_complaint(error):
                 raise
