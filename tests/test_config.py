@@ -222,9 +222,9 @@ def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
         (problem,) = config.explain(raised.value).problems
         return problem
 
-    assert explained("encoder=vanila") == (
-        "encoder",
-        "there is no choice 'vanila'; did you mean 'vanilla'? known: encdec, vanilla",
+    assert explained("latent=gausian") == (
+        "latent",
+        "there is no choice 'gausian'; did you mean 'gaussian'? known: gaussian",
     )
     assert explained("latent.dims=3") == (
         "latent.dims",

@@ -107,13 +107,9 @@ def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
     ("overrides", "key", "words"),
     [
         (
-            ["encoder.blocks=[{dense:8}]", "match.decoder=mlp_512", "decoder.blocks=[{unflatten:1}]", "latent.dim=2"],
+            ["decoder=mlp", "match.decoder=resnet", "match.tolerance=0.000001"],
             "decoder",
-            [
-                "cannot be brought within 2 % of the 403,728 parameters of 'mlp_512'",
-                "the nearest is",
-                "match.tolerance=",
-            ],
+            ["within 0.0001 % of the", "parameters of 'resnet'; the nearest is", "with widths 256→", "tolerance=0.001"],
         ),
         (["encoder.blocks=[{dropout:0.1}]"], "encoder", ["as it is, since it has no widths", "match.encoder=…"]),
         (
