@@ -23,7 +23,7 @@ vae-lab, version {version}: compare variational autoencoders
 
   vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
   vae-lab train --help        the parts and values to choose from
-  vae-lab describe [OVERRIDES]  the layers of a model: shapes, parameters, FLOPs; nothing is trained
+  vae-lab describe [OVERRIDES]  the layers of one model: shapes, parameters, FLOPs
 """
 
 

@@ -230,6 +230,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]
     was, will_be = flatten(before), flatten(now)
     keys = [key for key in will_be if key in identity and was.get(key) != will_be[key]]
     keys += [key for key in was if key not in will_be]
+    if "match" in before:  # it holds the widths that were found, not those that were asked for
+        keys = [key for key in keys if not key.startswith(("encoder.", "decoder."))] or ["encoder or decoder"]
     told = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
     return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
 
