@@ -181,6 +181,7 @@ def test_a_decoder_finds_its_sizes_through_lists_strides_and_classes_that_enlarg
         ({"down": 4, "repeat": 9}, ["'down' halves the map", "4×1×1", "(repeat 5 of 9)"]),
         ({"blocks": [{"conv": 4}, {"down": 4, "repeat": 5}]}, ["encoder.blocks[1].blocks[1]", "repeat 5 of 5"]),
         ({"_target_": "torch.nn.MaxPool2d", "kernel_size": 20}, ["'torch.nn.MaxPool2d' does not take a map of 4×9×6"]),
+        ({"conv": 2**20, "kernel": 31, "repeat": 2}, ["1,056,", "weights for a map of 1048576×9×6", "(repeat 2 of 2)"]),
         ({"_target_": "torch.nn.Linear", "in_features": 9, "out_features": 2}, ["does not take"]),
     ],
     ids=str,

@@ -170,6 +170,16 @@ def test_a_stored_configuration_is_valid_again(run_of: Compose) -> None:
     assert config.validate(settings.container()).sha256() == settings.sha256()
 
 
+def test_words_that_have_learned_arguments_leave_earlier_configurations_as_they_were(run_of: Compose) -> None:
+    stored = run_of().config.container()
+    shared = {"activation": "leaky_relu", "normalization": "batch"}
+    downs = [{"down": 16, "kernel": 3}, {"down": 32, "kernel": 3}]
+    ups = [{"unflatten": 32}, {"up": 32, "kernel": 3}, {"up": 16, "kernel": 3}]
+    assert stored["encoder"] == shared | {"_target_": "vae_lab.networks.Encoder", "blocks": downs}
+    assert stored["decoder"] == shared | {"_target_": "vae_lab.networks.Decoder", "blocks": ups}
+    assert "match" not in stored
+
+
 @pytest.mark.parametrize(("images", "batch", "epochs", "steps"), [(3000, 64, 10, 470), (64, 64, 1, 1), (65, 64, 2, 4)])
 def test_schedules_know_the_number_of_steps(run_of: Compose, images: int, batch: int, epochs: int, steps: int) -> None:
     run = run_of(f"data.num_train={images}", f"data.batch_size={batch}", f"trainer.max_epochs={epochs}")

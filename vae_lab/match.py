@@ -53,11 +53,12 @@ def matched(settings: Config) -> Matched | None:
 
 
 def check_fit(settings: Config) -> None:
-    """That the blocks of a configuration fit, and that it can be matched where it is to be.
+    """That the blocks of a configuration exist and fit, and that it can be matched where it is to be.
 
     Raises:
         ConfigError: with what does not fit, or how near its reference it can come.
     """
+    config.check_targets(settings, ("encoder", "latent", "decoder"))
     vae.check_fit(settings)
     found = matched(settings)
     if found is not None:

@@ -15,6 +15,8 @@ from vae_lab.config import Size, halved
 
 LARGEST = 2**31
 """Numbers in a map or vector of one image beyond which a network is taken for a mistake."""
+HEAVIEST = 2**35
+"""Weights of one block, likewise: 128 GiB."""
 
 
 class Encoder(nn.Module):
@@ -207,6 +209,9 @@ def _output_shape(step: Step) -> Shape:
             block = step.block
             name = block.target if isinstance(block, config.ForeignBlock) else block.word
             raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)})") from error
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    if weights > HEAVIEST:
+        raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
     if min(after) < 1 or math.prod(after) > LARGEST:
         raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
     return after
@@ -224,4 +229,5 @@ def _shape_of(output: Any) -> Shape:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,14 +16,16 @@ from vae_lab.config.schema import Config, Network, TrainerConfig
 from vae_lab.config.vocabulary import ForeignBlock
 
 
-def check_targets(config: Config) -> None:
-    """Import every `_target_` and hold the keys beside it against its signature.
+def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
+    """Import every `_target_`, or those of some groups, and hold the keys beside it against its signature.
 
     Raises:
         ConfigError: for a target that cannot be imported or takes no such argument.
     """
     problems = []
     for key, node in config.nodes().items():
+        if groups and re.split(r"[.\[]", key)[0] not in groups:
+            continue
         values = node.model_dump()
         target = values["_target_"]
         try:
