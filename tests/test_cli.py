@@ -166,7 +166,7 @@ def write(path: Path, content: object) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["encoder=vanila"], "encoder: there is no choice 'vanila'; did you mean 'vanilla'? known: encdec, vanilla"),
+        (["encoder=vanila"], "encoder: there is no choice 'vanila'; did you mean 'vanilla'? known: attention,"),
         (["-m", "encoder=vanilla,vanila"], "encoder: there is no choice 'vanila'"),
         (["latent.dims=64"], "latent.dims: no such key (latent.dims=64); did you mean 'dim'?"),
         (["latent.dim=0"], "latent.dim: must be at least 1, but is 0"),
@@ -290,7 +290,7 @@ def test_a_broken_pair_of_torch_and_torchvision_is_told_in_one_sentence(train: T
 def test_help_lists_groups_and_values_without_torch(train: Train) -> None:
     done = train("--help", torch=False)
     assert done.returncode == 0
-    for words in ("encoder: encdec, vanilla", "latent.dim=N", "tensorboard --logdir outputs", "trainer.threads=N"):
+    for words in ("encoder: attention, conv_1024", "latent.dim=N", "tensorboard --logdir outputs", "trainer.threads=N"):
         assert words in done.stdout
 
 

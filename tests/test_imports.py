@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 
 # Data flows one way: a module imports only from those before it.
 ORDER = [
-    "config", "data", "blocks", "networks", "latent", "vae", "objective", "module", "metrics", "callbacks", "results",
+    "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
+    "objective", "module", "metrics", "callbacks", "results",
     "checkpoint", "experiment", "statistics", "plots", "report", "sweep", "cli",
 ]  # fmt: skip
 

@@ -84,7 +84,11 @@ def test_shape_inference_leaves_a_block_as_it_was() -> None:
             [{"unflatten": 4}, *[{"up": 4}] * 6],
             ["decoder.blocks[1]", "28×28", "5 doublings", "remove 1 'up'"],
         ),
-        ("decoder", [{"unflatten": 4}, {"down": 4}], ["decoder.blocks: end with a map of 4×14×14", "28×28"]),
+        (
+            "decoder",
+            [{"unflatten": 4}, {"_target_": "torch.nn.MaxPool2d", "kernel_size": 2}],
+            ["decoder.blocks: end with a map of 4×14×14", "28×28", "grows: 2"],
+        ),
         (
             "encoder",
             [{"_target_": "torch.nn.Conv2d", "in_channels": 9, "out_channels": 1, "kernel_size": 1}],

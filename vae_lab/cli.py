@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
+from rich.console import Console
 
 from vae_lab import __version__, sweep
-from vae_lab.config import PACKAGE, Position, Run, explain, is_complaint, register_resolvers
+from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ vae-lab, version {version}: compare variational autoencoders
 
   vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
   vae-lab train --help        the parts and values to choose from
+  vae-lab describe [OVERRIDES]
+                              the layers of one model: shapes, parameters, FLOPs
   vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
 
 `vae-lab COMMAND --help` says more about each.
@@ -72,6 +76,68 @@ def train(overrides: Sequence[str]) -> None:
             file=sys.stderr,
         )
         raise SystemExit(130) from None
+
+
+DESCRIBE = """\
+Show the layers of a model with their output shapes, parameters and FLOPs. Nothing is trained or written.
+
+  {command} [OVERRIDES] [--config-dir FOLDER]
+
+OVERRIDES are those of training, for one run: encoder=resnet decoder=resize data.image_shape=[3,32,32] match=flops
+"""
+
+
+def describe(arguments: Sequence[str]) -> None:
+    """Show the layers of the model that these words make."""
+    if {"--help", "-h"} & {*arguments}:
+        print(DESCRIBE.format(command="vae-lab describe"), end="")
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    register_resolvers()
+    try:
+        run = _composed(arguments)
+        sweep.check_import("torch")
+        from vae_lab import describe as table
+        from vae_lab.match import check_fit, matched
+
+        sweep.tell_all([run], check_fit)
+        match = matched(run.config)
+        settings = match.config if match else run.config
+        table.show(Console(), table.describe(settings), table.matching(settings, match))
+    except Exception as error:
+        if not is_complaint(error) and not isinstance(error, ConfigError):
+            raise
+        sweep.stop(error if isinstance(error, ConfigError) else explain(error))
+
+
+ONE_MODEL = "describe shows one model: give each key one value, without -m"
+
+
+def _composed(arguments: Sequence[str]) -> Run:
+    """The run of these words, composed as training composes it."""
+    parser = argparse.ArgumentParser(prog="vae-lab describe", add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("overrides", nargs="*")
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if {"-m", "--multirun"} & {*unknown}:
+        raise ConfigError(Problem("command line", ONE_MODEL))
+    if unknown:
+        raise ConfigError(Problem("command line", f"there is no flag {unknown[0]!r}; known: --config-dir, --help"))
+    searched = []
+    if given.config_dir is not None:
+        folder = Path(given.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(Problem("--config-dir", f"there is no folder {folder}"))
+        searched = [f"hydra.searchpath=['file://{folder}']"]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        try:
+            composed = hydra.compose("train", [*given.overrides, *searched], return_hydra_config=True)
+        except ConfigCompositionException as error:
+            if "sweep over it" in str(error):
+                raise ConfigError(Problem("command line", ONE_MODEL)) from error
+            raise
+        return Run.of(composed)
 
 
 def config_folder() -> Path:
@@ -130,4 +196,4 @@ def report(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"train": train, "report": report}
+COMMANDS = {"train": train, "describe": describe, "report": report}

@@ -18,13 +18,14 @@ import lightning
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config, results, vae
 from vae_lab.callbacks import History
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
+from vae_lab.describe import describe, matching, text
+from vae_lab.match import Matched, matched
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
 
@@ -121,10 +122,14 @@ def run(run: Run) -> results.Result:
     folder = run.directory
     folder.mkdir(parents=True, exist_ok=True)
     results.clear(folder)
-    results.write_config(folder, run.config.container())
+    match = matched(run.config)
+    settings = match.config if match else run.config
+    results.write_config(folder, settings.container())
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
-        measured, error = _train(run, history), None
+        results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
+        measured, error = _train(settings, folder, history), None
+        measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         results.write_text(folder / results.TRACEBACK, traceback.format_exc())
         measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
@@ -158,8 +163,7 @@ def _losses(history: History, split: str) -> results.Losses:
     return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
 
 
-def _train(run: Run, history: History) -> dict[str, Any]:
-    settings, folder = run.config, run.directory
+def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
     _reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
@@ -176,8 +180,8 @@ def _train(run: Run, history: History) -> dict[str, Any]:
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = [
-        _checkpoint(run, "best", monitor="val/total" if has_validation else "train/total"),
-        _checkpoint(run, "last", save_on_train_epoch_end=True),
+        _checkpoint(folder, "best", monitor="val/total" if has_validation else "train/total"),
+        _checkpoint(folder, "last", save_on_train_epoch_end=True),
     ]
     with _quiet():
         trainer = Trainer(
@@ -194,26 +198,29 @@ def _train(run: Run, history: History) -> dict[str, Any]:
         trainer.test(module, datamodule=data, verbose=False)
     save_weights(model, folder / results.WEIGHTS)
     return {
-        "model": describe(settings, model),
+        "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
     }
 
 
-def _checkpoint(run: Run, name: str, **when: Any) -> ModelCheckpoint:
-    folder = run.directory / results.CHECKPOINTS
-    return ModelCheckpoint(folder, filename=name, enable_version_counter=False, **when)
+def _checkpoint(folder: Path, name: str, **when: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(folder / results.CHECKPOINTS, filename=name, enable_version_counter=False, **when)
 
 
-def describe(settings: Config, model: vae.VAE) -> results.Model:
-    """Parameters of a model, and the FLOPs of one forward pass of one image."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        vae.build(settings).eval()(torch.empty(1, *settings.data.image_shape))
+def _size(settings: Config, model: vae.VAE) -> results.Model:
     return results.Model(
         parameters=_count(model),
         encoder_parameters=_count(model.encoder),
         decoder_parameters=_count(model.decoder),
-        flops_per_image=counter.get_total_flops(),
+        flops_per_image=describe(settings).flops,
     )
+
+
+def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    named = settings.match.model_dump(include={"cost", "encoder", "decoder"})
+    return named | {f"{side}_ratio": ratio for side, ratio in found.ratios.items()}
 
 
 def _count(module: torch.nn.Module) -> int:

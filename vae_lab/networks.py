@@ -1,18 +1,22 @@
 """Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from vae_lab import blocks as vocabulary
 from vae_lab import config
-from vae_lab.blocks import FitError, Shape, Style, describe, halved
+from vae_lab.blocks import FitError, Place, Shape, Style, describe, transpose
+from vae_lab.config import Size, halved
+
+LARGEST = 2**31
+"""Numbers in a map or vector of one image beyond which a network is taken for a mistake."""
+HEAVIEST = 2**35
+"""Weights of one block, likewise: 128 GiB."""
 
 
 class Encoder(nn.Module):
@@ -28,6 +32,7 @@ class Encoder(nn.Module):
         normalization: likewise.
 
     Raises:
+        ConfigError: if a block is not one of the vocabulary's.
         FitError: naming the block that does not fit, what it gets and a way to mend it.
     """
 
@@ -35,18 +40,16 @@ class Encoder(nn.Module):
         self,
         image_shape: Sequence[int],
         num_parameters: int,
-        blocks: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Any],
         activation: str = "leaky_relu",
         normalization: str = "batch",
     ) -> None:
         super().__init__()
-        shape = tuple(image_shape)
-        style = Style(activation, normalization)
-        layers: list[nn.Module] = []
-        for index, block in enumerate(_parse(blocks)):
-            module, shape = _place(f"encoder.blocks[{index}]", block, shape, style)
-            layers.append(module)
-        self.blocks = nn.Sequential(*layers)
+        key = "encoder.blocks"
+        place = Place(tuple(image_shape), Style(activation, normalization))
+        steps = _plan(key, config.parse_blocks(key, blocks), place)
+        shape = steps[-1].after if steps else place.shape
+        self.blocks = nn.Sequential(*map(_build, steps))
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_parameters))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p"]:
@@ -56,8 +59,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent vectors to images in [0, 1]: blocks, then one layer onto the image's channels and a sigmoid.
 
-    (b, latent_dim) → (b, c, h, w). The sizes of the maps are found backwards from the image: before an `up` the
-    map is half as large, rounded up, so that any image size can be reached.
+    (b, latent_dim) → (b, c, h, w). The sizes of the maps are found backwards from the image: before a block that
+    doubles the map it is half as large, rounded up, so that any image size can be reached.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -65,8 +68,11 @@ class Decoder(nn.Module):
         blocks: the list from an architecture file, `[{"unflatten": 32}, {"up": 16}, …]`.
         activation: of every block that names none.
         normalization: likewise.
+        head: what makes the image of the last map: `conv`, a convolution, or `up`, a transposed one that doubles it. A
+            vector becomes the image by a dense layer.
 
     Raises:
+        ConfigError: if a block is not one of the vocabulary's.
         FitError: naming the block that does not fit, what it gets and a way to mend it.
     """
 
@@ -74,89 +80,154 @@ class Decoder(nn.Module):
         self,
         image_shape: Sequence[int],
         latent_dim: int,
-        blocks: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Any],
         activation: str = "leaky_relu",
         normalization: str = "batch",
+        head: str = "conv",
     ) -> None:
         super().__init__()
+        key = "decoder.blocks"
+        parsed = config.parse_blocks(key, blocks)
         channels, *image_size = image_shape
-        parsed = _parse(blocks)
-        sizes = _sizes(parsed, tuple(image_size))
-        shape: Shape = (latent_dim,)
-        style = Style(activation, normalization)
-        layers: list[nn.Module] = []
-        for index, (block, size) in enumerate(zip(parsed, sizes, strict=True)):
-            module, shape = _place(f"decoder.blocks[{index}]", block, shape, style, size)
-            layers.append(module)
-        self.blocks = nn.Sequential(*layers)
-        if len(shape) == 3 and list(shape[1:]) != image_size:
+        size = tuple(image_size)
+        end = halved(size) if head == "up" else size
+        _check_sizes(key, parsed, size, end)
+        place = Place((latent_dim,), Style(activation, normalization), end)
+        steps = _plan(key, parsed, place)
+        shape = steps[-1].after if steps else place.shape
+        if len(shape) == 3 and shape[1:] != end:
+            wanted = f"the images are {channels}×{size[0]}×{size[1]}"
+            wanted += f", which head: up makes of {end[0]}×{end[1]}" if head == "up" else ""
             raise FitError(
-                f"decoder.blocks: end with {describe(shape)}, but the images are {channels}×"
-                f"{image_size[0]}×{image_size[1]}; change the blocks that set the size of the map"
+                f"decoder.blocks: end with {describe(shape)}, but {wanted}; change the blocks that set the size of "
+                "the map, or give a class of your own that enlarges it its factor: grows: 2"
             )
-        self.head = (
-            nn.Sequential(nn.Conv2d(shape[0], channels, 3, padding=1), nn.Sigmoid())
-            if len(shape) == 3
-            else nn.Sequential(
-                nn.Linear(shape[0], math.prod(image_shape)),
-                nn.Unflatten(1, (channels, *image_size)),
-                nn.Sigmoid(),
+        if len(shape) == 1 and head == "up":
+            raise FitError(
+                f"decoder.head: 'up' doubles a map, but the blocks end with {describe(shape)}; remove it, or add an "
+                "'unflatten'"
             )
-        )
+        self.blocks = nn.Sequential(*map(_build, steps))
+        self.head = nn.Sequential(*_onto_image(shape, channels, size, head), nn.Sigmoid())
 
     def forward(self, z: Float[Tensor, "b z"]) -> Float[Tensor, "b c h w"]:
         return self.head(self.blocks(z))
 
 
-_BLOCKS = TypeAdapter(list[config.AnyBlock])
+def _onto_image(shape: Shape, channels: int, size: Size, head: str) -> list[nn.Module]:
+    if len(shape) == 1:
+        return [nn.Linear(shape[0], channels * math.prod(size)), nn.Unflatten(1, (channels, *size))]
+    if head == "up":
+        return [transpose(shape[0], channels, 3, shape[1:], size)]
+    return [nn.Conv2d(shape[0], channels, 3, padding=1)]
 
 
-def _parse(blocks: Sequence[Mapping[str, Any]]) -> list[config.AnyBlock]:
-    return _BLOCKS.validate_python(list(blocks))
+class Step(NamedTuple):
+    """A block of a network, with its place, what it puts out and, of a list of blocks, the steps in it."""
+
+    key: str
+    block: config.AnyBlock
+    place: Place
+    after: Shape
+    inner: list["Step"]
 
 
-def _sizes(blocks: Sequence[config.AnyBlock], image_size: Shape) -> list[Shape]:
-    """The height and width that the map has after each block, found from the image backwards."""
-    sizes = []
-    size = image_size
-    doublings = [index for index, block in enumerate(blocks) if isinstance(block, config.Up)]
-    for index, block in reversed(list(enumerate(blocks))):
-        sizes.append(size)
-        if isinstance(block, config.Up):
-            if max(size) == 1:
-                fitting = len(doublings) - doublings.index(index) - 1
-                raise FitError(
-                    f"decoder.blocks[{index}]: {len(doublings)} 'up' blocks double the map {len(doublings)} times, "
-                    f"but the images are {image_size[0]}×{image_size[1]}, which {fitting} doublings reach from "
-                    f"1×1; remove {len(doublings) - fitting} 'up'"
-                )
-            size = tuple(map(halved, size))
+def _plan(key: str, blocks: Sequence[config.AnyBlock], place: Place) -> list[Step]:
+    """Every block with the shape that it gets, found on the meta device: nothing is allocated."""
+    steps = []
+    shape, style = place.shape, place.style
+    turns = [(index, turn, block) for index, block in enumerate(blocks) for turn in range(1, block.repeat + 1)]
+    for (index, turn, block), size in zip(turns, _sizes(blocks, place.size), strict=True):
+        name = f"{key}[{index}]"
+        here = Place(shape, style, size)
+        inner = _plan(f"{name}.blocks", block.blocks, here) if isinstance(block, config.Group) else []
+        step = Step(name, block, here, inner[-1].after if inner else shape, inner)
+        try:
+            shape = _output_shape(step)
+        except FitError as error:
+            when = f" (repeat {turn} of {block.repeat})" if block.repeat > 1 else ""
+            raise FitError(f"{name}: {error}{when}") from error
+        steps.append(step._replace(after=shape))
+    return steps
+
+
+def _sizes(blocks: Sequence[config.AnyBlock], end: Size | None) -> list[Size | None]:
+    """The height and width that the map must have after each block, found from the last one backwards."""
+    sizes: list[Size | None] = []
+    for block in reversed(config.unrolled(blocks)):
+        sizes.append(end)
+        end = end and block.size_before(end)
     return sizes[::-1]
 
 
-def _place(
-    key: str, block: config.AnyBlock, shape: Shape, style: Style, size: Shape | None = None
-) -> tuple[nn.Module, Shape]:
-    """The block's module for input of `shape`, and the shape that it puts out."""
-    try:
-        module = vocabulary.build(block, shape, style, size)
-    except (FitError, TypeError, ValueError) as error:
-        raise FitError(f"{key}: {error}") from error
-    try:
-        return module, _output_shape(module, shape)
-    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
-        word = config.block_name(block)
-        name = block.target if isinstance(block, config.Node) else word
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FitError(f"{key}: '{name}' does not take {describe(shape)} ({reason})") from error
+def _check_sizes(key: str, blocks: Sequence[config.AnyBlock], image: Size, end: Size) -> None:
+    """That a decoder's map is not doubled more often than it takes from 1×1 to the image, nor halved without end."""
+    leaves = config.leaves(blocks, key)
+    growing = [config.block_name(block) for _, block in leaves if block.grows > 1]
+    fitting, size = 0, end
+    for name, block in reversed(leaves):
+        if block.grows > 1:
+            if max(size) == 1:
+                words = " or ".join(f"'{word}'" for word in sorted(map(str, {*growing})))
+                raise FitError(
+                    f"{name}: {len(growing)} {words} blocks double the map {len(growing)} times, but the images are "
+                    f"{image[0]}×{image[1]}, which {fitting} doublings reach from 1×1; "
+                    f"remove {len(growing) - fitting} {words}"
+                )
+            fitting += 1
+        size = block.size_before(size)
+        if math.prod(size) > LARGEST:
+            raise FitError(
+                f"{name}: makes the map smaller, so that with the blocks after it a map of {size[0]}×{size[1]} would "
+                f"have to come in to end with the image's {image[0]}×{image[1]}; remove some of them"
+            )
 
 
-def _output_shape(module: nn.Module, shape: Shape) -> Shape:
-    """The shape of an output, by a run on the meta device: no memory, no arithmetic, no change to the module."""
-    state = {name: value.detach().to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
+def _build(step: Step) -> nn.Module:
+    if isinstance(step.block, config.Group):
+        return vocabulary.enclose(step.block, [*map(_build, step.inner)], step.place.shape, step.after)
+    return vocabulary.build(step.block, step.place)
+
+
+def _output_shape(step: Step) -> Shape:
+    """The shape that a block puts out, by building and running it on the meta device: no memory, no arithmetic.
+
+    Raises:
+        FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
+    """
+    shape = step.place.shape
     with torch.device("meta"), torch.no_grad():
-        output = functional_call(module, state, (torch.empty(2, *shape),))
+        try:
+            module = _build(step).to("meta")
+        except Exception as error:  # a class may make anything of its arguments
+            raise FitError(_reason(error)) from error
+        if isinstance(step.block, config.Group):
+            return step.after
+        try:
+            after = _shape_of(module(torch.empty(2, *shape)))
+        except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+            block = step.block
+            name = block.target if isinstance(block, config.ForeignBlock) else block.word
+            raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)})") from error
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    if weights > HEAVIEST:
+        raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
+    if min(after) < 1 or math.prod(after) > LARGEST:
+        raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
+    return after
+
+
+def _remedy(shape: Shape) -> str:
+    return "nothing is left of it: remove the block" if min(shape) < 1 else "that is too large: make it smaller"
+
+
+def _shape_of(output: Any) -> Shape:
     if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != 2:
         got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"a block must return (b, features) or (b, channels, height, width), but returned {got}")
     return tuple(output.shape[1:])
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -200,17 +200,22 @@ def check(runs: Sequence[Run]) -> None:
         return
     different = {run.config.sha256(): run for run in todo}.values()
     check_import("torch")
-    from vae_lab.vae import check_fit
+    from vae_lab.match import check_fit
 
-    _tell_all(different, check_fit)
+    tell_all(different, check_fit)
     check_import("torchvision")
     from vae_lab import experiment  # Lightning takes seconds more
 
-    _tell_all(different, experiment.check)
-    _tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
+    tell_all(different, experiment.check)
+    tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
 
 
-def _tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    """Check each run, and tell what is wrong with all of them.
+
+    Raises:
+        ConfigError: with every problem, each told once, and the file that it is in.
+    """
     problems: dict[Problem, None] = {}
     for run in runs:
         try:
@@ -219,7 +224,7 @@ def _tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
             choice = {"encoder": run.encoder, "decoder": run.decoder}
             for key, text in error.problems:
                 side = key.partition(".")[0]
-                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key else key
+                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key or key in choice else key
                 problems[Problem(place, text)] = None
     if problems:
         raise ConfigError(*problems)
@@ -269,6 +274,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]
     was, will_be = flatten(before), flatten(now)
     keys = [key for key in will_be if key in identity and was.get(key) != will_be[key]]
     keys += [key for key in was if key not in will_be]
+    if "match" in before:  # it holds the widths that were found, not those that were asked for
+        keys = [key for key in keys if not key.startswith(("encoder.", "decoder."))] or ["encoder or decoder"]
     told = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
     return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
 

@@ -1,6 +1,6 @@
 """The variational autoencoder, a plain module."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,19 +49,36 @@ def build(settings: config.Config) -> VAE:
     Raises:
         FitError: if a block does not fit.
     """
-    shape = list(settings.data.image_shape)
+    latent = build_latent(settings)
+    return VAE(build_half("encoder", settings, latent), latent, build_half("decoder", settings, latent))
+
+
+def build_latent(settings: config.Config) -> Any:
+    """The latent space of a configuration.
+
+    Raises:
+        FitError: if it lacks what encoder and decoder must know of it.
+    """
     latent = _side("latent", settings.latent)
     if not hasattr(latent, "num_parameters") or not hasattr(latent, "dim"):
         raise FitError(f"latent: must have num_parameters and dim, which {type(latent).__name__} has not")
-    encoder = _side("encoder", settings.encoder, image_shape=shape, num_parameters=latent.num_parameters)
-    decoder = _side("decoder", settings.decoder, image_shape=shape, latent_dim=latent.dim)
-    return VAE(encoder, latent, decoder)
+    return latent
+
+
+def build_half(side: Literal["encoder", "decoder"], settings: config.Config, latent: Any) -> nn.Module:
+    """The encoder or the decoder of a configuration.
+
+    Raises:
+        FitError: if a block does not fit.
+    """
+    ends = {"num_parameters": latent.num_parameters} if side == "encoder" else {"latent_dim": latent.dim}
+    return _side(side, getattr(settings, side), image_shape=list(settings.data.image_shape), **ends)
 
 
 def _side(key: str, node: BaseModel, **arguments: Any) -> Any:
     try:
         return config.build(node, **arguments)
-    except FitError:
+    except (FitError, ConfigError):
         raise
     except Exception as error:  # a user's constructor may raise anything
         raise FitError(f"{key}: cannot be built ({type(error).__name__}: {error})") from error

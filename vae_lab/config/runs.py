@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
 import yaml
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lab.config.errors import ConfigError, Problem
+from vae_lab.config.errors import ConfigError, Problem, explain, is_complaint
 from vae_lab.config.schema import NOT_IDENTIFYING, Config, flatten
 from vae_lab.config.validation import validate
 
@@ -84,8 +87,17 @@ class Run:
                 problems.append(Problem(error.full_key or str(key), str(error).splitlines()[0]))
         if problems:
             raise ConfigError(*problems)
-        config = validate(raw)
         hydra_config = hydra_node(composed)
+        try:
+            references = _references(raw, hydra_config)
+        except ConfigError as error:
+            references, problems = {}, [*error.problems]
+        try:
+            config = validate(raw | references)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(*problems)
         chosen = hydra_config.runtime.choices
         overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
@@ -162,6 +174,36 @@ def hydra_node(composed: DictConfig) -> DictConfig:
     """The `hydra` node that belongs to a configuration; a job gets its own without, and Hydra keeps it aside."""
     node = composed.get("hydra")
     return cast("DictConfig", HydraConfig.get()) if node is None else node
+
+
+def _references(raw: dict[str, Any], hydra_config: DictConfig) -> dict[str, Any]:
+    """`match` with the networks that it names, if it is to match and names some."""
+    match = raw.get("match")
+    if not isinstance(match, dict) or match.get("cost", "none") == "none":
+        return {}
+    problems, found = [], {}
+    where = tuple(word for word in hydra_config.overrides.hydra if word.lstrip("+").startswith("hydra.searchpath"))
+    beside = (*words(hydra_config), *where)
+    for side in ("encoder", "decoder"):
+        choice = match.get(side, "vanilla")
+        try:
+            found[side] = _group_choice(GlobalHydra.instance().config_loader(), side, str(choice), beside)
+        except Exception as error:
+            if not is_complaint(error):
+                raise
+            problems += [Problem(f"match.{side}", text) for _, text in explain(error).problems]
+    if problems:
+        raise ConfigError(*problems)
+    return {"match": match | {"references": found}}
+
+
+@lru_cache(maxsize=256)
+def _group_choice(loader: ConfigLoader, side: str, choice: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What `side=choice` stands for beside these overrides, those of the networks themselves left out."""
+    left_out = ("encoder", "decoder", "match", "experiment")
+    kept = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in left_out]
+    composed = loader.load_configuration("train", [*kept, f"{side}={choice}"], RunMode.RUN)
+    return cast(dict[str, Any], OmegaConf.to_container(composed[side], resolve=True, throw_on_missing=True))
 
 
 def _cell(*, _root_: DictConfig) -> str:

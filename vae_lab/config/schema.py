@@ -3,13 +3,22 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+)
 
 from vae_lab.config.base import Count, Node, PartialNode, Section, Width
-from vae_lab.config.vocabulary import Activation, AnyBlock, Normalization
+from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
 NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "data.root")
@@ -22,7 +31,7 @@ class Network(Section):
 
     activation: Activation = "leaky_relu"
     normalization: Normalization = "batch"
-    blocks: Annotated[list[AnyBlock], Field(min_length=1)]
+    blocks: Annotated[list[AnyBlock], Field(min_length=1), AfterValidator(not_too_many)]
 
 
 class EncoderConfig(Network):
@@ -30,7 +39,15 @@ class EncoderConfig(Network):
 
 
 class DecoderConfig(Network):
+    """The blocks, and the layer that makes the image of the last map: a convolution, or one that doubles the map."""
+
     target: Target = "vae_lab.networks.Decoder"
+    head: Literal["conv", "up"] = "conv"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # As in a block: earlier configurations keep their checksums.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("head", "conv")}
 
 
 class DataConfig(Section):
@@ -59,6 +76,37 @@ class ForeignData(Node):
 class LatentConfig(Section):
     target: Target
     dim: Width
+
+
+def _whose(value: Any) -> str:
+    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+    return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
+
+
+Ours = TypeVar("Ours", bound=BaseModel)
+Foreign = TypeVar("Foreign", bound=BaseModel)
+# Our own classes take the keys of the schema and no others; a user's class takes what it likes.
+Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
+
+
+class References(Section):
+    """The networks that `match.encoder` and `match.decoder` name, as their files have them."""
+
+    encoder: Either[EncoderConfig, Node]
+    decoder: Either[DecoderConfig, Node]
+
+
+class MatchConfig(Section):
+    """Which cost encoder and decoder are brought to, and whose.
+
+    A run looks the `references` up, so that what it was compared with is part of its configuration.
+    """
+
+    cost: Literal["none", "parameters", "flops"] = "none"
+    encoder: str = "vanilla"
+    decoder: str = "vanilla"
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    references: References | None = None
 
 
 class ObjectiveConfig(Section):
@@ -110,17 +158,6 @@ class TrainerConfig(BaseModel):
         return self.model_dump(exclude={"threads"})
 
 
-def _whose(value: Any) -> str:
-    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
-    return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
-
-
-Ours = TypeVar("Ours", bound=BaseModel)
-Foreign = TypeVar("Foreign", bound=BaseModel)
-# Our own classes take the keys of the schema and no others; a user's class takes what it likes.
-Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
-
-
 def _number_as_text(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value  # name=5
 
@@ -140,6 +177,7 @@ class Config(Section):
     encoder: Either[EncoderConfig, Node]
     latent: Either[LatentConfig, Node]
     decoder: Either[DecoderConfig, Node]
+    match: MatchConfig = MatchConfig()
     objective: Either[ObjectiveConfig, PartialNode]
     optimizer: OptimizerConfig
     scheduler: PartialNode | None = None
@@ -149,7 +187,10 @@ class Config(Section):
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
-        return self.model_dump(mode="json")
+        plain = self.model_dump(mode="json")
+        if self.match.cost == "none":  # nothing to be told, and earlier configurations keep their checksums
+            del plain["match"]
+        return plain
 
     def identity(self) -> dict[str, Any]:
         """The flattened keys that decide what a run computes, the seed left out."""
@@ -173,9 +214,8 @@ class Config(Section):
         for group in ("logger", "callbacks"):
             found |= {f"{group}.{key}": node for key, node in (getattr(self, group) or {}).items()}
         for side in ("encoder", "decoder"):
-            for index, block in enumerate(getattr(getattr(self, side), "blocks", [])):
-                if isinstance(block, Node):
-                    found[f"{side}.blocks[{index}]"] = block
+            blocks = getattr(self, side).blocks if isinstance(getattr(self, side), Network) else []
+            found |= {key: block for key, block in leaves(blocks, f"{side}.blocks") if isinstance(block, ForeignBlock)}
         return found
 
 

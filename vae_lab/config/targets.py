@@ -3,6 +3,7 @@
 import functools
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,16 +13,19 @@ from pydantic import BaseModel
 
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.schema import Config, Network, TrainerConfig
+from vae_lab.config.vocabulary import ForeignBlock
 
 
-def check_targets(config: Config) -> None:
-    """Import every `_target_` and hold the keys beside it against its signature.
+def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
+    """Import every `_target_`, or those of some groups, and hold the keys beside it against its signature.
 
     Raises:
         ConfigError: for a target that cannot be imported or takes no such argument.
     """
     problems = []
     for key, node in config.nodes().items():
+        if groups and re.split(r"[.\[]", key)[0] not in groups:
+            continue
         values = node.model_dump()
         target = values["_target_"]
         try:
@@ -30,7 +34,9 @@ def check_targets(config: Config) -> None:
             problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
             problems.append(Problem(f"{key}._target_", problem))
             continue
-        problems += _unknown_arguments(key, thing, [name for name in values if not name.startswith("_")])
+        ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else ()
+        names = [name for name in values if not name.startswith("_") and name not in ours]
+        problems += _unknown_arguments(key, thing, names)
     if problems:
         raise ConfigError(*problems)
 
@@ -66,7 +72,8 @@ def build(node: BaseModel, **arguments: Any) -> Any:
     if isinstance(node, Network):
         arguments["_recursive_"] = False  # a block can be built only once its input shape is known
     try:
-        built = hydra.utils.instantiate(node.model_dump(), _convert_="all", **arguments)
+        ours = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
+        built = hydra.utils.instantiate(node.model_dump(exclude=ours), _convert_="all", **arguments)
     except InstantiationException as error:
         if error.__cause__ is None:
             raise

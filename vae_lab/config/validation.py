@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from vae_lab.config.errors import ConfigError, Problem, choices
@@ -13,11 +13,13 @@ from vae_lab.config.schema import (
     DecoderConfig,
     EncoderConfig,
     LatentConfig,
+    MatchConfig,
     ObjectiveConfig,
     TrainerConfig,
 )
-from vae_lab.config.vocabulary import BLOCKS
+from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
 
+_SET_BY_US = ("references",)
 _KINDS = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -46,17 +48,33 @@ def validate(raw: Mapping[str, Any]) -> Config:
     return config
 
 
+_LIST = TypeAdapter(list[AnyBlock])
+
+
+def parse_blocks(key: str, blocks: Iterable[Any]) -> list[AnyBlock]:
+    """A list of blocks as it stands in YAML, checked; `key` is its name in errors.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        return _LIST.validate_python(list(blocks))
+    except ValidationError as error:
+        place = ("blocks",)
+        found = (_problem(details | {"loc": (*place, *details["loc"])}) for details in error.errors())
+        raise ConfigError(
+            *(Problem(key + problem.key.removeprefix("blocks"), problem.text) for problem in found)
+        ) from None
+
+
 def _problem(error: ErrorDetails) -> Problem:
-    location = [part for part in error["loc"] if part not in ("ours", "foreign")]
-    if "blocks" in location:  # pydantic puts the block's tag after its index
-        after = location.index("blocks") + 2
-        location[after:] = location[after + 1 :]
+    location = [part for part, is_tag in _parts(error["loc"]) if not is_tag]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind == "missing":
         return Problem(key, "is missing")
     if kind == "extra_forbidden":
-        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_")]
+        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_") and field not in _SET_BY_US]
         return Problem(key, f"no such key (its value is {value!r}); {choices(str(location[-1]), known)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         words = list(value) if isinstance(value, Mapping) else [str(value)]
@@ -70,6 +88,7 @@ def _problem(error: ErrorDetails) -> Problem:
     bounds = {
         "greater_than": "greater than {gt}",
         "greater_than_equal": "at least {ge}",
+        "less_than": "less than {lt}",
         "less_than_equal": "at most {le}",
         "too_short": "a list of {min_length} or more",
         "too_long": "a list of {max_length} or fewer",
@@ -83,6 +102,15 @@ def _problem(error: ErrorDetails) -> Problem:
     return Problem(key, f"{rule}, but is {value!r}")
 
 
+def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
+    """The parts of a place, and whether each is pydantic's tag of a union: a key that no YAML has."""
+    in_blocks = False
+    for before, part in zip((None, *location), location, strict=False):
+        is_tag = part in ("ours", "foreign") or (in_blocks and isinstance(before, int))
+        yield part, is_tag
+        in_blocks = in_blocks or part == "blocks"
+
+
 def _fields(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` knows."""
     sections: dict[str, type[BaseModel]] = {
@@ -90,12 +118,15 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "encoder": EncoderConfig,
         "latent": LatentConfig,
         "decoder": DecoderConfig,
+        "match": MatchConfig,
         "objective": ObjectiveConfig,
+        **BLOCKS,
     }
-    model: type[BaseModel] = Config
-    if location:
-        model = BLOCKS[str(location[-1])] if "blocks" in location else sections[str(location[0])]
-    return [field.alias or name for name, field in model.model_fields.items()]
+    model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    if issubclass(model, Block):  # the word first, what all blocks have last
+        names.sort(key=lambda name: (name != model.word, name in Styled.model_fields))
+    return names
 
 
 def _across_groups(config: Config) -> Iterable[Problem]:

@@ -159,6 +159,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     deviations = dict.fromkeys(f"{sigma:.4g}" for record in study.compared if (sigma := _sigma(record.config)))
     if deviations:
         yield "σ of the Gaussian decoder that β stands for", " or ".join(deviations) + " a pixel"
+    matches = dict.fromkeys(_matched(record.result.model.match) for record in study.compared)
+    if any(matches):
+        yield "Matched", " or ".join(told or "some cells not" for told in matches)
     if study.hardware:
         yield "Hardware", "; ".join(study.hardware)
     environments = [record.result.environment for record in study.compared]
@@ -170,6 +173,14 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     commits = dict.fromkeys(one.commit for one in environments if one.commit)
     if commits:
         yield "Commit", ", ".join(commits)
+
+
+def _matched(match: Mapping[str, Any] | None) -> str:
+    """What a variant's widths were scaled to cost, a half at a time."""
+    if not match:
+        return ""
+    halves = [f"{side} to {match.get(side)}" for side in ("encoder", "decoder") if match.get(f"{side}_ratio") is not None]
+    return f"widths scaled by {match.get('cost')}, {' and '.join(halves)}" if halves else ""
 
 
 def _value(value: Any) -> str:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
+MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
@@ -58,12 +59,13 @@ class Timing(Part):
 
 
 class Model(Part):
-    """Size of the model; FLOPs of one forward pass of one image."""
+    """Size of the model; FLOPs of one forward pass of one image; the reference it was matched to, if to any."""
 
     parameters: Count = None
     encoder_parameters: Count = None
     decoder_parameters: Count = None
     flops_per_image: Count = None
+    match: dict[str, Any] | None = None
 
 
 class Memory(Part):
@@ -216,7 +218,7 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
-    for pattern in (RESULT, CONFIG, HISTORY, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
+    for pattern in (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

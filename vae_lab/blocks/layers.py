@@ -1,0 +1,149 @@
+"""What blocks are made of: shapes, the style of a network, convolutions with what follows them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_lab import config
+from vae_lab.config import Size
+
+Shape = tuple[int, ...]
+"""A vector's (features,) or a map's (channels, height, width)."""
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+# Wu & He (2018) find 32 groups best, and no fewer than a few channels in each.
+MOST_GROUPS, SMALLEST_GROUP = 32, 4
+
+
+class FitError(ValueError):
+    """A block that does not fit what comes before it or what must come out."""
+
+
+def describe(shape: Shape) -> str:
+    """A shape as an error message says it."""
+    return f"a vector of {shape[0]}" if len(shape) == 1 else "a map of " + "×".join(map(str, shape))
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels at each position (Ba et al. 2016), as ConvNeXt has it.
+
+    (b, c, h, w) → (b, c, h, w), with a weight and a bias for each channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Rescale(nn.Module):
+    """Enlarge a map to `size` (h, w) as a picture is: (b, c, ·, ·) → (b, c, h, w)."""
+
+    def __init__(self, size: Size, mode: str) -> None:
+        super().__init__()
+        self.size, self.mode = size, mode
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return functional.interpolate(x, self.size, mode=self.mode)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, mode={self.mode!r}"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the layers of a network share unless a block says otherwise."""
+
+    activation: str
+    normalization: str
+
+    def of(self, block: config.Block) -> "Style":
+        """The style with the block's own choices in it."""
+        return Style(
+            getattr(block, "activation", None) or self.activation,
+            getattr(block, "normalization", None) or self.normalization,
+        )
+
+    @property
+    def bias(self) -> bool:
+        """Whether a layer needs a bias of its own: a norm after it has one."""
+        return self.normalization == "none"
+
+    def norm(self, channels: int, *, spatial: bool = True) -> list[nn.Module]:
+        """The normalisation of a map or, not `spatial`, of a vector; empty for none.
+
+        Raises:
+            FitError: if it would leave nothing of its input.
+        """
+        match self.normalization:
+            case "none":
+                return []
+            case "batch":
+                return [nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)]
+        if channels == 1:  # normalised by itself alone, a number is zero
+            raise FitError(
+                f"normalization: {self.normalization} needs 2 channels or more, but gets 1; take batch or none, or "
+                "more channels"
+            )
+        if self.normalization == "layer":
+            return [ChannelNorm(channels) if spatial else nn.LayerNorm(channels)]
+        return [nn.GroupNorm(groups(channels), channels)]
+
+    def act(self) -> list[nn.Module]:
+        """The activation; empty for none."""
+        return [] if self.activation == "none" else [ACTIVATIONS[self.activation]()]
+
+    def after(self, channels: int, *, spatial: bool = True) -> list[nn.Module]:
+        """What follows a layer: normalisation and activation."""
+        return [*self.norm(channels, spatial=spatial), *self.act()]
+
+
+def groups(channels: int) -> int:
+    """The most groups, up to 32, that share the channels evenly and have 4 or more each; else one."""
+    most = max(1, min(MOST_GROUPS, channels // SMALLEST_GROUP))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def convolve(
+    into: int, out: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    """A convolution: (b, into, h, w) → (b, out, ⌈h / stride⌉, ⌈w / stride⌉); an even kernel rounds down."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Conv2d(into, out, kernel, stride, padding, dilation, groups, bias=bias)
+
+
+def convolution(
+    into: int, out: int, kernel: int, style: Style, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """`convolve`, normalisation, activation."""
+    layer = convolve(into, out, kernel, stride=stride, dilation=dilation, groups=groups, bias=style.bias)
+    return nn.Sequential(layer, *style.after(out))
+
+
+def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias: bool = True) -> nn.ConvTranspose2d:
+    """A transposed convolution with stride 2: a map of `start` (h, w) onto one of `end`.
+
+    Each side of `end` is twice that of `start`, or one less.
+    """
+    # An output is 2n - 2 - 2 · padding + kernel long, and at most one more can be asked for.
+    height, width = (goal - 2 * side + 2 - kernel for side, goal in zip(start, end, strict=True))
+    padding, extra = (-(height // 2), -(width // 2)), (height % 2, width % 2)
+    return nn.ConvTranspose2d(into, out, kernel, 2, padding, extra, bias=bias)
+
+
+def transposed(into: int, out: int, kernel: int, style: Style, start: Size, end: Size) -> nn.Sequential:
+    """`transpose`, normalisation, activation."""
+    return nn.Sequential(transpose(into, out, kernel, start, end, bias=style.bias), *style.after(out))
