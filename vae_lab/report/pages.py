@@ -18,7 +18,7 @@ from rich.text import Text
 from vae_lab import plots, results
 from vae_lab.report import findings as told
 from vae_lab.report.tables import COST, PUBLISHED, Table, figure, of_metrics, ranked, tables
-from vae_lab.results.study import Study, gather
+from vae_lab.results.study import SIDES, Study, gather
 from vae_lab.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
 # What an earlier report may have left in our own folder; elsewhere nothing is removed.
@@ -179,7 +179,7 @@ def _matched(match: Mapping[str, Any] | None) -> str:
     """What a variant's widths were scaled to cost, a half at a time."""
     if not match:
         return ""
-    halves = [f"{side} to {match.get(side)}" for side in ("encoder", "decoder") if match.get(f"{side}_ratio") is not None]
+    halves = [f"{side} to {match.get(side)}" for side in SIDES if match.get(f"{side}_ratio") is not None]
     return f"widths scaled by {match.get('cost')}, {' and '.join(halves)}" if halves else ""
 
 
