@@ -143,7 +143,7 @@ def main() -> None:
     figure, grid = plt.subplots(2, 4, figsize=(11.5, 8.4), constrained_layout=True)
     for axes, (name, (steps, after)) in zip(grid.flat, BLOCKS.items(), strict=True):
         draw(axes, name, steps, after)
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=110, bbox_inches="tight")
     print(f"wrote {target}")
 
 

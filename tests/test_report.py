@@ -114,12 +114,13 @@ def test_in_a_folder_of_the_users_nothing_is_removed(tmp_path: Path) -> None:
 
 def test_of_many_cells_the_first_and_the_best_are_pictured_unless_all_are_asked_for(tmp_path: Path) -> None:
     for number in range(14):
-        write_run(tmp_path / "x", f"e{number:02}", total=0.02 - 0.0001 * number, pictures=False)
+        run = write_run(tmp_path / "x", f"e{number:02}", total=0.02 - 0.0001 * number)
+        (run / "history.csv").unlink()
     folder = written(tmp_path / "x")
-    pictured = {path.name.partition("-")[0] for path in folder.glob("*_history.png")}
+    pictured = {path.name.partition("-")[0] for path in folder.glob("*_predictions.png")}
     assert pictured == {"e00", *(f"e{number:02}" for number in range(3, 14))}
     assert "Pictures are of 12 of the 14 cells" in (folder / "report.md").read_text()
-    assert len(list(written(tmp_path / "x", all_pictures=True).glob("*_history.png"))) == 14
+    assert len(list(written(tmp_path / "x", all_pictures=True).glob("*_predictions.png"))) == 14
 
 
 def harmed(sweep: Path) -> None:
@@ -209,7 +210,8 @@ def test_long_names_make_short_files(tmp_path: Path) -> None:
 def test_a_search_with_many_levels_stays_small(tmp_path: Path) -> None:
     for number in range(40):
         overrides = (f"latent.dim={number + 1}", f"optimizer.lr=0.{number + 1:03}")
-        write_run(tmp_path / "x", overrides=overrides, pictures=False, total=0.016 + 1e-5 * number)
+        run = write_run(tmp_path / "x", overrides=overrides, pictures=False, total=0.016 + 1e-5 * number)
+        (run / "history.csv").unlink()
     folder = written(tmp_path / "x")
     assert (folder / "statistics.json").stat().st_size < 400_000
     assert "do not make a complete grid" in (folder / "report.md").read_text()

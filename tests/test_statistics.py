@@ -92,7 +92,7 @@ def test_pairs_are_those_of_the_paired_t_test() -> None:
     assert [pair.different for pair in found.pairs] == (adjusted < 0.05).tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_is_holms(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())

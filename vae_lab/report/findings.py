@@ -18,7 +18,7 @@ from vae_lab.report.tables import (
 )
 from vae_lab.results import read_config_folders
 from vae_lab.results.study import SIDES, Study
-from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, compare, holm
+from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
@@ -116,15 +116,20 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         yield f"{said}, but too few runs finished to compare it with {_labels(study, few)}."
     elif open_:
         versus = _versus(study, quality, open_[0], first)
-        yield f"{said}, but it cannot be told apart from {_labels(study, open_)}: {versus}."
+        yield f"{said}, but it cannot be told apart from {_labels(study, open_)}: {versus}{_adjusted(pairs[open_[0]])}."
     elif constant:
         yield f"{said}; {_versus(study, quality, constant[0], first)}, which leaves nothing to test."
     else:
-        nearest = pairs[others[0]]
-        p = probability(nearest.p_adjusted if nearest else None)
         those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
-        told = f"{_versus(study, quality, others[0], first)}, adjusted p {p if '<' in p else f'= {p}'}"
+        told = f"{_versus(study, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
         yield f"{said}, and differs from {those}: {told}."
+
+
+def _adjusted(pair: Pair | None) -> str:
+    if pair is None or pair.p_adjusted is None:
+        return ""
+    p = probability(pair.p_adjusted)
+    return f", adjusted p {p if p.startswith('<') else f'= {p}'}"
 
 
 def _one_seed(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:

@@ -85,8 +85,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
             results.write_text(folder / f"{drawing.name}.svg", svg)
             pictures.append(Picture(drawing.name, drawing.caption, svg))
     results.write_text(folder / "results.csv", _csv(study.table))
-    container = {"schema": 1, "metrics": {name: found.container() for name, found in statistics.items()}}
-    results.write_text(folder / "statistics.json", json.dumps(container, indent=1, allow_nan=False) + "\n")
+    results.write_text(folder / "statistics.json", _json(statistics))
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
@@ -121,6 +120,14 @@ def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[st
 def _csv(table: pd.DataFrame) -> str:
     # Columns with a hole would have their whole numbers written as 3.0.
     return str(table.convert_dtypes().to_csv(index=False, lineterminator="\n"))
+
+
+def _json(statistics: Mapping[str, Comparison]) -> str:
+    # A line a metric: with an indent json is slow, and a search of a thousand cells has many megabytes of it.
+    metrics = (
+        f"{json.dumps(name)}: {json.dumps(found.container(), allow_nan=False)}" for name, found in statistics.items()
+    )
+    return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + "\n}}\n"
 
 
 def _left_out(study: Study, statistics: Mapping[str, Comparison], pictured: Sequence[str]) -> Iterator[str]:
@@ -257,7 +264,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Grid:
         f"; means over {seeds} seeds" if several else ""
     )
     grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column("encoder-decoder", overflow="fold")
+    grid.add_column("encoder-decoder", overflow="fold", min_width=len("encoder-decoder"))
     for heading in (*COLUMNS, *(("test total",) if several else ())):
         grid.add_column(heading, justify="right", no_wrap=True)
     compared = any(cell in PUBLISHED for cell in study.cells)
@@ -279,11 +286,14 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Grid:
     return grid
 
 
+HELD_OUT = ("test.total", "test.kl", "val.total")
+SHORT = {"training time, s": "time, s", "MFLOPs/image": "MFLOPs", "peak memory, MB": "MB"}
+
+
 def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Grid]:
     """Held-out losses and cost, a row a cell, the best in bold where it was shown to be better than all others."""
-    held_out = ("test.total", "test.kl", "val.total", "val.kl")
     chosen = [
-        of_metrics("Held-out losses", held_out, study, statistics),
+        of_metrics("Held-out losses", HELD_OUT, study, statistics),
         of_metrics("Cost", COST, study, statistics),
     ]
     return [_grid(table) for table in chosen if len(table.columns) > 2]
@@ -291,9 +301,10 @@ def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Grid]:
 
 def _grid(table: Table) -> Grid:
     grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, heading in enumerate(table.columns):
-        if place != 1:  # the number of runs, which the summary tells
-            grid.add_column(heading, justify="right" if place else "left", overflow="fold")
+    first, _, *headings = table.columns  # the summary tells the number of runs
+    grid.add_column(first, overflow="fold", min_width=len(first))
+    for heading in headings:
+        grid.add_column(SHORT.get(heading, heading), justify="right", overflow="fold")
     for row in table.rows:
         texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
         grid.add_row(*texts[:1], *texts[2:])
