@@ -94,10 +94,10 @@ BLOCKS: dict[str, tuple[list[Step], str | None]] = {
 }
 
 
-def draw(axes: Axes, name: str, steps: list[Step], after: str | None) -> None:
+def draw(axes: Axes, name: str, steps: list[Step], after: str | None, lowest: float) -> None:
     """One block: its steps from the top down, the way around them, and what follows the sum."""
     axes.set_title(name, fontsize=9, family="monospace")
-    axes.set(xlim=(-1.15, 1.45), ylim=(-8.6, 0.6))
+    axes.set(xlim=(-1.15, 1.45), ylim=(lowest, 0.6))
     axes.axis("off")
     arrow = {"arrowstyle": "-|>", "lw": 1, "color": "black"}
     y = 0.0
@@ -140,10 +140,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, default=TARGET, help="the file (default: that of the guide)")
     target = parser.parse_args().target
-    figure, grid = plt.subplots(2, 4, figsize=(11.5, 8.4), constrained_layout=True)
-    for axes, (name, (steps, after)) in zip(grid.flat, BLOCKS.items(), strict=True):
-        draw(axes, name, steps, after)
-    figure.savefig(target, dpi=110, bbox_inches="tight")
+    lowest = (-8.3, -6.9)  # of each row
+    ratios = {"height_ratios": [0.6 - end for end in lowest]}
+    figure, grid = plt.subplots(2, 4, figsize=(11.5, 7.6), constrained_layout=True, gridspec_kw=ratios)
+    for place, (axes, (name, (steps, after))) in enumerate(zip(grid.flat, BLOCKS.items(), strict=True)):
+        draw(axes, name, steps, after, lowest[place // 4])
+    figure.savefig(target, dpi=110)
     print(f"wrote {target}")
 
 
