@@ -426,10 +426,10 @@ def test_an_interaction_is_told_with_its_direction(tmp_path: Path, both: float, 
 @pytest.mark.parametrize(
     ("flops", "parameters", "seconds", "verdict"),
     [
-        (-1, 899_000, 13.0, "better."),
-        (1, 10, 0.0, "better, and that is what the cost buys"),
-        (0, 0, 0.0, "better, at no more cost"),
-        (-1, -10, -1.0, "better, at no more cost"),
+        (-(10**6), 899_000, 13.0, "better."),
+        (10**6, 10, 0.0, "better, and that is what the cost buys"),
+        (1000, 10, 0.0, "better, at no more cost"),  # as a match leaves it
+        (-(10**6), -(10**5), -1.0, "better, at no more cost"),
     ],
 )
 def test_cost_is_told_as_it_is(tmp_path: Path, flops: int, parameters: int, seconds: float, verdict: str) -> None:

@@ -23,6 +23,8 @@ from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pa
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
 """Sentences in all, and cells that one names."""
+EQUAL_COST = 0.02
+"""Share of the parameters or FLOPs within which two models are told to cost alike, as a match has it."""
 
 
 def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
@@ -250,14 +252,19 @@ def _does_not_pay(*, more: bool, less: bool) -> str:
 
 def _cost_signs(effect: Effect, statistics: Mapping[str, Comparison]) -> tuple[bool, bool]:
     """Whether the step costs more in any way that is known, and whether it costs less in any."""
-    found = [(name, _same(effect, statistics.get(name))) for name in (FLOPS, PARAMETERS, SECONDS)]
     more = less = False
-    for name, other in found:
-        if other is None or other.effect is None:
+    for name in (FLOPS, PARAMETERS, SECONDS):
+        comparison = statistics.get(name)
+        other = _same(effect, comparison)
+        if comparison is None or other is None or other.effect is None:
             continue
-        counted = name != SECONDS  # times vary by chance, so that their interval decides
-        more |= other.effect > 0 if counted else other.low is not None and other.low > 0
-        less |= other.effect < 0 if counted else other.high is not None and other.high < 0
+        if name == SECONDS:  # times vary by chance, so that their interval decides
+            more |= other.low is not None and other.low > 0
+            less |= other.high is not None and other.high < 0
+        else:
+            share = other.effect / max(comparison.level.values())
+            more |= share > EQUAL_COST
+            less |= share < -EQUAL_COST
     return more, less
 
 
