@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -311,6 +312,7 @@ def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_pat
 
     pid, screen = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, such as these tests, ignores it
         os.chdir(tmp_path)
         os.environ["COLUMNS"] = "120"
         os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), "name=x", "trainer.max_epochs=500"])
