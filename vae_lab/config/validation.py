@@ -14,6 +14,7 @@ from vae_lab.config.schema import (
     EncoderConfig,
     LatentConfig,
     MatchConfig,
+    MetricsConfig,
     ObjectiveConfig,
     TrainerConfig,
 )
@@ -120,6 +121,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "decoder": DecoderConfig,
         "match": MatchConfig,
         "objective": ObjectiveConfig,
+        "metrics": MetricsConfig,
         **BLOCKS,
     }
     model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)

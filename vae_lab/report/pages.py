@@ -16,6 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vae_lab import plots, results
+from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
 from vae_lab.report.tables import COST, PUBLISHED, Table, figure, of_metrics, ranked, tables
 from vae_lab.results.study import SIDES, Study, gather
@@ -197,10 +198,10 @@ def _value(value: Any) -> str:
 
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
-    """σ = √(β·D / (2·Z)), of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
+    """σ of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
     try:
-        channels, height, width = (config[f"data.image_shape[{axis}]"] for axis in range(3))
-        return float((config["objective.beta"] * channels * height * width / (2 * config["latent.dim"])) ** 0.5)
+        shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]
+        return float(likelihood_variance(config["objective.beta"], shape, config["latent.dim"]) ** 0.5)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
 
