@@ -4,7 +4,7 @@ from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
 from vae_lab.config.schema import NOT_IDENTIFYING, Config, MatchConfig, Network, TrainerConfig, flatten
-from vae_lab.config.targets import build, check_targets, check_trainer
+from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
 from vae_lab.config.validation import parse_blocks, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
@@ -37,6 +37,7 @@ from vae_lab.config.vocabulary import (
 
 __all__ = [
     "BLOCKS",
+    "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
     "SWEEP_RUNS",
@@ -79,6 +80,7 @@ __all__ = [
     "choices",
     "explain",
     "flatten",
+    "found_by",
     "halved",
     "identifying",
     "is_complaint",
