@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "metrics", "callbacks", "results",
-    "checkpoint", "experiment", "statistics", "plots", "report", "sweep", "cli",
+    "checkpoint", "trust", "loading", "experiment", "statistics", "plots", "report", "sweep", "cli",
 ]  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def module(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_import_only_upwards(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        assert not imported(path)
+    if path == PACKAGE / "__init__.py":  # what it offers it imports when asked, as the next test sees
+        assert imported(path) <= {"vae", "loading"}
         return
     assert module(path) in ORDER
     position = ORDER.index(module(path))

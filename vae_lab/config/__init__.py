@@ -14,7 +14,7 @@ from vae_lab.config.schema import (
     flatten,
     likelihood_variance,
 )
-from vae_lab.config.targets import build, check_targets, check_trainer
+from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
 from vae_lab.config.validation import parse_blocks, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
@@ -47,6 +47,7 @@ from vae_lab.config.vocabulary import (
 
 __all__ = [
     "BLOCKS",
+    "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
     "SWEEP_RUNS",
@@ -91,6 +92,7 @@ __all__ = [
     "choices",
     "explain",
     "flatten",
+    "found_by",
     "halved",
     "identifying",
     "is_complaint",
