@@ -17,17 +17,17 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vae_lab import config, results, vae
+from vae_lab import __version__, checkpoint, config, results, vae
 from vae_lab.callbacks import History
-from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
 from vae_lab.match import Matched, matched
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
+
+log = logging.getLogger(__name__)
 
 # Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
 QUIET = (
@@ -118,20 +118,28 @@ def _told(key: str) -> Iterator[None]:
 
 
 def run(run: Run) -> results.Result:
-    """Train, validate, test and record one run; an error is recorded, not raised."""
+    """Train, validate, test and record one run; an error is recorded, not raised.
+
+    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted.
+
+    Raises:
+        OSError: if its files cannot be written.
+    """
     folder = run.directory
     folder.mkdir(parents=True, exist_ok=True)
-    results.clear(folder)
+    epochs = epochs_kept(run)
+    results.clear(folder, keep_checkpoints=epochs > 0)
     match = matched(run.config)
     settings = match.config if match else run.config
     results.write_config(folder, settings.container())
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(settings, folder, history), None
+        measured, error = _train(settings, folder, history, origin(run), goes_on=epochs > 0), None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
-        results.write_text(folder / results.TRACEBACK, traceback.format_exc())
+        with suppress(OSError):
+            results.write_text(folder / results.TRACEBACK, traceback.format_exc())
         measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
     position = Position.current()
     result = results.Result(
@@ -144,6 +152,7 @@ def run(run: Run) -> results.Result:
         position=position.number if position else None,
         overrides=list(run.overrides),
         config_sha256=run.config.sha256(),
+        resumed=history.resumed,
         environment=environment(run.config),
         timing=results.Timing(
             train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
@@ -163,7 +172,35 @@ def _losses(history: History, split: str) -> results.Losses:
     return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
 
 
-def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
+def origin(run: Run) -> dict[str, Any]:
+    """What a run must share with the one that wrote a checkpoint: beside these, its figures depend on nothing."""
+    return {
+        "configuration": run.config.sha256(),
+        "seed": run.config.seed,
+        "vae_lab": __version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which its safe loading refuses
+        "device": _device(run.config),
+    }
+
+
+def epochs_kept(run: Run) -> int:
+    """The epochs after which a run goes on: those of an earlier attempt that was interrupted, not one that failed.
+
+    That a checkpoint cannot be used is told.
+    """
+    earlier = results.read_result(run.directory)
+    if earlier is not None and not earlier.finished:
+        return 0
+    try:
+        return checkpoint.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
+    except checkpoint.CheckpointError as error:
+        log.warning("%s begins anew: %s", run, error)
+        return 0
+
+
+def _train(
+    settings: Config, folder: Path, history: History, origin: dict[str, Any], *, goes_on: bool
+) -> dict[str, Any]:
     _reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
@@ -179,10 +216,7 @@ def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
     data.seed = settings.seed
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
-    checkpoints = [
-        _checkpoint(folder, "best", monitor="val/total" if has_validation else "train/total"),
-        _checkpoint(folder, "last", save_on_train_epoch_end=True),
-    ]
+    checkpoints = folder / results.CHECKPOINTS
     with _quiet():
         trainer = Trainer(
             **SILENT | settings.trainer.arguments() | validated,
@@ -191,20 +225,18 @@ def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
             callbacks=[
                 history,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                *checkpoints,
+                checkpoint.Checkpoints(checkpoints, origin, "val" if has_validation else "train"),
             ],
+            plugins=[checkpoint.CheckpointFiles()],
         )
-        trainer.fit(module, datamodule=data)
+        last = str(checkpoints / checkpoint.LAST) if goes_on else None
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
-    save_weights(model, folder / results.WEIGHTS)
+    checkpoint.save_weights(model, folder / results.WEIGHTS)
     return {
         "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
     }
-
-
-def _checkpoint(folder: Path, name: str, **when: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(folder / results.CHECKPOINTS, filename=name, enable_version_counter=False, **when)
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:
@@ -232,15 +264,19 @@ def _count(module: torch.nn.Module) -> int:
 
 def environment(settings: Config) -> results.Environment:
     """What a run's figures depend on beside its configuration."""
-    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     return results.Environment(
         python=platform.python_version(),
         torch=torch.__version__,
         lightning=lightning.__version__,
-        device=torch.cuda.get_device_name() if on_gpu else _processor(),
+        device=_device(settings),
         threads=settings.trainer.threads,
         commit=_commit(),
     )
+
+
+def _device(settings: Config) -> str:
+    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else _processor()
 
 
 def _processor() -> str:
