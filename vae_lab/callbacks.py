@@ -1,7 +1,6 @@
 """What watches a training: the clock and history of its epochs, the progress bar, the pictures."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,8 +19,10 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from vae_lab import results
 from vae_lab.config import Position
-from vae_lab.module import LitVAE, images_of
+from vae_lab.module import LitVAE, LossError, images_of
+from vae_lab.objective import TERMS
 from vae_lab.vae import VAE
 
 PRIOR_SEED = 20131220
@@ -39,16 +40,14 @@ class Row(NamedTuple):
     seconds: float
 
 
-class LossError(ArithmeticError):
-    """A loss that is no longer a finite number."""
-
-
 class History(Callback):
     """Clock and record of every epoch.
 
     An epoch's seconds are those of its training steps, loading included; validation (also in the middle of an epoch)
-    and checkpoints are not. The first step of all (compilation, caches) is timed apart. Where the device works on its
-    own, the clock waits for it where it stops only.
+    and checkpoints are not. The first step of a process (compilation, caches) is timed apart. Where the device works on
+    its own, the clock waits for it where it stops only.
+
+    The record is part of every checkpoint: a run that goes on from one has the epochs before it too.
 
     Args:
         on_epoch: called with all rows so far after each epoch.
@@ -60,6 +59,8 @@ class History(Callback):
         self.first_step_seconds = math.nan
         self.epoch_seconds: list[float] = []
         self.images = 0
+        self.resumed: list[int] = []
+        self._is_first_step = True
         self._first_batch = 0
         self._seconds = 0.0
         self._running_since: float | None = None
@@ -70,6 +71,33 @@ class History(Callback):
     def images_per_second(self) -> float:
         """Images trained on in a second of `epoch_seconds`."""
         return self.images / sum(self.epoch_seconds) if sum(self.epoch_seconds) > 0 else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [[*row] for row in self.rows],
+            "epoch_seconds": [*self.epoch_seconds],
+            "first_step_seconds": self.first_step_seconds,
+            "images": self.images,
+            "resumed": [*self.resumed],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [Row(*row) for row in state_dict["rows"]]
+        self.epoch_seconds = [*state_dict["epoch_seconds"]]
+        self.first_step_seconds = state_dict["first_step_seconds"]
+        self.images = state_dict["images"]
+        self.resumed = [*state_dict["resumed"], len(self.epoch_seconds)]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.rows:
+            return
+        self.on_epoch(self.rows)  # what the epochs before a checkpoint left, files and logs, is written anew
+        for row in self.rows:
+            values = {f"{row.split}/{term}": getattr(row, term) for term in TERMS}
+            if row.split == "train" and row.seconds > 0:
+                values["time/epoch_seconds"] = row.seconds
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=row.epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_batch = 0
@@ -83,9 +111,11 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if math.isnan(self.first_step_seconds):
+        if self._is_first_step:
             self._stop(pl_module)
-            self.first_step_seconds, self._seconds = self._seconds, 0.0
+            if math.isnan(self.first_step_seconds):
+                self.first_step_seconds = self._seconds
+            self._is_first_step, self._seconds = False, 0.0
             self._first_batch = len(images_of(batch))
             self._running_since = time.perf_counter()
         if batch_idx + 1 == trainer.num_training_batches:
@@ -165,6 +195,7 @@ class Progress(Callback):
         self._task = TaskID(0)
         self._started = self._shown = 0.0
         self._total: float | None = None
+        self._earlier = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         console = Console(stderr=True)
@@ -181,6 +212,7 @@ class Progress(Callback):
         )
         batches = trainer.num_training_batches * (trainer.max_epochs or 1)
         self._total = float(batches) if math.isfinite(batches) else None
+        self._earlier = trainer.current_epoch / (trainer.max_epochs or 1)  # the part that an interrupted run had done
         self._task = self._bar.add_task(_title(), total=self._total, state="")
         self._bar.start()
 
@@ -199,7 +231,7 @@ class Progress(Callback):
         done = float(batch_idx + 1)
         if self._total is not None:
             done += trainer.current_epoch * trainer.num_training_batches
-            seconds = (self._shown - self._started) * remaining(done / self._total, Position.current())
+            seconds = (self._shown - self._started) * remaining(done / self._total, Position.current(), self._earlier)
             state += f"  {timedelta(seconds=round(seconds))} left"
         self._bar.update(self._task, completed=done, state=state, refresh=True)
 
@@ -215,10 +247,10 @@ class Progress(Callback):
             self._bar = None
 
 
-def remaining(fraction: float, position: Position | None) -> float:
-    """What is left of the sweep, as a multiple of the time that this run has taken for its `fraction`."""
+def remaining(fraction: float, position: Position | None, earlier: float = 0.0) -> float:
+    """What is left of the sweep, as a multiple of the time that this run has taken from `earlier` to `fraction`."""
     runs_after = position.runs - position.number if position else 0
-    return (1 - fraction + runs_after) / fraction
+    return (1 - fraction + runs_after) / (fraction - earlier)
 
 
 def _title() -> str:
@@ -268,7 +300,8 @@ class Pictures(Callback):
             return
         originals, self._originals = self._originals, None
         taken = take_pictures(pl_module.vae, originals, self.samples)
-        _write(self.folder / "pictures.npz", lambda path: np.savez(path, allow_pickle=False, **taken._asdict()))
+        with results.replacing(self.folder / results.PICTURES) as path:
+            np.savez(path, allow_pickle=False, **taken._asdict())
         sheets = {
             "reconstructions": _sheet(np.concatenate([taken.originals, taken.reconstructions]), len(taken.originals)),
             "samples": _sheet(taken.samples, 10),
@@ -276,7 +309,8 @@ class Pictures(Callback):
         for name, sheet in sheets.items():
             scale = max(1, 96 // originals.shape[-2])
             large = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-            _write(self.folder / f"{name}.png", to_pil_image(large).save)
+            with results.replacing(self.folder / f"{name}.png") as path:
+                to_pil_image(large).save(path)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"test/{name}", sheet, pl_module.epochs_done)
@@ -310,9 +344,3 @@ def _as_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n c h w"]:
 
 def _sheet(images: UInt8[np.ndarray, "n c h w"], columns: int) -> UInt8[Tensor, "3 height width"]:
     return make_grid(torch.from_numpy(images), nrow=columns, padding=2, pad_value=255)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
-    os.replace(temporary, path)

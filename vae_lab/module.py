@@ -21,6 +21,10 @@ EVALUATION_SEED = 20140214
 Objective = Callable[[Output, Tensor], dict[str, Tensor]]
 
 
+class LossError(ArithmeticError):
+    """A loss that is no longer a finite number."""
+
+
 class Average:
     """Mean of the loss terms over the images of an epoch, each image weighted alike; kept on the device."""
 

@@ -167,6 +167,7 @@ class TrainerConfig(BaseModel):
         "enable_checkpointing",
         "barebones",
         "fast_dev_run",
+        "plugins",
     )
 
     accelerator: str

@@ -22,12 +22,11 @@ from vae_lab.results.files import (
     read_history,
     read_pictures,
     read_result,
-    write_bytes,
     write_config,
     write_history,
     write_result,
-    write_text,
 )
+from vae_lab.results.writing import replacing, write_bytes, write_text
 
 __all__ = [
     "CHECKPOINTS",
@@ -51,6 +50,7 @@ __all__ = [
     "read_history",
     "read_pictures",
     "read_result",
+    "replacing",
     "write_bytes",
     "write_config",
     "write_history",

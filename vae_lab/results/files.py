@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import shutil
 import zipfile
 import zlib
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vae_lab.results.writing import write_text
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
@@ -98,6 +99,7 @@ class Result(Part):
     position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
+    resumed: list[int] = []  # the epochs after which it was interrupted and gone on with
     train: Losses = Losses()
     val: Losses = Losses()
     test: Losses = Losses()
@@ -110,21 +112,6 @@ class Result(Part):
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.status == "finished"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text, in UTF-8."""
-    write_bytes(path, text.encode())
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -216,9 +203,15 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
+def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
+    """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next.
+
+    Its checkpoints stay if the next attempt goes on from them.
+    """
     for pattern in (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for file in (folder / CHECKPOINTS).glob(".*.partial*"):
+        file.unlink()
+    if not keep_checkpoints:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
