@@ -142,6 +142,11 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.splits: dict[str, Split] = {}
 
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, if the data set has any."""
+        return getattr(self.dataset, "classes", None)
+
     def prepare_data(self) -> None:
         """Find or fetch the files, and read them once.
 

@@ -3,23 +3,24 @@
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from vae_lab import __version__, checkpoint, config, results, vae
-from vae_lab.callbacks import History
+from vae_lab.callbacks import History, Quality, Row
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
-from vae_lab.machine import device_name, environment, peak_memory
+from vae_lab.machine import device_name, environment, peak_memory, reset_peak_memory
 from vae_lab.match import Matched, matched
+from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
+from vae_lab.tracking import hyperparameters, log_start
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def run(run: Run) -> results.Result:
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(settings, folder, history, origin(run), goes_on=epochs > 0), None
+        measured, error = _train(run, settings, history, goes_on=epochs > 0), None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         with suppress(OSError):
@@ -148,22 +149,27 @@ def run(run: Run) -> results.Result:
         config_sha256=run.config.sha256(),
         resumed=history.resumed,
         environment=environment(run.config),
-        timing=results.Timing(
-            train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
-            epoch_seconds=history.epoch_seconds,
-            first_step_seconds=history.first_step_seconds,
-            images_per_second=history.images_per_second,
-        ),
-        **{split: _losses(history, split) for split in ("train", "val", "test")},
-        **measured,
+        **_recorded(history) | measured,
     )
     results.write_result(folder, result)
     return result
 
 
-def _losses(history: History, split: str) -> results.Losses:
+def _recorded(history: History) -> dict[str, Any]:
+    """What is known of a run whether or not it came to its end: its clock and the last losses of each split."""
+    timing = results.Timing(
+        train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
+        epoch_seconds=history.epoch_seconds,
+        first_step_seconds=history.first_step_seconds,
+        images_per_second=history.images_per_second,
+    )
+    kinds = {"train": results.Losses, "val": results.Losses, "test": results.Test}
+    return {"timing": timing} | {split: kind(**_losses(history, split)) for split, kind in kinds.items()}
+
+
+def _losses(history: History, split: str) -> dict[str, float]:
     row = history.last(split)
-    return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
+    return {term: getattr(row, term) for term in TERMS} if row else {}
 
 
 def origin(run: Run) -> dict[str, Any]:
@@ -192,10 +198,9 @@ def epochs_kept(run: Run) -> int:
         return 0
 
 
-def _train(
-    settings: Config, folder: Path, history: History, origin: dict[str, Any], *, goes_on: bool
-) -> dict[str, Any]:
-    resetpeak_memory()
+def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> dict[str, Any]:
+    folder = run.directory
+    reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
     model = vae.build(settings).to(memory_format=torch.channels_last)
@@ -211,26 +216,42 @@ def _train(
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = folder / results.CHECKPOINTS
+    loggers = [config.build(node) for node in (settings.logger or {}).values()]
+    parameters = hyperparameters(run)
+    quality = Quality(settings, parameters, history)
     with _quiet():
         trainer = Trainer(
             **SILENT | settings.trainer.arguments() | validated,
             default_root_dir=folder,
-            logger=[config.build(node) for node in (settings.logger or {}).values()],
+            logger=loggers,
             callbacks=[
                 history,
+                quality,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                checkpoint.Checkpoints(checkpoints, origin, "val" if has_validation else "train"),
+                checkpoint.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
             ],
             plugins=[checkpoint.CheckpointFiles()],
         )
+        log_start(loggers, parameters)
         last = str(checkpoints / checkpoint.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
     checkpoint.save_weights(model, folder / results.WEIGHTS)
+    recorded = _recorded(history)
     return {
+        "test": recorded["test"].model_copy(update=quality.figures),
+        "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
+        "metrics": settings.metrics.model_dump(),
+        "warnings": symptoms(quality.figures, _kl(history.rows)),
         "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device)),
     }
+
+
+def _kl(rows: Sequence[Row]) -> list[float]:
+    """The KL divergence of each epoch, of the validation where there is one."""
+    found = {split: [row.kl for row in rows if row.split == split] for split in ("val", "train")}
+    return found["val"] or found["train"]
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:
