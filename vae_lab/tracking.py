@@ -11,11 +11,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from vae_lab.config import Run, identifying
 
-# What a reader of a table of runs looks for first, where it is set.
-USUAL = (
-    "latent.dim", "objective.beta", "optimizer.lr", "data.batch_size", "data.num_train", "trainer.max_epochs",
-    "trainer.threads", "match.cost",
-)  # fmt: skip
+USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
+"""Values that are told also where nobody set them. TensorBoard shows five columns at first, in the order of the
+alphabet: decoder, encoder and the first three of these."""
 
 
 def hyperparameters(run: Run) -> dict[str, Any]:
