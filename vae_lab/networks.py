@@ -190,7 +190,10 @@ def _build(step: Step) -> nn.Module:
 
 
 def _output_shape(step: Step) -> Shape:
-    """The shape that a block puts out, by building and running it on the meta device: no memory, no arithmetic.
+    """The shape that a block puts out, by building it on the meta device: no memory, no arithmetic.
+
+    What a word of the vocabulary makes of a shape is known. Any other class is run there too, for which torch needs two
+    seconds in each process.
 
     Raises:
         FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
@@ -203,12 +206,11 @@ def _output_shape(step: Step) -> Shape:
             raise FitError(_reason(error)) from error
         if isinstance(step.block, config.Group):
             return step.after
+        after = step.block.after(shape, step.place.size) if isinstance(step.block, config.Block) else None
         try:
-            after = _shape_of(module(torch.empty(2, *shape)))
-        except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
-            block = step.block
-            name = block.target if isinstance(block, config.ForeignBlock) else block.word
-            raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)})") from error
+            after = after or _shape_of(module(torch.empty(2, *shape)))
+        except Exception as error:  # a forward() raises what it likes at a shape that does not fit
+            raise FitError(f"'{step.block.target}' does not take {describe(shape)} ({_reason(error)})") from error
     weights = sum(parameter.numel() for parameter in module.parameters())
     if weights > HEAVIEST:
         raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
