@@ -206,17 +206,22 @@ def _output_shape(step: Step) -> Shape:
             raise FitError(_reason(error)) from error
         if isinstance(step.block, config.Group):
             return step.after
-        after = step.block.after(shape, step.place.size) if isinstance(step.block, config.Block) else None
-        try:
-            after = after or _shape_of(module(torch.empty(2, *shape)))
-        except Exception as error:  # a forward() raises what it likes at a shape that does not fit
-            raise FitError(f"'{step.block.target}' does not take {describe(shape)} ({_reason(error)})") from error
+        after = _shape_after(step.block, step.place, module)
     weights = sum(parameter.numel() for parameter in module.parameters())
     if weights > HEAVIEST:
         raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
     if min(after) < 1 or math.prod(after) > LARGEST:
         raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
     return after
+
+
+def _shape_after(block: config.AnyBlock, place: Place, module: nn.Module) -> Shape:
+    if isinstance(block, config.Block):
+        return block.after(place.shape, place.size)
+    try:
+        return _shape_of(module(torch.empty(2, *place.shape)))
+    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+        raise FitError(f"'{block.target}' does not take {describe(place.shape)} ({_reason(error)})") from error
 
 
 def _remedy(shape: Shape) -> str:
