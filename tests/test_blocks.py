@@ -266,6 +266,42 @@ def trains(network: nn.Module, given: torch.Tensor) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
+SIDE = st.integers(1, 12)
+
+
+STRIDED = st.one_of(
+    *(
+        block_of({"kernel": st.integers(1, 6), "dilation": st.integers(1, 3), "stride": st.just(stride)}, conv=WIDTH)
+        for stride in (2, 3)
+    ),
+    block_of({"kernel": KERNEL, "stride": st.integers(1, 4)}, residual=WIDTH),
+    block_of({"kernel": st.integers(1, 6), "stride": st.integers(2, 4)}, depthwise=WIDTH),
+    block_of({}, global_pool=st.sampled_from(["max", "avg"])),
+    block_of({}, dense=WIDTH),
+)
+
+
+@given(st.one_of(ON_A_MAP, SMALLER, LARGER, STRIDED), SIDE, SIDE, st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_what_a_word_makes_of_a_shape_is_what_its_module_makes_of_it(
+    block: dict, height: int, width: int, in_decoder: bool, short: bool
+) -> None:
+    try:
+        (word,) = config.parse_blocks("blocks", [block])
+    except ConfigError:  # an even kernel without a stride
+        return
+    if isinstance(word, config.ForeignBlock):
+        return
+    end = (2 * height - short, 2 * width) if word.grows > 1 else (height, width)
+    place = Place((4, height, width), Style("relu", "batch"), end if in_decoder else None)
+    with torch.device("meta"):
+        try:
+            module = blocks.build(word, place)
+        except FitError:
+            return
+        assert word.after(place.shape, place.size) == module(torch.empty(2, *place.shape)).shape[1:]
+
+
 @given(FEW, SMALLER, FEW, st.lists(st.fixed_dictionaries({"dense": WIDTH}), max_size=2), st.fixed_dictionaries(STYLE))
 @settings(max_examples=60, deadline=None)
 def test_any_valid_encoder_trains(first: list, smaller: dict, second: list, dense: list, style: dict) -> None:

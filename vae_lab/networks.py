@@ -190,7 +190,10 @@ def _build(step: Step) -> nn.Module:
 
 
 def _output_shape(step: Step) -> Shape:
-    """The shape that a block puts out, by building and running it on the meta device: no memory, no arithmetic.
+    """The shape that a block puts out, by building it on the meta device: no memory, no arithmetic.
+
+    What a word of the vocabulary makes of a shape is known. Any other class is run there too, for which torch needs two
+    seconds in each process.
 
     Raises:
         FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
@@ -203,18 +206,22 @@ def _output_shape(step: Step) -> Shape:
             raise FitError(_reason(error)) from error
         if isinstance(step.block, config.Group):
             return step.after
-        try:
-            after = _shape_of(module(torch.empty(2, *shape)))
-        except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
-            block = step.block
-            name = block.target if isinstance(block, config.ForeignBlock) else block.word
-            raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)})") from error
+        after = _shape_after(step.block, step.place, module)
     weights = sum(parameter.numel() for parameter in module.parameters())
     if weights > HEAVIEST:
         raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
     if min(after) < 1 or math.prod(after) > LARGEST:
         raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
     return after
+
+
+def _shape_after(block: config.AnyBlock, place: Place, module: nn.Module) -> Shape:
+    if isinstance(block, config.Block):
+        return block.after(place.shape, place.size)
+    try:
+        return _shape_of(module(torch.empty(2, *place.shape)))
+    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+        raise FitError(f"'{block.target}' does not take {describe(place.shape)} ({_reason(error)})") from error
 
 
 def _remedy(shape: Shape) -> str:

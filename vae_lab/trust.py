@@ -136,6 +136,9 @@ def _arguments(node: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _check_arguments(key: str, node: Mapping[str, Any], kind: type) -> None:
+    odd_one = next((name for name in node if not isinstance(name, str)), None)
+    if odd_one is not None:
+        raise ConfigError(Problem(key, f"has an argument {odd_one!r}, which is no name"))
     try:
         arguments = _arguments(node, kind)
     except (TypeError, ValueError) as error:

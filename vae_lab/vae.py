@@ -77,10 +77,9 @@ class VAE(nn.Module):
         Raises:
             ValueError: for vectors of another length.
         """
-        if z.dim() != 2 or z.shape[1] != self.latent.dim or not z.is_floating_point():
-            raise ValueError(
-                f"z must be floating-point numbers of shape (b, {self.latent.dim}), but is {_described(z)}"
-            )
+        _check_floating(z, "z")
+        if z.dim() != 2 or z.shape[1] != self.latent.dim:
+            raise ValueError(f"z must have shape (b, {self.latent.dim}), but got {_described(z)}")
         return self.decoder(self._moved(z))
 
     def reconstruct(self, images: Shaped[Tensor, "..."]) -> Float[Tensor, "b c h w"]:
@@ -154,28 +153,33 @@ class VAE(nn.Module):
         mean = self.encode(self._checked(image, "image")[None]).mean
         z = mean.repeat(len(dims), steps, 1)
         for row, dim in enumerate(dims):
-            z[row, :, dim] = torch.linspace(-span, span, steps)
+            z[row, :, dim] = torch.linspace(-span, span, steps).to(z)
         images = self.decode(z.flatten(0, 1))
         return images.reshape(len(dims), steps, *images.shape[1:])
 
     def _checked(self, images: Tensor, name: str, *before: str) -> Tensor:
         """The images, where and in which type the model takes them."""
-        if not images.is_floating_point():
-            raise ValueError(
-                f"{name} must be floating-point numbers in [0, 1], but {_described(images)}; divide bytes by 255"
-            )
+        _check_floating(images, name)
         rank = len(before) + 3
         if images.dim() != rank or (self.image_shape and images.shape[len(before) :] != self.image_shape):
             wanted = ", ".join(map(str, (*before, *(self.image_shape or ("channels", "height", "width")))))
-            raise ValueError(f"{name} must have shape ({wanted}), but {_described(images)}")
+            raise ValueError(f"{name} must have shape ({wanted}), but got {_described(images)}")
         low, high = map(float, images.aminmax()) if images.numel() else (0.0, 1.0)
         if not (low >= 0 and high <= 1):
-            problem = "have values that are no numbers" if math.isnan(low) else f"go from {low:g} to {high:g}"
-            raise ValueError(f"{name} must lie in [0, 1], but {problem}")
+            problem = "some are no numbers" if math.isnan(low) else f"go from {low:g} to {high:g}"
+            raise ValueError(f"the values of {name} must lie in [0, 1], but {problem}")
         return self._moved(images)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.parameters(), torch.empty(0)))
+
+
+def _check_floating(given: Tensor, name: str) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, but got a {type(given).__name__}; torch.as_tensor makes one")
+    if not given.is_floating_point():
+        hint = "; divide bytes by 255" if given.dtype is torch.uint8 else ""
+        raise ValueError(f"{name} must be floating-point numbers, but got {_described(given)}{hint}")
 
 
 def _described(tensor: Tensor) -> str:
