@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from vae_lab import config
-from vae_lab.blocks import FitError
+from vae_lab.blocks import FitError, Shape, complete
 from vae_lab.config import ConfigError, Problem
 from vae_lab.latent import Gaussian, Posterior
 
@@ -71,13 +71,19 @@ def build_half(side: Literal["encoder", "decoder"], settings: config.Config, lat
     Raises:
         FitError: if a block does not fit.
     """
+    image_shape = settings.data.image_shape
     ends = {"num_parameters": latent.num_parameters} if side == "encoder" else {"latent_dim": latent.dim}
-    return _side(side, getattr(settings, side), image_shape=list(settings.data.image_shape), **ends)
+    given = tuple(image_shape) if side == "encoder" else (latent.dim,)
+    return _side(side, getattr(settings, side), given, image_shape=list(image_shape), **ends)
 
 
-def _side(key: str, node: BaseModel, **arguments: Any) -> Any:
+def _side(key: str, node: BaseModel, given: Shape = (), **arguments: Any) -> Any:
     try:
-        return config.build(node, **arguments)
+        built = config.build(node, **arguments)
+        if isinstance(built, nn.Module):
+            built.to(torch.get_default_device())  # a class may make weights elsewhere: of a NumPy array, say
+            complete(built, given)
+        return built
     except (FitError, ConfigError):
         raise
     except Exception as error:  # a user's constructor may raise anything
