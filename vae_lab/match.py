@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config, vae
-from vae_lab.blocks import FitError
+from vae_lab.blocks import FitError, shapes_only
 from vae_lab.config import Config, ConfigError, Group, Network, Problem, leaves
 
 Side = Literal["encoder", "decoder"]
@@ -67,7 +67,7 @@ def check_fit(settings: Config) -> None:
 
 def cost_of(side: Side, settings: Config) -> int:
     """What half of a model costs: its parameters, or the FLOPs of one image through it, as `match.cost` says."""
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         latent = vae.build_latent(settings)
         half = vae.build_half(side, settings, latent).eval()
         if settings.match.cost == "parameters":

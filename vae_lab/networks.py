@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vae_lab import blocks as vocabulary
 from vae_lab import config
-from vae_lab.blocks import FitError, Place, Shape, Style, describe, transpose
+from vae_lab.blocks import FitError, Place, Shape, Style, describe, shapes_only, transpose
 from vae_lab.config import Size, halved
 
 LARGEST = 2**31
@@ -198,11 +198,11 @@ def _output_shape(step: Step) -> Shape:
     """
     block, shape = step.block, step.place.shape
     if isinstance(block, config.Group):
-        with torch.device("meta"):
+        with shapes_only():
             _build(step)
         return step.after
     name = block.target if isinstance(block, config.ForeignBlock) else block.word
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         try:
             module = vocabulary.build(block, step.place).to("meta")
         except FitError:

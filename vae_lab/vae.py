@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from vae_lab import config
-from vae_lab.blocks import FitError, Shape, complete
+from vae_lab.blocks import FitError, Shape, complete, shapes_only
 from vae_lab.config import ConfigError, Problem
 from vae_lab.latent import Gaussian, Posterior
 
@@ -105,7 +105,7 @@ def check_fit(settings: config.Config) -> None:
 
 def _check_fit(settings: config.Config) -> None:
     shape = tuple(settings.data.image_shape)
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         model = build(settings)
         images = torch.empty(2, *shape)
         _check_side("encoder", model.encoder, images, (model.latent.num_parameters,))
