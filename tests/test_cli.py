@@ -307,18 +307,19 @@ def test_vae_lab_without_a_command_and_with_a_wrong_one() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a pseudo-terminal")
-def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
+def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_with_how_to_go_on(train: Train, tmp_path: Path) -> None:
     import pty  # not on Windows
 
+    words = ("-m", "seed=0,1", "latent.dim=4", "data.num_train=1000", "trainer.threads=1", "trainer.max_epochs=500")
     pid, screen = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, such as these tests, ignores it
         os.chdir(tmp_path)
         os.environ["COLUMNS"] = "120"
-        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), "name=x", "trainer.max_epochs=500"])
+        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *words])
     shown = b""
     deadline = time.monotonic() + 120
-    while b"epoch 1/500" not in shown and time.monotonic() < deadline:
+    while b"epoch 3/500" not in shown and time.monotonic() < deadline:
         shown += os.read(screen, 4096)
     os.write(screen, b"\x03")
     while True:
@@ -334,8 +335,26 @@ def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_pat
     assert "KL 0." in text
     assert os.waitstatus_to_exitcode(status) == 130
     assert "Traceback" not in text
-    assert "Interrupted" in text
+    cell = "vanilla-vanilla__data.num_train-1000__latent.dim-4__trainer.max_epochs-500__trainer.threads-1"
+    told = re.search(rf"Stopped by SIGINT.*, of {cell}/seed-0, the first (\d+) of 500 epochs. To go on:\s+(.+)", text)
+    assert told is not None, text
+    assert int(told[1]) >= 2
+    name = re.search(r"name=\S+", told[2])
+    assert name is not None
     assert not list((tmp_path / "outputs").rglob("result.json"))
+    assert not list((tmp_path / "outputs").rglob("seed-1"))
+    # The name, which nobody had given, is in the command: the same run goes on, and SIGTERM ends it likewise.
+    command = [sys.executable, str(ROOT / "train.py"), *words, name[0]]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as again:
+        history = next((tmp_path / "outputs").rglob("seed-0")) / "history.csv"
+        while not history.exists() or f"\n{int(told[1]) + 2},train" not in history.read_text():
+            assert again.poll() is None
+            time.sleep(0.1)
+        again.send_signal(signal.SIGTERM)
+        _, complaint = again.communicate()
+    assert again.returncode == 143
+    assert "Stopped by SIGTERM" in complaint
+    assert "Traceback" not in complaint
 
 
 def test_an_installed_package_trains_from_any_folder(tmp_path: Path) -> None:

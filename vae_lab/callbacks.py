@@ -21,7 +21,7 @@ from torchvision.utils import make_grid
 
 from vae_lab import results
 from vae_lab.config import Position
-from vae_lab.module import LitVAE, LossError, images_of
+from vae_lab.module import LitVAE, LossError, images_of, not_finite
 from vae_lab.objective import TERMS
 from vae_lab.vae import VAE
 
@@ -160,13 +160,10 @@ class History(Callback):
     def _record(self, module: LitVAE, split: str, seconds: float) -> None:
         epoch, value = module.epochs_done, module.averages[split].value()
         self.rows.append(Row(epoch, split, **value, seconds=seconds))
-        wrong = [term for term in ("reconstruction", "kl", "total") if not math.isfinite(value[term])]
-        if wrong:
+        wrong = not_finite(value)
+        if wrong is not None:
             self.on_epoch(self.rows)
-            raise LossError(
-                f"the {split} loss is not finite in epoch {epoch}: {wrong[0]} is {value[wrong[0]]}; "
-                "a lower optimizer.lr or trainer.gradient_clip_val may help"
-            )
+            raise LossError(split, wrong, value[wrong], f"epoch {epoch}")
 
     def last(self, split: str) -> Row | None:
         """The latest row of a split, None if it was never evaluated."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -31,6 +31,8 @@ class SweepCallback(Callback):
 
     Hydra swallows what a callback raises, so that problems are printed here and end the process with 1.
     """
+
+    started: ClassVar[list["SweepCallback"]] = []
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
@@ -55,23 +57,30 @@ class SweepCallback(Callback):
         with _ending_on_error():
             self.runs = validated(composed)
             check(self.runs)
+            self.started[:] = [self]
             os.environ.pop(SWEEP_RUNS, None)
             if len(self.runs) > 1:
                 os.environ[SWEEP_RUNS] = str(len(self.runs))
 
     def _end(self) -> None:
+        self.started.clear()
         with _ending_on_error():
             os.environ.pop(SWEEP_RUNS, None)
             found = [(run, results.read_result(run.directory)) for run in self.runs]
+            unfinished = [(run, result) for run, result in found if result is None or not result.finished]
+            elsewhere = [run for run, _ in unfinished if results.holder(run.directory)]
             failed = [
                 (told(run.directory), (result.error or "no reason recorded") if result else "left no result.json")
-                for run, result in found
-                if result is None or not result.finished
+                for run, result in unfinished
+                if run not in elsewhere
             ]
             written = False
             try:
                 written = show_report(sorted({run.directory.parents[1] for run in self.runs}))
             finally:
+                if elsewhere:
+                    count = f"{len(elsewhere)} run{'s are' if len(elsewhere) > 1 else ' is'}"
+                    Console().print(f"{count} in the hands of other processes, which report on them when they end.")
                 if failed:
                     from vae_lab import report
 
@@ -83,17 +92,20 @@ class SweepCallback(Callback):
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
     """Write the report of the runs under these folders and show what it found; False if that could not be done."""
     from vae_lab import report  # pandas, scipy and matplotlib take seconds
-    from vae_lab.results.study import StudyError
+    from vae_lab.results.study import StudyError, find
 
     console = Console()
     try:
-        prepared = report.prepare(folders)
-        for table in (
-            report.summary(prepared.study, prepared.statistics),
-            *report.details(prepared.study, prepared.statistics),
-        ):
-            console.print(table)
-        place = report.write(prepared, out, all_pictures=all_pictures)
+        find(folders)
+        # Another process may be at it, and the last one to read the runs must be the last one to write.
+        with results.in_turn(report.place(folders) if out is None else out):
+            prepared = report.prepare(folders)
+            for table in (
+                report.summary(prepared.study, prepared.statistics),
+                *report.details(prepared.study, prepared.statistics),
+            ):
+                console.print(table)
+            place = report.write(prepared, out, all_pictures=all_pictures)
     except (StudyError, OSError) as error:
         Console(stderr=True).print(f"No report: {error}", soft_wrap=True, highlight=False, markup=False)
         return False
@@ -116,6 +128,16 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     return True
 
 
+def give_up(error: OSError) -> NoReturn:
+    """Tell which file cannot be read or written, sum up what has been done, and end the process with 1."""
+    place = f": {error.filename}" if error.filename else ""
+    sentence = f"Stopped: {error.strerror or error}{place}. The same command with the same name goes on."
+    Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)
+    for callback in [*SweepCallback.started]:
+        callback._end()
+    raise SystemExit(1)
+
+
 @contextmanager
 def _ending_on_error() -> Iterator[None]:
     """Print an error and end the process: Hydra would warn, go on and exit with 0."""
@@ -123,6 +145,9 @@ def _ending_on_error() -> Iterator[None]:
         yield
     except ConfigError as error:
         stop(error)
+    except OSError as error:
+        SweepCallback.started.clear()
+        give_up(error)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

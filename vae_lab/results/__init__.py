@@ -26,6 +26,7 @@ from vae_lab.results.files import (
     write_history,
     write_result,
 )
+from vae_lab.results.locks import Owner, holder, in_turn, locked
 from vae_lab.results.writing import replacing, write_bytes, write_text
 
 __all__ = [
@@ -42,9 +43,13 @@ __all__ = [
     "Losses",
     "Memory",
     "Model",
+    "Owner",
     "Result",
     "Timing",
     "clear",
+    "holder",
+    "in_turn",
+    "locked",
     "read_config",
     "read_config_folders",
     "read_history",
