@@ -47,6 +47,8 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
     words = ("-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec", *SMALL, "name=grid")
     first = train(*words)
     assert first.returncode == 0, first.stderr
+    unknown = "How long it takes is not known before a run has finished."
+    assert first.stdout.startswith(f"Plan: 4 runs under outputs/grid: 4 to do. {unknown}\n")
     assert first.stderr == ""
     found = results_under(tmp_path / "outputs" / "grid")
     suffix = "__latent.dim-4__trainer-debug__trainer.threads-1/seed-0"
@@ -67,8 +69,40 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
 
     again = train(*words, torch=False)
     assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("Plan: 4 runs under outputs/grid: 4 finished.\n")
     assert again.stdout.count("finished before, kept") == 4
     assert results_under(tmp_path / "outputs" / "grid") == found
+
+    history, weights = (tmp_path / "outputs/grid" / list(found)[i] / name
+                        for i, name in ((1, "history.csv"), (2, "model.safetensors")))  # fmt: skip
+    history.write_text(history.read_text().replace("1", "2", 1))
+    os.truncate(weights, 1000)
+    (tmp_path / "outputs/grid" / list(found)[3] / "reconstructions.png").unlink()  # a hole
+    planned = train(*words, "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    head, *lines = planned.stdout.splitlines()
+    assert head.startswith("Plan: 4 runs under outputs/grid: 2 finished, 2 to go on with. About 0:00:")
+    assert head.endswith("judged by 2 finished runs.")
+    assert f"  {list(found)[1]}: goes on after epoch 1 of 1, since {history} is damaged" in lines
+    assert f"  {list(found)[3]}: finished" in lines
+    assert len(lines) == 4
+    assert os.path.getsize(weights) == 1000  # nothing was done
+
+    report = subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "outputs/grid"], cwd=tmp_path,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert report.returncode == 0, report.stderr
+    told = f"{list(found)[1]} | left out, history.csv is not the file that it wrote: {history}"
+    assert told in (tmp_path / "outputs/grid/report/report.md").read_text().replace("\\", "")
+
+    mended = train(*words)
+    assert mended.returncode == 0, mended.stderr
+    assert f"2/4  {list(found)[2]}: done again, since {weights} is damaged" in mended.stdout
+    assert mended.stdout.count("finished before, kept") == 2
+    losses = [{split: result[split] for split in ("train", "val", "test")} for result in found.values()]
+    now = results_under(tmp_path / "outputs/grid")
+    assert [{split: result[split] for split in ("train", "val", "test")} for result in now.values()] == losses
+    for folder in found:
+        assert now[folder]["files"]["model.safetensors"] == found[folder]["files"]["model.safetensors"]
 
     changed = train(*words[:-1], "name=grid", "objective.beta=0.5")
     assert changed.returncode == 0, changed.stderr  # another cell, so no conflict

@@ -18,7 +18,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import __version__, results, sweep
+from vae_lab import __version__, plan, results, sweep
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def job(composed: DictConfig) -> float | None:
     position = Position.current()
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)
     try:
-        earlier = sweep.finished(run)
+        earlier = plan.finished(run)
         if earlier is not None:
             log.info("%s: finished before, kept", label)
             return earlier.val.total
@@ -223,10 +223,13 @@ def job(composed: DictConfig) -> float | None:
             if owner is not None:
                 log.warning("%s: in the hands of %s, left alone", label, owner)
                 return None
-            earlier = sweep.finished(run)
+            earlier = plan.finished(run)
             if earlier is not None:
                 log.info("%s: finished meanwhile by another process, kept", label)
                 return earlier.val.total
+            harm = plan.damage(run)
+            if harm:
+                log.warning("%s: done again, since %s", label, harm)
             from vae_lab import experiment  # imports torch
 
             result = experiment.run(run)

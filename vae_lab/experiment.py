@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def run(run: Run) -> results.Result:
     Raises:
         OSError: if its files cannot be written.
     """
-    folder = run.directory
+    folder, started = run.directory, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     epochs = epochs_kept(run)
     results.clear(folder, keep_checkpoints=epochs > 0)
@@ -153,7 +154,9 @@ def run(run: Run) -> results.Result:
         overrides=list(run.overrides),
         config_sha256=run.config.sha256(),
         resumed=history.resumed,
+        wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
+        files=results.checksums(folder),
         timing=results.Timing(
             train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
             epoch_seconds=history.epoch_seconds,

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vae_lab import results
+from vae_lab import plan, results
 from vae_lab.config import SWEEP_RUNS, Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
 
 MOST_HOLES = 10
@@ -39,11 +39,11 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run."""
-        self._start([config])
+        self._start([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all runs of the sweep."""
-        self._start(expand(config))
+        self._start(expand(config), is_sweep=True)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Sum up the run."""
@@ -53,10 +53,15 @@ class SweepCallback(Callback):
         """Sum up the sweep."""
         self._end()
 
-    def _start(self, composed: Iterable[DictConfig]) -> None:
+    def _start(self, composed: Iterable[DictConfig], *, is_sweep: bool) -> None:
         with _ending_on_error():
             self.runs = validated(composed)
             check(self.runs)
+            only_plan = any(run.config.plan for run in self.runs)
+            if is_sweep or only_plan:
+                show_plan(self.runs, all_runs=only_plan)
+            if only_plan:
+                raise SystemExit(0)
             self.started[:] = [self]
             os.environ.pop(SWEEP_RUNS, None)
             if len(self.runs) > 1:
@@ -87,6 +92,13 @@ class SweepCallback(Callback):
                     Console().print(report.failures(failed))
             if failed or not written:
                 raise SystemExit(1)
+
+
+def show_plan(runs: Sequence[Run], *, all_runs: bool) -> None:
+    """Print what is about to be done."""
+    folder = told(runs[0].directory.parents[1])
+    for line in plan.lines([plan.stage(run) for run in runs], folder, all_runs=all_runs):
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
@@ -220,7 +232,7 @@ def check(runs: Sequence[Run]) -> None:
             a target or trainer argument does not exist, or data is missing.
     """
     check_folders(runs)
-    todo = [run for run in runs if not finished(run)]
+    todo = [run for run, done in zip(runs, plan.all_finished(runs), strict=True) if not done]
     if not todo:
         return
     different = {run.config.sha256(): run for run in todo}.values()
@@ -273,7 +285,7 @@ def check_folders(runs: Sequence[Run]) -> None:
             problems.append(Problem("sweep", f"two runs would share the folder {told(run.directory)}: {same}"))
             continue
         result = results.read_result(run.directory)
-        if result is not None and result.finished and finished(run) is None:
+        if result is not None and result.finished and result.config_sha256 != run.config.sha256():
             before, now = results.read_config(run.directory) or {}, run.config
             differing = _differences(before, now.container(), set(now.identity()))
             problems.append(
@@ -285,14 +297,6 @@ def check_folders(runs: Sequence[Run]) -> None:
             )
     if problems:
         raise ConfigError(*problems)
-
-
-def finished(run: Run) -> results.Result | None:
-    """The result of this run if it has come to its end before, in this configuration."""
-    result = results.read_result(run.directory)
-    if result is None or not result.finished or result.config_sha256 != run.config.sha256():
-        return None
-    return result
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:

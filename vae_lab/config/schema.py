@@ -21,7 +21,7 @@ from vae_lab.config.base import Count, Node, PartialNode, Section, Width
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "data.root")
+NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "plan", "data.root")
 
 Target = Annotated[str, Field(alias="_target_")]
 
@@ -185,10 +185,11 @@ class Config(Section):
     trainer: TrainerConfig
     logger: dict[str, Node] | None = None
     callbacks: dict[str, Node] | None = None
+    plan: bool = False
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # nothing to be told, and earlier configurations keep their checksums
             del plain["match"]
         return plain

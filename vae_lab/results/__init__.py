@@ -26,6 +26,7 @@ from vae_lab.results.files import (
     write_history,
     write_result,
 )
+from vae_lab.results.integrity import SHOWN, checksums, damaged
 from vae_lab.results.locks import Owner, holder, in_turn, locked
 from vae_lab.results.writing import replacing, write_bytes, write_text
 
@@ -37,6 +38,7 @@ __all__ = [
     "MODEL",
     "PICTURES",
     "RESULT",
+    "SHOWN",
     "TRACEBACK",
     "WEIGHTS",
     "Environment",
@@ -46,7 +48,9 @@ __all__ = [
     "Owner",
     "Result",
     "Timing",
+    "checksums",
     "clear",
+    "damaged",
     "holder",
     "in_turn",
     "locked",

@@ -15,6 +15,7 @@ import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
 
 SIDES = ("encoder", "decoder")
@@ -293,7 +294,12 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
             there = os.path.exists(folder / RESULT)  # Path.exists() raises where it may not look
             owner = None if there else holder(folder)
             reason = f"is in the hands of {owner}" if owner else f"has no {RESULT}: it did not end"
-            reason = f"{RESULT} is damaged" if there else reason
+            reason = f"{RESULT} is damaged: {folder / RESULT}" if there else reason
+            holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
+            continue
+        harmed = damaged(folder, result, SHOWN)
+        if harmed:
+            reason = f"left out, {harmed[0].name} is not the file that it wrote: {harmed[0]}"
             holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
             continue
         key = (result.cell, result.config_sha256)
