@@ -1,6 +1,7 @@
 """One run, from its configuration to `result.json`."""
 
 import logging
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -121,7 +122,7 @@ def run(run: Run) -> results.Result:
     Raises:
         OSError: if its files cannot be written.
     """
-    folder = run.directory
+    folder, started = run.directory, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     epochs = epochs_kept(run)
     results.clear(folder, keep_checkpoints=epochs > 0)
@@ -149,7 +150,9 @@ def run(run: Run) -> results.Result:
         overrides=list(run.overrides),
         config_sha256=run.config.sha256(),
         resumed=history.resumed,
+        wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
+        files=results.checksums(folder),
         **_recorded(history) | measured,
     )
     results.write_result(folder, result)

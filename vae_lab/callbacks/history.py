@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab.module import LitVAE, images_of
+from vae_lab.module import LitVAE, LossError, images_of, not_finite
 from vae_lab.objective import TERMS
 
 
@@ -21,10 +21,6 @@ class Row(NamedTuple):
     reconstruction: float
     kl: float
     seconds: float
-
-
-class LossError(ArithmeticError):
-    """A loss that is no longer a finite number."""
 
 
 class History(Callback):
@@ -147,13 +143,10 @@ class History(Callback):
     def _record(self, module: LitVAE, split: str, seconds: float) -> None:
         epoch, value = module.epochs_done, module.averages[split].value()
         self.rows.append(Row(epoch, split, **value, seconds=seconds))
-        wrong = [term for term in ("reconstruction", "kl", "total") if not math.isfinite(value[term])]
-        if wrong:
+        wrong = not_finite(value)
+        if wrong is not None:
             self.on_epoch(self.rows)
-            raise LossError(
-                f"the {split} loss is not finite in epoch {epoch}: {wrong[0]} is {value[wrong[0]]}; "
-                "a lower optimizer.lr or trainer.gradient_clip_val may help"
-            )
+            raise LossError(split, wrong, value[wrong], f"epoch {epoch}")
 
     def last(self, split: str) -> Row | None:
         """The latest row of a split, None if it was never evaluated."""

@@ -22,7 +22,7 @@ from vae_lab.config.base import Count, Node, PartialNode, Section, Width
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "data.root")
+NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "plan", "data.root")
 
 Target = Annotated[str, Field(alias="_target_")]
 
@@ -208,6 +208,7 @@ class Config(Section):
     logger: dict[str, Node] | None = None
     callbacks: dict[str, Node] | None = None
     metrics: MetricsConfig = MetricsConfig()
+    plan: bool = False
 
     @property
     def latent_dim(self) -> int:
@@ -222,7 +223,7 @@ class Config(Section):
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # nothing to be told, and earlier configurations keep their checksums
             del plain["match"]
         return plain

@@ -67,7 +67,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         OSError: if they cannot be written.
     """
     study, statistics = report.study, report.statistics
-    folder = _place(study.folders) if out is None else out
+    folder = place(study.folders) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pictured = study.cells if all_pictures else _pictured(study, statistics)
     if out is None:
@@ -102,7 +102,8 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     return folder
 
 
-def _place(folders: Sequence[Path]) -> Path:
+def place(folders: Sequence[Path]) -> Path:
+    """Where the report of these folders goes unless told otherwise."""
     whole = [folder.absolute() for folder in folders]
     if len(whole) == 1:
         return whole[0] / "report"

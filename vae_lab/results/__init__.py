@@ -28,6 +28,8 @@ from vae_lab.results.files import (
     write_history,
     write_result,
 )
+from vae_lab.results.integrity import SHOWN, checksums, damaged
+from vae_lab.results.locks import Owner, holder, in_turn, locked
 from vae_lab.results.writing import replacing, write_bytes, write_text
 
 __all__ = [
@@ -39,16 +41,23 @@ __all__ = [
     "PICTURES",
     "PROJECTOR",
     "RESULT",
+    "SHOWN",
     "TRACEBACK",
     "WEIGHTS",
     "Environment",
     "Losses",
     "Memory",
     "Model",
+    "Owner",
     "Result",
     "Test",
     "Timing",
+    "checksums",
     "clear",
+    "damaged",
+    "holder",
+    "in_turn",
+    "locked",
     "read_config",
     "read_config_folders",
     "read_history",

@@ -136,7 +136,9 @@ class Result(Part):
     timing: Timing = Timing()
     model: Model = Model()
     memory: Memory = Memory()
+    wall_seconds: Figure = None  # of the whole attempt, from its start to this result
     environment: Environment
+    files: dict[str, str] = {}  # the other files of the run → their SHA-256
 
     @property
     def finished(self) -> bool:
