@@ -34,10 +34,9 @@ class Trust:
     """
 
     def __init__(self, allow: Allowed | Iterable[Allowed] = ()) -> None:
-        given = [allow] if isinstance(allow, str | type) else list(allow)
+        given = [allow] if isinstance(allow, str | type) or not isinstance(allow, Iterable) else list(allow)
         for one in given:
-            is_name = isinstance(one, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", one)
-            if not is_name and not (isinstance(one, type) and issubclass(one, nn.Module)):
+            if not _is_name(one) and not (isinstance(one, type) and issubclass(one, nn.Module)):
                 raise ValueError(
                     f"allow takes torch.nn.Module classes and dotted names such as 'my_package', but got {one!r}"
                 )
@@ -67,7 +66,7 @@ class Trust:
         Raises:
             ConfigError: with the key, if it is not allowed.
         """
-        if not isinstance(name, str):
+        if not _is_name(name):
             raise ConfigError(Problem(key, f"must be the name of a class, but is {name!r}"))
         kind = next((kind for kind in self.classes if _names(name, kind)), None)
         if kind is not None:
@@ -96,6 +95,10 @@ class Trust:
 
     def _has(self, name: str) -> bool:
         return _within(name, self.homes) and not _within(name, set(KEPT_OUT) - set(self.homes))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", value) is not None
 
 
 def _within(name: str, homes: Iterable[str]) -> bool:
