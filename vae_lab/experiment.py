@@ -1,5 +1,6 @@
 """One run, from its configuration to `result.json`."""
 
+import importlib.util
 import logging
 import time
 import traceback
@@ -22,7 +23,7 @@ from vae_lab.match import Matched, matched
 from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
-from vae_lab.tracking import hyperparameters, log_start
+from vae_lab.tracking import hyperparameters, opened
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+
+# Lightning's loggers that write by a package which is an extra of this project.
+LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 
 # Our own progress bar and files stand in for these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
@@ -99,6 +103,11 @@ def _check_parts(settings: Config) -> None:
     if settings.scheduler is not None:
         with _told("scheduler"):
             config.build(settings.scheduler)(optimizer)
+    for name, node in (settings.logger or {}).items():
+        package = LOGGERS.get(node.target.rpartition(".")[2])
+        if package and importlib.util.find_spec(package) is None:
+            problem = f"needs the package {package}, which is not installed: pip install 'vae-lab[{package}]'"
+            raise ConfigError(Problem(f"logger.{name}", f"{problem}, or pip install {package}"))
     for name, node in (settings.callbacks or {}).items():
         with _told(f"callbacks.{name}"):
             config.build(node)
@@ -220,10 +229,9 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = folder / results.CHECKPOINTS
-    loggers = [config.build(node) for node in (settings.logger or {}).values()]
     parameters = hyperparameters(run)
     quality = Quality(settings, parameters, history)
-    with _quiet():
+    with _quiet(), opened((settings.logger or {}).values(), parameters) as loggers:
         trainer = Trainer(
             **SILENT | settings.trainer.arguments() | validated,
             default_root_dir=folder,
@@ -236,7 +244,6 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
             ],
             plugins=[checkpoint.CheckpointFiles()],
         )
-        log_start(loggers, parameters)
         last = str(checkpoints / checkpoint.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)

@@ -455,8 +455,8 @@ def symptoms(figures: Mapping[str, Any], kl: Sequence[float]) -> list[str]:
         )
     elif dimensions and active is not None and active < dimensions:
         found.append(
-            f"dead latent dimensions: the posterior means of {dimensions - active} of {dimensions} vary by no more than "
-            f"{ACTIVE} (variance over the test images)"
+            f"dead latent dimensions: the posterior means of {dimensions - active} of {dimensions} have a variance of "
+            f"no more than {ACTIVE} over the test images"
         )
     if figures.get("dead_units"):
         found.append(

@@ -1,6 +1,7 @@
 """What loggers are told beside the losses: hyperparameters, final figures and images, each in the logger's own way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import UInt8
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.functional import to_pil_image
 
-from vae_lab.config import Run, identifying
+from vae_lab import config
+from vae_lab.config import Node, Run, identifying
 from vae_lab.objective import TERMS
 
 USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
@@ -30,15 +32,23 @@ def _plain(value: Any) -> str | float | bool:
     return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 
-def log_start(loggers: Iterable[Logger], parameters: Mapping[str, Any]) -> None:
-    """Tell what is about to be trained.
+@contextmanager
+def opened(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> Iterator[list[Logger]]:
+    """The loggers of a run, told what is about to be trained, and closed after it.
 
-    TensorBoard hears of it at the end: its HPARAMS page wants the figures that belong to the values, and takes -1 for
-    those that are not there yet.
+    TensorBoard hears of the hyperparameters at the end: its HPARAMS page wants the figures that belong to them, and
+    takes -1 for those that are not there yet.
     """
-    for logger in loggers:
-        if not isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(dict(parameters))
+    loggers = [config.build(node) for node in nodes]
+    try:
+        for logger in loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(dict(parameters))
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):  # it has one run at a time, which would go on into the next one
+                logger.experiment.finish()
 
 
 def log_end(loggers: Iterable[Logger], parameters: Mapping[str, Any], figures: Mapping[str, Any], step: int) -> None:
