@@ -324,7 +324,7 @@ def _reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) -
         if classifier
         else {}
     )
-    channels = _ConstantChannels(vae)
+    channels = ConstantChannels(vae)
     with channels:
         for batch in test:
             images = images_of(batch)
@@ -385,7 +385,7 @@ class FrechetDistance:
         return max(0.0, float(self._metric.compute()))  # rounding can make it negative
 
 
-class _ConstantChannels:
+class ConstantChannels:
     """Watches the activations of a model: which channels or features are the same for all images and places."""
 
     def __init__(self, model: nn.Module) -> None:
