@@ -1,9 +1,11 @@
 """A run folder becomes its model; a folder that is damaged or hostile does not, and none of its code is run."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -690,6 +693,42 @@ def test_an_altered_folder_is_refused_or_loaded_right(
                 continue
             expected = rebuilt.reconstruct(images)
         torch.testing.assert_close(model.reconstruct(images), expected, msg=str(case))
+
+
+# --- The guide ---------------------------------------------------------------------------------------------
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_guide_work(
+    small: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_package.py").write_text("from torch import nn\n\nclass Block(nn.Identity):\n    pass\n")
+    for name in ("study", "mine"):
+        run = tmp_path / "outputs" / name / "vanilla-vanilla" / "seed-0"
+        shutil.copytree(small, run)
+        np.savez(run / "pictures.npz", originals=(255 * torch.rand(10, 1, 28, 28)).byte().numpy())
+    edit(run, lambda settings: settings["encoder"]["blocks"].__setitem__(1, {"_target_": "my_package.Block"}))
+    message = refused(run).partition("'my_package.Block' ")[2]
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
+        exec(code, names)
+    assert names["codes"].shape == (10, 4)
+    assert names["rows"].shape == (4, 9, 1, 28, 28)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "walk.png", "traversal.png"}
+    assert message.replace("my_package", "their_package") in " ".join(GUIDE.split())
+    sys.modules.pop("my_package")
+
+
+def test_the_guide_has_every_method_with_its_arguments() -> None:
+    for name in ("encode", "decode", "reconstruct", "sample", "interpolate", "traverse"):
+        parameters = list(inspect.signature(getattr(vae.VAE, name)).parameters.values())[1:]
+        told = ", ".join(
+            f"{one.name}={one.default}" if one.default is not one.empty else one.name for one in parameters
+        )
+        assert f"| `{name}({told})` |" in GUIDE
 
 
 # --- Time --------------------------------------------------------------------------------------------------
