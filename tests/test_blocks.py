@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vae_lab import blocks, config
-from vae_lab.blocks import FitError, Place, Style
-from vae_lab.blocks.layers import ChannelNorm, groups, transpose
+from vae_lab.blocks import FitError, Place, Style, shapes_only
+from vae_lab.blocks.layers import ACTIVATIONS, ChannelNorm, groups, transpose
 from vae_lab.config import ConfigError
 from vae_lab.networks import Decoder, Encoder
 
@@ -209,6 +209,26 @@ def test_what_does_not_fit_a_decoder(given: list[dict], head: str, words: list[s
     with pytest.raises(FitError) as raised:
         Decoder((1, 28, 28), 3, given, head=head)
     assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), *(make() for make in ACTIVATIONS.values())],
+    ids=str,
+)
+def test_shapes_without_values_are_those_with_values(module: nn.Module) -> None:
+    expected = module(torch.rand(2, 4, 3, 5))
+    with shapes_only():
+        found = module.to("meta")(torch.empty(2, 4, 3, 5))
+    assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
+
+
+def test_shapes_that_batch_normalisation_refuses_are_refused_without_values() -> None:
+    with shapes_only():
+        with pytest.raises(RuntimeError, match="should contain 4 elements not 3"):
+            nn.BatchNorm2d(3)(torch.empty(2, 4, 3, 5))
+        with pytest.raises(ValueError, match="more than 1 value"):
+            nn.BatchNorm1d(3)(torch.empty(1, 3))
 
 
 def test_nothing_is_allocated_where_a_block_does_not_fit() -> None:

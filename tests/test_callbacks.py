@@ -40,7 +40,7 @@ class Slow(nn.Module):
 @pytest.mark.parametrize("extra", ["callbacks=quiet", "+trainer.val_check_interval=2"])
 def test_the_clock_counts_training_steps_alone(run_of: Compose, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setattr(Slow, "clock", Clock())
-    monkeypatch.setattr(callbacks, "time", Slow.clock)
+    monkeypatch.setattr(callbacks.history, "time", Slow.clock)
     blocks = f"[{{down:2}},{{_target_:{__name__}.Slow}}]"
     run = run_of(
         f"encoder.blocks={blocks}", "decoder.blocks=[{dense:2}]", "latent.dim=2", "data.num_train=50",

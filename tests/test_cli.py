@@ -47,6 +47,8 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
     words = ("-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec", *SMALL, "name=grid")
     first = train(*words)
     assert first.returncode == 0, first.stderr
+    unknown = "How long it takes is not known before a run has finished."
+    assert first.stdout.startswith(f"Plan: 4 runs under outputs/grid: 4 to do. {unknown}\n")
     assert first.stderr == ""
     found = results_under(tmp_path / "outputs" / "grid")
     suffix = "__latent.dim-4__trainer-debug__trainer.threads-1/seed-0"
@@ -67,8 +69,40 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
 
     again = train(*words, torch=False)
     assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("Plan: 4 runs under outputs/grid: 4 finished.\n")
     assert again.stdout.count("finished before, kept") == 4
     assert results_under(tmp_path / "outputs" / "grid") == found
+
+    history, weights = (tmp_path / "outputs/grid" / list(found)[i] / name
+                        for i, name in ((1, "history.csv"), (2, "model.safetensors")))  # fmt: skip
+    history.write_text(history.read_text().replace("1", "2", 1))
+    os.truncate(weights, 1000)
+    (tmp_path / "outputs/grid" / list(found)[3] / "reconstructions.png").unlink()  # a hole
+    planned = train(*words, "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    head, *lines = planned.stdout.splitlines()
+    assert head.startswith("Plan: 4 runs under outputs/grid: 2 finished, 2 to go on with. About 0:00:")
+    assert head.endswith("judged by 2 finished runs.")
+    assert f"  {list(found)[1]}: goes on after epoch 1 of 1, since {history} is damaged" in lines
+    assert f"  {list(found)[3]}: finished" in lines
+    assert len(lines) == 4
+    assert os.path.getsize(weights) == 1000  # nothing was done
+
+    report = subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "outputs/grid"], cwd=tmp_path,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert report.returncode == 0, report.stderr
+    told = f"{list(found)[1]} | left out, history.csv is not the file that it wrote: {history}"
+    assert told in (tmp_path / "outputs/grid/report/report.md").read_text().replace("\\", "")
+
+    mended = train(*words)
+    assert mended.returncode == 0, mended.stderr
+    assert f"2/4  {list(found)[2]}: done again, since {weights} is damaged" in mended.stdout
+    assert mended.stdout.count("finished before, kept") == 2
+    losses = [{split: result[split] for split in ("train", "val", "test")} for result in found.values()]
+    now = results_under(tmp_path / "outputs/grid")
+    assert [{split: result[split] for split in ("train", "val", "test")} for result in now.values()] == losses
+    for folder in found:
+        assert now[folder]["files"]["model.safetensors"] == found[folder]["files"]["model.safetensors"]
 
     changed = train(*words[:-1], "name=grid", "objective.beta=0.5")
     assert changed.returncode == 0, changed.stderr  # another cell, so no conflict
@@ -307,18 +341,19 @@ def test_vae_lab_without_a_command_and_with_a_wrong_one() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a pseudo-terminal")
-def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
+def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_with_how_to_go_on(train: Train, tmp_path: Path) -> None:
     import pty  # not on Windows
 
+    words = ("-m", "seed=0,1", "latent.dim=4", "data.num_train=1000", "trainer.threads=1", "trainer.max_epochs=500")
     pid, screen = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, such as these tests, ignores it
         os.chdir(tmp_path)
         os.environ["COLUMNS"] = "120"
-        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), "name=x", "trainer.max_epochs=500"])
+        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *words])
     shown = b""
     deadline = time.monotonic() + 120
-    while b"epoch 1/500" not in shown and time.monotonic() < deadline:
+    while b"epoch 3/500" not in shown and time.monotonic() < deadline:
         shown += os.read(screen, 4096)
     os.write(screen, b"\x03")
     while True:
@@ -334,8 +369,26 @@ def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_without_a_traceback(tmp_pat
     assert "KL 0." in text
     assert os.waitstatus_to_exitcode(status) == 130
     assert "Traceback" not in text
-    assert "Interrupted" in text
+    cell = "vanilla-vanilla__data.num_train-1000__latent.dim-4__trainer.max_epochs-500__trainer.threads-1"
+    told = re.search(rf"Stopped by SIGINT.*, of {cell}/seed-0, the first (\d+) of 500 epochs. To go on:\s+(.+)", text)
+    assert told is not None, text
+    assert int(told[1]) >= 2
+    name = re.search(r"name=\S+", told[2])
+    assert name is not None
     assert not list((tmp_path / "outputs").rglob("result.json"))
+    assert not list((tmp_path / "outputs").rglob("seed-1"))
+    # The name, which nobody had given, is in the command: the same run goes on, and SIGTERM ends it likewise.
+    command = [sys.executable, str(ROOT / "train.py"), *words, name[0]]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as again:
+        history = next((tmp_path / "outputs").rglob("seed-0")) / "history.csv"
+        while not history.exists() or f"\n{int(told[1]) + 2},train" not in history.read_text():
+            assert again.poll() is None
+            time.sleep(0.1)
+        again.send_signal(signal.SIGTERM)
+        _, complaint = again.communicate()
+    assert again.returncode == 143
+    assert "Stopped by SIGTERM" in complaint
+    assert "Traceback" not in complaint
 
 
 def test_an_installed_package_trains_from_any_folder(tmp_path: Path) -> None:

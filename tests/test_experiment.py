@@ -148,7 +148,7 @@ def test_weights_are_readable_by_the_group_as_other_files_are(run_of: Compose) -
     ("block", "words"),
     [
         ("Broken", "ZeroDivisionError: a bug in a user's block"),
-        ("Exploding", "LossError: the train loss is not finite"),
+        ("Exploding", "LossError: the train loss is not finite in step 1 (epoch 1, step 1 of 4)"),
     ],
 )
 def test_a_failure_is_recorded_not_raised(run_of: Compose, block: str, words: str) -> None:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 # Data flows one way: a module imports only from those before it.
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
-    "objective", "module", "metrics", "callbacks", "results",
-    "checkpoint", "trust", "loading", "experiment", "statistics", "plots", "report", "sweep", "cli",
+    "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
+    "checkpoint", "trust", "loading", "experiment", "statistics", "plots", "report", "plan", "sweep", "cli",
 ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Averages, noise and streams of the LightningModule."""
 
+import math
+
 import pytest
 import torch
 from conftest import Compose
@@ -7,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from vae_lab import config, vae
 from vae_lab.data import Batches
-from vae_lab.module import Average, LitVAE, images_of
+from vae_lab.module import Average, LitVAE, LossError, images_of
 from vae_lab.objective import TERMS
 
 
@@ -39,6 +41,39 @@ def test_each_image_weighs_alike_when_the_last_batch_is_short() -> None:
     for loss, images in ((1.0, 64), (4.0, 16)):
         average.add(dict.fromkeys(TERMS, torch.tensor(loss)), images)
     assert average.value() == dict.fromkeys(TERMS, pytest.approx((64 + 4 * 16) / 80))
+
+
+def test_the_first_loss_that_is_no_number_is_found_also_when_looked_for_later() -> None:
+    average = Average()
+    assert average.first_not_finite() is None
+    values = [(1.0, 1.0), (2.0, 3.0), (1.0, math.nan), (math.inf, 1.0)]
+    for reconstruction, kl in values[:2]:
+        losses = {"total": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        average.add({term: torch.tensor(value) for term, value in losses.items()}, 10)
+    assert average.first_not_finite() is None
+    for reconstruction, kl in values[1:]:
+        losses = {"total": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        average.add({term: torch.tensor(value) for term, value in losses.items()}, 10)
+    batch, term, value = average.first_not_finite() or (0, "", 0.0)
+    assert (batch, term, math.isnan(value)) == (4, "kl", True)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_in_that_step(
+    run_of: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, steps = module_of(run_of), 0
+
+    def objective(output: vae.Output, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        nonlocal steps
+        steps += 1
+        loss = (output.reconstruction - images).square().mean()
+        return {"total": loss, "reconstruction": loss, "kl": loss * (math.inf if steps == 8 else 0)}
+
+    module.objective, module.make_scheduler = objective, None
+    batches = Batches(store(16), 4, seed=0)
+    with pytest.raises(LossError, match=r"not finite in step 6 \(epoch 2, step 2 of 4\): kl is inf; a lower"):
+        trainer().fit(module, batches, Batches(store(4), 4))
+    assert steps == 8  # two of them of the validation
 
 
 def test_a_batch_may_be_images_or_begin_with_them() -> None:

@@ -42,7 +42,8 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
     assert loaded["schema"] == 1
     assert set(loaded) == {
         "schema", "status", "error", "cell", "encoder", "decoder", "seed", "overrides", "config_sha256", "train",
-        "val", "test", "timing", "model", "memory", "environment", "position",
+        "val", "test", "timing", "model", "memory", "environment", "position", "resumed",
+        "wall_seconds", "files",
     }  # fmt: skip
     assert set(loaded["timing"]) == {"train_seconds", "epoch_seconds", "first_step_seconds", "images_per_second"}
     assert set(loaded["model"]) == {

@@ -71,7 +71,7 @@ def test_missing_failed_damaged_and_nan_runs_are_holes(tmp_path: Path) -> None:
     study = gather([sweep])
     assert {hole.run: hole.reason for hole in study.holes} == {
         "vanilla-vanilla/seed-1": "missing: other cells have this seed",
-        "vanilla-encdec/seed-0": "result.json is damaged",
+        "vanilla-encdec/seed-0": f"result.json is damaged: {damaged}",
         "vanilla-encdec/seed-1": "has no result.json: it did not end",
         "encdec-vanilla/seed-0": "LossError: not finite",
         "encdec-encdec/seed-1": "finished, but test.total is not a finite number",

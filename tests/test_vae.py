@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Compose
@@ -12,6 +13,7 @@ from torch import nn
 
 from vae_lab import vae
 from vae_lab.config import ConfigError
+from vae_lab.describe import describe
 from vae_lab.latent import Gaussian
 
 
@@ -77,6 +79,41 @@ def test_a_last_batch_of_one_image_is_told_where_it_cannot_be_normalised(
 def test_a_latent_must_say_its_sizes(run_of: Compose) -> None:
     with pytest.raises(ConfigError, match=r"^latent: must have num_parameters and dim, which Identity has not"):
         vae.check_fit(run_of("latent._target_=torch.nn.Identity").config)
+
+
+class FromNumpy(nn.Module):
+    """Makes its weights on the CPU, whatever torch's default device is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.from_numpy(np.arange(28, dtype=np.float32)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.columns
+
+
+def test_a_block_may_make_its_weights_of_an_array(run_of: Compose) -> None:
+    settings = run_of(f"encoder.blocks=[{{_target_: {__name__}.FromNumpy}}, {{down: 4}}]").config
+    vae.check_fit(settings)
+    assert describe(settings).parameters > 0
+    assert vae.build(settings).encoder.blocks[0].columns.device.type == "cpu"
+
+
+class LazyEncoder(nn.Module):
+    """A user's own encoder, made of a class that finds its channels itself."""
+
+    def __init__(self, image_shape: list[int], num_parameters: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_parameters))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images)
+
+
+def test_a_lazy_encoder_has_its_weights_when_it_is_built(run_of: Compose) -> None:
+    settings = run_of(*replace_encoder(LazyEncoder)).config
+    vae.check_fit(settings)
+    assert sum(parameter.numel() for parameter in vae.build(settings).encoder.parameters()) == 785 * 512
 
 
 def test_the_check_allocates_nothing(run_of: Compose) -> None:

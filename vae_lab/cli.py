@@ -4,16 +4,21 @@ import argparse
 import io
 import logging
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import __version__, sweep
+from vae_lab import __version__, plan, results, sweep
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -38,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a table is worth more than its lines
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if command in COMMANDS:
-        COMMANDS[command](rest)
+        try:
+            COMMANDS[command](rest)
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            raise SystemExit(130) from None
     elif command in ("--help", "-h", "help"):
         print(USAGE.format(version=__version__), end="")
     elif command == "--version":
@@ -62,20 +71,71 @@ def train(overrides: Sequence[str]) -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
+        with _stoppable():
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
+    except Stopped as ending:
+        print(f"\n{_kept(ending)}", file=sys.stderr)
+        raise SystemExit(128 + ending.number) from None
     except Exception as error:
-        if wants_traceback or not is_complaint(error):
+        unwritten = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
+        if wants_traceback or not (unwritten or is_complaint(error)):
             raise
+        if unwritten:
+            sweep.give_up(unwritten)
         sweep.stop(explain(error))
-    except (KeyboardInterrupt, SystemExit) as ending:
-        # Lightning ends an interrupted training by exit(1).
-        if isinstance(ending, SystemExit) and not isinstance(ending.__context__, KeyboardInterrupt):
-            raise
-        print(
-            "\nInterrupted. The same command with the same name keeps the runs that have finished.",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
+
+
+class Stopped(BaseException):
+    """A signal that asks to end.
+
+    No Exception, lest it be taken for a failed run, and no KeyboardInterrupt, after which Lightning ends the process.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.run: Run | None = None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise `Stopped` at the first SIGINT or SIGTERM, and end at once at the second."""
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stopping = True
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python does not let them be set
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kept(ending: Stopped) -> str:
+    """What a signal leaves, and how to go on."""
+    stopped = f"Stopped by {signal.Signals(ending.number).name}"
+    run = ending.run
+    if run is None:
+        return f"{stopped}. Runs that have finished are kept; the same command with the same name goes on."
+    from vae_lab import experiment
+
+    epochs = experiment.epochs_kept(run)
+    part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
+    words = [word for word in sys.argv[1:] if not word.startswith("name=")]
+    program = "vae-lab train" if Path(sys.argv[0]).name == "vae-lab" else f"python {sys.argv[0]}"
+    command = f"{program} {shlex.join([*words, f'name={run.config.name}'])}"
+    return f"{stopped}. Kept are the runs that have finished and, of {run}, {part}. To go on:\n  {command}"
 
 
 DESCRIBE = """\
@@ -155,13 +215,27 @@ def job(composed: DictConfig) -> float | None:
     position = Position.current()
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)
     try:
-        earlier = sweep.finished(run)
+        earlier = plan.finished(run)
         if earlier is not None:
             log.info("%s: finished before, kept", label)
             return earlier.val.total
-        from vae_lab import experiment  # imports torch
+        with results.locked(run.directory) as owner:
+            if owner is not None:
+                log.warning("%s: in the hands of %s, left alone", label, owner)
+                return None
+            earlier = plan.finished(run)
+            if earlier is not None:
+                log.info("%s: finished meanwhile by another process, kept", label)
+                return earlier.val.total
+            harm = plan.damage(run)
+            if harm:
+                log.warning("%s: done again, since %s", label, harm)
+            from vae_lab import experiment  # imports torch
 
-        result = experiment.run(run)
+            result = experiment.run(run)
+    except Stopped as ending:
+        ending.run = run
+        raise
     except Exception as error:  # the run's own errors are in its result; this is about its files
         log.error("%s: failed, %s: %s", label, type(error).__name__, error, exc_info=not isinstance(error, OSError))
         return None

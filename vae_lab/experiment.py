@@ -1,33 +1,30 @@
 """One run, from its configuration to `result.json`."""
 
-import gc
 import logging
-import os
-import platform
-import re
-import subprocess
-import sys
+import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vae_lab import config, results, vae
-from vae_lab.callbacks import History
-from vae_lab.checkpoint import save_weights
+from vae_lab import __version__, checkpoint, config, results, vae
+from vae_lab.blocks import shapes_only
+from vae_lab.callbacks import History, Quality, Row
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
+from vae_lab.machine import device_name, environment, peak_memory, reset_peak_memory
 from vae_lab.match import Matched, matched
+from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
+from vae_lab.tracking import hyperparameters, log_start
+
+log = logging.getLogger(__name__)
 
 # Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
 QUIET = (
@@ -91,7 +88,7 @@ def _check_trainer(settings: Config) -> None:
 
 def _check_parts(settings: Config) -> None:
     """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
-    with _told("objective"), torch.device("meta"), torch.no_grad():
+    with _told("objective"), shapes_only():
         images = torch.empty(2, *settings.data.image_shape)
         losses = config.build(settings.objective)(vae.build(settings)(images), images)
         missing = [term for term in TERMS if term not in losses]
@@ -118,20 +115,28 @@ def _told(key: str) -> Iterator[None]:
 
 
 def run(run: Run) -> results.Result:
-    """Train, validate, test and record one run; an error is recorded, not raised."""
-    folder = run.directory
+    """Train, validate, test and record one run; an error is recorded, not raised.
+
+    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted.
+
+    Raises:
+        OSError: if its files cannot be written.
+    """
+    folder, started = run.directory, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    results.clear(folder)
+    epochs = epochs_kept(run)
+    results.clear(folder, keep_checkpoints=epochs > 0)
     match = matched(run.config)
     settings = match.config if match else run.config
     results.write_config(folder, settings.container())
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(settings, folder, history), None
+        measured, error = _train(run, settings, history, goes_on=epochs > 0), None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
-        results.write_text(folder / results.TRACEBACK, traceback.format_exc())
+        with suppress(OSError):
+            results.write_text(folder / results.TRACEBACK, traceback.format_exc())
         measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
     position = Position.current()
     result = results.Result(
@@ -144,27 +149,62 @@ def run(run: Run) -> results.Result:
         position=position.number if position else None,
         overrides=list(run.overrides),
         config_sha256=run.config.sha256(),
+        resumed=history.resumed,
+        wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
-        timing=results.Timing(
-            train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
-            epoch_seconds=history.epoch_seconds,
-            first_step_seconds=history.first_step_seconds,
-            images_per_second=history.images_per_second,
-        ),
-        **{split: _losses(history, split) for split in ("train", "val", "test")},
-        **measured,
+        files=results.checksums(folder),
+        **_recorded(history) | measured,
     )
     results.write_result(folder, result)
     return result
 
 
-def _losses(history: History, split: str) -> results.Losses:
+def _recorded(history: History) -> dict[str, Any]:
+    """What is known of a run whether or not it came to its end: its clock and the last losses of each split."""
+    timing = results.Timing(
+        train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
+        epoch_seconds=history.epoch_seconds,
+        first_step_seconds=history.first_step_seconds,
+        images_per_second=history.images_per_second,
+    )
+    kinds = {"train": results.Losses, "val": results.Losses, "test": results.Test}
+    return {"timing": timing} | {split: kind(**_losses(history, split)) for split, kind in kinds.items()}
+
+
+def _losses(history: History, split: str) -> dict[str, float]:
     row = history.last(split)
-    return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
+    return {term: getattr(row, term) for term in TERMS} if row else {}
 
 
-def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
-    _reset_peak_memory()
+def origin(run: Run) -> dict[str, Any]:
+    """What a run must share with the one that wrote a checkpoint: beside these, its figures depend on nothing."""
+    return {
+        "configuration": run.config.sha256(),
+        "seed": run.config.seed,
+        "vae_lab": __version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which its safe loading refuses
+        "device": device_name(run.config),
+    }
+
+
+def epochs_kept(run: Run) -> int:
+    """The epochs after which a run goes on: those of an earlier attempt that was interrupted, not one that failed.
+
+    That a checkpoint cannot be used is told.
+    """
+    earlier = results.read_result(run.directory)
+    if earlier is not None and not earlier.finished:
+        return 0
+    try:
+        return checkpoint.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
+    except checkpoint.CheckpointError as error:
+        log.warning("%s begins anew: %s", run, error)
+        return 0
+
+
+def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> dict[str, Any]:
+    folder = run.directory
+    reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
     model = vae.build(settings).to(memory_format=torch.channels_last)
@@ -179,32 +219,43 @@ def _train(settings: Config, folder: Path, history: History) -> dict[str, Any]:
     data.seed = settings.seed
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
-    checkpoints = [
-        _checkpoint(folder, "best", monitor="val/total" if has_validation else "train/total"),
-        _checkpoint(folder, "last", save_on_train_epoch_end=True),
-    ]
+    checkpoints = folder / results.CHECKPOINTS
+    loggers = [config.build(node) for node in (settings.logger or {}).values()]
+    parameters = hyperparameters(run)
+    quality = Quality(settings, parameters, history)
     with _quiet():
         trainer = Trainer(
             **SILENT | settings.trainer.arguments() | validated,
             default_root_dir=folder,
-            logger=[config.build(node) for node in (settings.logger or {}).values()],
+            logger=loggers,
             callbacks=[
                 history,
+                quality,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                *checkpoints,
+                checkpoint.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
             ],
+            plugins=[checkpoint.CheckpointFiles()],
         )
-        trainer.fit(module, datamodule=data)
+        log_start(loggers, parameters)
+        last = str(checkpoints / checkpoint.LAST) if goes_on else None
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
-    save_weights(model, folder / results.WEIGHTS)
+    checkpoint.save_weights(model, folder / results.WEIGHTS)
+    recorded = _recorded(history)
     return {
+        "test": recorded["test"].model_copy(update=quality.figures),
+        "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
+        "metrics": settings.metrics.model_dump(),
+        "warnings": symptoms(quality.figures, _kl(history.rows)),
         "model": _size(settings, model),
-        "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
+        "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device)),
     }
 
 
-def _checkpoint(folder: Path, name: str, **when: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(folder / results.CHECKPOINTS, filename=name, enable_version_counter=False, **when)
+def _kl(rows: Sequence[Row]) -> list[float]:
+    """The KL divergence of each epoch, of the validation where there is one."""
+    found = {split: [row.kl for row in rows if row.split == split] for split in ("val", "train")}
+    return found["val"] or found["train"]
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:
@@ -225,63 +276,3 @@ def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | Non
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# --- The machine -------------------------------------------------------------------------------------------
-
-
-def environment(settings: Config) -> results.Environment:
-    """What a run's figures depend on beside its configuration."""
-    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    return results.Environment(
-        python=platform.python_version(),
-        torch=torch.__version__,
-        lightning=lightning.__version__,
-        device=torch.cuda.get_device_name() if on_gpu else _processor(),
-        threads=settings.trainer.threads,
-        commit=_commit(),
-    )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of this package's own checkout; None where it was installed."""
-    root = config.PACKAGE.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _reset_peak_memory() -> None:
-    gc.collect()  # an earlier run's trainer and module refer to each other
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):
-        return None
-    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from vae_lab import config, vae
-from vae_lab.blocks import FitError
+from vae_lab.blocks import FitError, shapes_only
 from vae_lab.config import Config, ConfigError
 from vae_lab.results import CONFIG, foreign
 from vae_lab.results.foreign import LoadError
@@ -108,7 +108,7 @@ def _built(settings: Config, classes: Mapping[str, type[nn.Module]], path: Path)
     """The model with its weights; memory is taken only once they are known to fit."""
     stored = _header(path)
     with config.found_by(classes.__getitem__), torch.random.fork_rng(devices=[]), torch.no_grad():
-        with torch.device("meta"):
+        with shapes_only():
             sketch = vae.build(settings)
             if not all(isinstance(half, config.Network) for half in (settings.encoder, settings.decoder)):
                 vae.check_shapes(sketch, settings.data.image_shape)  # lists of blocks have planned theirs

@@ -1,5 +1,6 @@
 """The only LightningModule: losses, their averages, optimiser and scheduler around a plain model."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,24 +22,70 @@ EVALUATION_SEED = 20140214
 Objective = Callable[[Output, Tensor], dict[str, Tensor]]
 
 
+LOOK_EVERY = 50
+"""Steps between two looks at the losses where a look would keep a device waiting."""
+
+
+class LossError(ArithmeticError):
+    """A loss that is no longer a finite number."""
+
+    def __init__(self, split: str, term: str, value: float, place: str) -> None:
+        super().__init__(
+            f"the {split} loss is not finite in {place}: {term} is {value}; "
+            "a lower optimizer.lr or trainer.gradient_clip_val may help"
+        )
+
+
 class Average:
     """Mean of the loss terms over the images of an epoch, each image weighted alike; kept on the device."""
 
     def __init__(self) -> None:
         self.images = 0
+        self.batches = 0
         self._sum: Tensor | None = None
+        self._kl: Tensor | None = None
+        self._recent: list[Tensor] = []
 
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        """Count a batch; waits for nothing."""
+    def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
+        """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
         weighted = torch.stack([losses[term].detach() for term in TERMS]).float() * images
         self._sum = weighted if self._sum is None else self._sum + weighted
+        self._recent.append(weighted)
         self.images += images
+        if kl is not None:
+            self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
+        self.batches += 1
+
+    def first_not_finite(self) -> tuple[int, str, float] | None:
+        """The first batch since the last look (from 1) with a loss that is no number: which, its term and that value.
+
+        Fetches the sum from the device, and the batches one by one only if there is such a loss in it.
+        """
+        recent, self._recent = self._recent, []
+        if self._sum is None or all(map(math.isfinite, self._sum.tolist())):
+            return None
+        for batch, weighted in enumerate(recent, start=self.batches - len(recent) + 1):
+            values = dict(zip(TERMS, weighted.tolist(), strict=True))
+            term = not_finite(values)
+            if term is not None:
+                return batch, term, values[term]
+        return None
 
     def value(self) -> dict[str, float]:
         """The mean of each term so far; fetches it from the device."""
         if self._sum is None:
             return {}
         return dict(zip(TERMS, (self._sum / self.images).tolist(), strict=True))
+
+    def kl_per_dimension(self) -> Float[Tensor, " z"] | None:
+        """The mean KL divergence of each latent dimension in nats, where it was kept."""
+        return None if self._kl is None else self._kl / self.images
+
+
+def not_finite(values: dict[str, float]) -> str | None:
+    """The term that makes losses not finite, the total only where no other does; None if all are finite."""
+    terms = sorted(values, key=lambda term: term == "total")
+    return next((term for term in terms if not math.isfinite(values[term])), None)
 
 
 class LitVAE(LightningModule):
@@ -74,7 +121,21 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         losses = self.objective(self.vae(images), images)
         self.averages["train"].add(losses, len(images))
+        if images.device.type == "cpu" or (batch_idx + 1) % LOOK_EVERY == 0 or self._is_last(batch_idx):
+            self._look()
         return losses["total"]
+
+    def _is_last(self, batch_idx: int) -> bool:
+        return batch_idx + 1 == self.trainer.num_training_batches
+
+    def _look(self) -> None:
+        average = self.averages["train"]
+        found = average.first_not_finite()
+        if found is not None:
+            batch, term, value = found
+            step = self.trainer.fit_loop.total_batch_idx + 1 - (average.batches - batch)
+            place = f"step {step} (epoch {self.epochs_done}, step {batch} of {self.trainer.num_training_batches})"
+            raise LossError("train", term, value, place)
 
     def on_train_epoch_start(self) -> None:
         """Start this epoch's streams: the order of the images, and Python's, NumPy's and torch's generators."""
@@ -119,7 +180,8 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         # Drawn on the CPU, so that the stream is the same on every device.
         noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
-        self.averages[split].add(self.objective(self.vae(images, noise), images), len(images))
+        output = self.vae(images, noise)
+        self.averages[split].add(self.objective(output, images), len(images), output.kl)
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}

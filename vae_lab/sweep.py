@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vae_lab import results
+from vae_lab import plan, results
 from vae_lab.config import SWEEP_RUNS, Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
 
 MOST_HOLES = 10
@@ -32,16 +32,18 @@ class SweepCallback(Callback):
     Hydra swallows what a callback raises, so that problems are printed here and end the process with 1.
     """
 
+    started: ClassVar[list["SweepCallback"]] = []
+
     def __init__(self) -> None:
         self.runs: list[Run] = []
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run."""
-        self._start([config])
+        self._start([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all runs of the sweep."""
-        self._start(expand(config))
+        self._start(expand(config), is_sweep=True)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Sum up the run."""
@@ -51,27 +53,39 @@ class SweepCallback(Callback):
         """Sum up the sweep."""
         self._end()
 
-    def _start(self, composed: Iterable[DictConfig]) -> None:
+    def _start(self, composed: Iterable[DictConfig], *, is_sweep: bool) -> None:
         with _ending_on_error():
             self.runs = validated(composed)
             check(self.runs)
+            only_plan = any(run.config.plan for run in self.runs)
+            if is_sweep or only_plan:
+                show_plan(self.runs, all_runs=only_plan)
+            if only_plan:
+                raise SystemExit(0)
+            self.started[:] = [self]
             os.environ.pop(SWEEP_RUNS, None)
             if len(self.runs) > 1:
                 os.environ[SWEEP_RUNS] = str(len(self.runs))
 
     def _end(self) -> None:
+        self.started.clear()
         with _ending_on_error():
             os.environ.pop(SWEEP_RUNS, None)
             found = [(run, results.read_result(run.directory)) for run in self.runs]
+            unfinished = [(run, result) for run, result in found if result is None or not result.finished]
+            elsewhere = [run for run, _ in unfinished if results.holder(run.directory)]
             failed = [
                 (told(run.directory), (result.error or "no reason recorded") if result else "left no result.json")
-                for run, result in found
-                if result is None or not result.finished
+                for run, result in unfinished
+                if run not in elsewhere
             ]
             written = False
             try:
                 written = show_report(sorted({run.directory.parents[1] for run in self.runs}))
             finally:
+                if elsewhere:
+                    count = f"{len(elsewhere)} run{'s are' if len(elsewhere) > 1 else ' is'}"
+                    Console().print(f"{count} in the hands of other processes, which report on them when they end.")
                 if failed:
                     from vae_lab import report
 
@@ -80,20 +94,30 @@ class SweepCallback(Callback):
                 raise SystemExit(1)
 
 
+def show_plan(runs: Sequence[Run], *, all_runs: bool) -> None:
+    """Print what is about to be done."""
+    folder = told(runs[0].directory.parents[1])
+    for line in plan.lines([plan.stage(run) for run in runs], folder, all_runs=all_runs):
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
     """Write the report of the runs under these folders and show what it found; False if that could not be done."""
     from vae_lab import report  # pandas, scipy and matplotlib take seconds
-    from vae_lab.results.study import StudyError
+    from vae_lab.results.study import StudyError, find
 
     console = Console()
     try:
-        prepared = report.prepare(folders)
-        for table in (
-            report.summary(prepared.study, prepared.statistics),
-            *report.details(prepared.study, prepared.statistics),
-        ):
-            console.print(table)
-        place = report.write(prepared, out, all_pictures=all_pictures)
+        find(folders)
+        # Another process may be at it, and the last one to read the runs must be the last one to write.
+        with results.in_turn(report.place(folders) if out is None else out):
+            prepared = report.prepare(folders)
+            for table in (
+                report.summary(prepared.study, prepared.statistics),
+                *report.details(prepared.study, prepared.statistics),
+            ):
+                console.print(table)
+            place = report.write(prepared, out, all_pictures=all_pictures)
     except (StudyError, OSError) as error:
         Console(stderr=True).print(f"No report: {error}", soft_wrap=True, highlight=False, markup=False)
         return False
@@ -116,6 +140,16 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     return True
 
 
+def give_up(error: OSError) -> NoReturn:
+    """Tell which file cannot be read or written, sum up what has been done, and end the process with 1."""
+    place = f": {error.filename}" if error.filename else ""
+    sentence = f"Stopped: {error.strerror or error}{place}. The same command with the same name goes on."
+    Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)
+    for callback in [*SweepCallback.started]:
+        callback._end()
+    raise SystemExit(1)
+
+
 @contextmanager
 def _ending_on_error() -> Iterator[None]:
     """Print an error and end the process: Hydra would warn, go on and exit with 0."""
@@ -123,6 +157,9 @@ def _ending_on_error() -> Iterator[None]:
         yield
     except ConfigError as error:
         stop(error)
+    except OSError as error:
+        SweepCallback.started.clear()
+        give_up(error)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -195,7 +232,7 @@ def check(runs: Sequence[Run]) -> None:
             a target or trainer argument does not exist, or data is missing.
     """
     check_folders(runs)
-    todo = [run for run in runs if not finished(run)]
+    todo = [run for run, done in zip(runs, plan.all_finished(runs), strict=True) if not done]
     if not todo:
         return
     different = {run.config.sha256(): run for run in todo}.values()
@@ -248,7 +285,7 @@ def check_folders(runs: Sequence[Run]) -> None:
             problems.append(Problem("sweep", f"two runs would share the folder {told(run.directory)}: {same}"))
             continue
         result = results.read_result(run.directory)
-        if result is not None and result.finished and finished(run) is None:
+        if result is not None and result.finished and result.config_sha256 != run.config.sha256():
             before, now = results.read_config(run.directory) or {}, run.config
             differing = _differences(before, now.container(), set(now.identity()))
             problems.append(
@@ -260,14 +297,6 @@ def check_folders(runs: Sequence[Run]) -> None:
             )
     if problems:
         raise ConfigError(*problems)
-
-
-def finished(run: Run) -> results.Result | None:
-    """The result of this run if it has come to its end before, in this configuration."""
-    result = results.read_result(run.directory)
-    if result is None or not result.finished or result.config_sha256 != run.config.sha256():
-        return None
-    return result
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from vae_lab import config
-from vae_lab.blocks import FitError
+from vae_lab.blocks import FitError, Shape, complete, shapes_only
 from vae_lab.config import ConfigError, Problem
 from vae_lab.latent import Gaussian, Posterior
 
@@ -215,13 +215,19 @@ def build_half(side: Literal["encoder", "decoder"], settings: config.Config, lat
     Raises:
         FitError: if a block does not fit.
     """
+    image_shape = settings.data.image_shape
     ends = {"num_parameters": latent.num_parameters} if side == "encoder" else {"latent_dim": latent.dim}
-    return _side(side, getattr(settings, side), image_shape=list(settings.data.image_shape), **ends)
+    given = tuple(image_shape) if side == "encoder" else (latent.dim,)
+    return _side(side, getattr(settings, side), given, image_shape=list(image_shape), **ends)
 
 
-def _side(key: str, node: BaseModel, **arguments: Any) -> Any:
+def _side(key: str, node: BaseModel, given: Shape = (), **arguments: Any) -> Any:
     try:
-        return config.build(node, **arguments)
+        built = config.build(node, **arguments)
+        if isinstance(built, nn.Module):
+            built.to(torch.get_default_device())  # a class may make weights elsewhere: of a NumPy array, say
+            complete(built, given)
+        return built
     except (FitError, ConfigError):
         raise
     except Exception as error:  # a user's constructor may raise anything
@@ -242,7 +248,7 @@ def check_fit(settings: config.Config) -> None:
 
 
 def _check_fit(settings: config.Config) -> None:
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         model = build(settings)
         check_shapes(model, settings.data.image_shape)
         if settings.data.num_train % settings.data.batch_size == 1 or settings.data.batch_size == 1:
@@ -250,7 +256,7 @@ def _check_fit(settings: config.Config) -> None:
 
 
 def check_shapes(model: VAE, image_shape: Sequence[int]) -> None:
-    """Run both halves of a model that lies on the meta device, inside `torch.device("meta")`.
+    """Run both halves of a model that lies on the meta device, inside `shapes_only`.
 
     Raises:
         FitError: if one returns another shape than it must.

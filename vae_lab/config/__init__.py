@@ -3,7 +3,17 @@
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
-from vae_lab.config.schema import NOT_IDENTIFYING, Config, MatchConfig, Network, TrainerConfig, flatten
+from vae_lab.config.schema import (
+    NOT_IDENTIFYING,
+    Config,
+    DataConfig,
+    MatchConfig,
+    MetricsConfig,
+    Network,
+    TrainerConfig,
+    flatten,
+    likelihood_variance,
+)
 from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
 from vae_lab.config.validation import parse_blocks, validate
 from vae_lab.config.vocabulary import (
@@ -49,6 +59,7 @@ __all__ = [
     "ConfigError",
     "Conv",
     "ConvNext",
+    "DataConfig",
     "Dense",
     "Depthwise",
     "Down",
@@ -58,6 +69,7 @@ __all__ = [
     "GlobalPool",
     "Group",
     "MatchConfig",
+    "MetricsConfig",
     "Network",
     "Node",
     "PartialNode",
@@ -87,6 +99,7 @@ __all__ = [
     "identifying",
     "is_complaint",
     "leaves",
+    "likelihood_variance",
     "parse_blocks",
     "register_resolvers",
     "unrolled",

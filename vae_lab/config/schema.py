@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -21,7 +22,7 @@ from vae_lab.config.base import Count, Node, PartialNode, Section, Width
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "data.root")
+NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "plan", "data.root")
 
 Target = Annotated[str, Field(alias="_target_")]
 
@@ -78,6 +79,12 @@ class LatentConfig(Section):
     dim: Width
 
 
+def _once_each(values: list[int]) -> list[int]:
+    if len({*values}) < len(values):
+        raise ValueError("must have each number once")
+    return values
+
+
 def _whose(value: Any) -> str:
     target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
     return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
@@ -115,6 +122,21 @@ class ObjectiveConfig(Section):
     beta: Annotated[float, Field(ge=0)]
 
 
+Samples = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class MetricsConfig(Section):
+    """Which test metrics beside the losses and those that cost next to nothing."""
+
+    iwae: Annotated[list[Samples], AfterValidator(_once_each)] = Field(default_factory=list)
+    frechet: bool = True
+    probe: bool = False
+
+    def covers(self, other: "MetricsConfig") -> bool:
+        """Whether whoever computed these has also computed the others."""
+        return {*self.iwae} >= {*other.iwae} and self.frechet >= other.frechet and self.probe >= other.probe
+
+
 class OptimizerConfig(PartialNode):
     lr: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 
@@ -145,6 +167,7 @@ class TrainerConfig(BaseModel):
         "enable_checkpointing",
         "barebones",
         "fast_dev_run",
+        "plugins",
     )
 
     accelerator: str
@@ -184,10 +207,23 @@ class Config(Section):
     trainer: TrainerConfig
     logger: dict[str, Node] | None = None
     callbacks: dict[str, Node] | None = None
+    metrics: MetricsConfig = MetricsConfig()
+    plan: bool = False
+
+    @property
+    def latent_dim(self) -> int:
+        """Z, the number of latent dimensions; 0 for a latent space of another class that does not say."""
+        return self.latent.dim if isinstance(self.latent, LatentConfig) else 0
+
+    @property
+    def likelihood_variance(self) -> float | None:
+        """σ² of the Gaussian decoder that β stands for; None where it stands for none."""
+        beta = getattr(self.objective, "beta", None) if isinstance(self.objective, ObjectiveConfig) else None
+        return likelihood_variance(beta, self.data.image_shape, self.latent_dim) if beta and self.latent_dim else None
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
-        plain = self.model_dump(mode="json")
+        plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # nothing to be told, and earlier configurations keep their checksums
             del plain["match"]
         return plain
@@ -217,6 +253,11 @@ class Config(Section):
             blocks = getattr(self, side).blocks if isinstance(getattr(self, side), Network) else []
             found |= {key: block for key, block in leaves(blocks, f"{side}.blocks") if isinstance(block, ForeignBlock)}
         return found
+
+
+def likelihood_variance(beta: float, image_shape: Sequence[int], latent_dim: int) -> float:
+    """σ² = β·D / (2·Z): under N(x̂, σ²·1) the total times Z/β is, up to a constant, the negative ELBO in nats."""
+    return beta * math.prod(image_shape) / (2 * latent_dim)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -39,6 +39,10 @@ def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
             problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
             problems.append(Problem(f"{key}._target_", problem))
             continue
+        if not callable(thing):
+            problem = f"must name a class or a function, but {target!r} is a {type(thing).__name__}"
+            problems.append(Problem(f"{key}._target_", problem))
+            continue
         ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else ()
         names = [name for name in values if not name.startswith("_") and name not in ours]
         problems += _unknown_arguments(key, thing, names)

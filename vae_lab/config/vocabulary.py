@@ -26,6 +26,8 @@ Shape = tuple[int, ...]
 """A vector's (features,) or a map's (channels, height, width)."""
 
 MOST_BLOCKS = 1000
+DEEPEST = 20
+"""Lists of blocks in one another, of which Hydra reads about forty."""
 WRITTEN = ("kernel",)
 """Arguments that a stored configuration has also at their defaults."""
 
@@ -417,14 +419,21 @@ def count(blocks: Iterable[AnyBlock]) -> int:
     return sum(block.repeat * (count(block.blocks) if isinstance(block, Group) else 1) for block in blocks)
 
 
+def depth(blocks: Iterable[AnyBlock]) -> int:
+    """How many lists a list of blocks is deep, itself among them."""
+    return 1 + max((depth(block.blocks) for block in blocks if isinstance(block, Group)), default=0)
+
+
 def not_too_many(blocks: list[AnyBlock]) -> list[AnyBlock]:
     """A list of blocks that can be built.
 
     Raises:
-        ValueError: if it is longer than any network.
+        ValueError: if it is longer than any network, or nested deeper.
     """
     if count(blocks) > MOST_BLOCKS:
         raise ValueError(f"must be {MOST_BLOCKS} blocks or fewer with all repeats")
+    if depth(blocks) > DEEPEST:
+        raise ValueError(f"must be {DEEPEST} lists in one another or fewer")
     return blocks
 
 

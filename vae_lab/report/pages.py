@@ -16,6 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vae_lab import plots, results
+from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
 from vae_lab.report.tables import COST, PUBLISHED, Table, figure, of_metrics, ranked, tables
 from vae_lab.results.study import SIDES, Study, gather
@@ -66,7 +67,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         OSError: if they cannot be written.
     """
     study, statistics = report.study, report.statistics
-    folder = _place(study.folders) if out is None else out
+    folder = place(study.folders) if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     pictured = study.cells if all_pictures else _pictured(study, statistics)
     if out is None:
@@ -101,7 +102,8 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     return folder
 
 
-def _place(folders: Sequence[Path]) -> Path:
+def place(folders: Sequence[Path]) -> Path:
+    """Where the report of these folders goes unless told otherwise."""
     whole = [folder.absolute() for folder in folders]
     if len(whole) == 1:
         return whole[0] / "report"
@@ -197,10 +199,10 @@ def _value(value: Any) -> str:
 
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
-    """σ = √(β·D / (2·Z)), of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
+    """σ of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
     try:
-        channels, height, width = (config[f"data.image_shape[{axis}]"] for axis in range(3))
-        return float((config["objective.beta"] * channels * height * width / (2 * config["latent.dim"])) ** 0.5)
+        shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]
+        return float(likelihood_variance(config["objective.beta"], shape, config["latent.dim"]) ** 0.5)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import shutil
 import zipfile
 import zlib
@@ -15,9 +14,12 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vae_lab.results.writing import write_text
+
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
+PROJECTOR = "projector"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
 # PyYAML's reader in C is ten times as fast; it is not built everywhere.
@@ -49,13 +51,40 @@ class Losses(Part):
     kl: Figure = None
 
 
+class Test(Losses):
+    """The losses of the test, and the further metrics: null where they were not asked for or cannot be had.
+
+    `vae_lab.metrics` defines them; in nats an image where nothing else is said.
+    """
+
+    elbo: Figure = None
+    iwae_1: Figure = None
+    iwae_10: Figure = None
+    iwae_100: Figure = None
+    bits_per_dim: Figure = None
+    kl_per_dimension: list[Figure] | None = None
+    active_units: Count = None
+    dead_units: Count = None
+    mutual_information_low: Figure = None
+    mutual_information_high: Figure = None
+    aggregate_kl_low: Figure = None
+    aggregate_kl_high: Figure = None
+    mse: Figure = None
+    psnr: Figure = None
+    ssim: Figure = None
+    fid_reconstructions: Figure = None
+    fid_samples: Figure = None
+    probe_accuracy: Figure = None
+
+
 class Timing(Part):
-    """Seconds of training steps, the first step apart."""
+    """Seconds of training steps, the first step apart; those of the test metrics."""
 
     train_seconds: Figure = None
     epoch_seconds: list[float] = []
     first_step_seconds: Figure = None
     images_per_second: Figure = None
+    metrics_seconds: Figure = None
 
 
 class Model(Part):
@@ -98,33 +127,23 @@ class Result(Part):
     position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
+    warnings: list[str] = []  # what is wrong with the model, as `kind: sentence`
+    metrics: dict[str, Any] | None = None  # which test metrics were asked for
+    resumed: list[int] = []  # the epochs after which it was interrupted and gone on with
     train: Losses = Losses()
     val: Losses = Losses()
-    test: Losses = Losses()
+    test: Test = Test()
     timing: Timing = Timing()
     model: Model = Model()
     memory: Memory = Memory()
+    wall_seconds: Figure = None  # of the whole attempt, from its start to this result
     environment: Environment
+    files: dict[str, str] = {}  # the other files of the run → their SHA-256
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.status == "finished"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text, in UTF-8."""
-    write_bytes(path, text.encode())
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -216,9 +235,17 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next."""
-    for pattern in (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
+def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
+    """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next.
+
+    Its checkpoints stay if the next attempt goes on from them.
+    """
+    ours = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
+    for pattern in (*ours, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(folder / PROJECTOR, ignore_errors=True)
+    for file in (folder / CHECKPOINTS).glob(".*.partial*"):
+        file.unlink()
+    if not keep_checkpoints:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -15,6 +15,8 @@ import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+from vae_lab.results.integrity import SHOWN, damaged
+from vae_lab.results.locks import holder
 
 SIDES = ("encoder", "decoder")
 
@@ -232,16 +234,7 @@ def gather(folders: Sequence[Path]) -> Study:
     Raises:
         StudyError: if a folder does not exist or there is no run in any of them.
     """
-    found: list[Path] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise StudyError(f"there is no folder {folder}")
-        found += [path for path in run_folders(folder.absolute()) if path not in found]
-    if not found:
-        raise StudyError(
-            f"there are no runs under {' and '.join(map(str, folders))}; a run is a folder "
-            "<name>/<cell>/seed-<n>, so name a folder such as outputs/<name>"
-        )
+    found = find(folders)
     records, holes = _read(found)
     records = _named_apart(_in_order(records, found))
     compared, odd_ones = _alike(records)
@@ -257,6 +250,25 @@ def gather(folders: Sequence[Path]) -> Study:
     return Study(
         tuple(folders), tuple(records), tuple(compared), factors, levels, tuple(holes), tuple(odd_ones + twice)
     )
+
+
+def find(folders: Sequence[Path]) -> list[Path]:
+    """The run folders at or under these folders.
+
+    Raises:
+        StudyError: if a folder does not exist or there is no run in any of them.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise StudyError(f"there is no folder {folder}")
+        found += [path for path in run_folders(folder.absolute()) if path not in found]
+    if not found:
+        raise StudyError(
+            f"there are no runs under {' and '.join(map(str, folders))}; a run is a folder "
+            "<name>/<cell>/seed-<n>, so name a folder such as outputs/<name>"
+        )
+    return found
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
@@ -280,7 +292,14 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
         result = read_result(folder)
         if result is None:
             there = os.path.exists(folder / RESULT)  # Path.exists() raises where it may not look
-            reason = f"{RESULT} is damaged" if there else f"has no {RESULT}: it did not end"
+            owner = None if there else holder(folder)
+            reason = f"is in the hands of {owner}" if owner else f"has no {RESULT}: it did not end"
+            reason = f"{RESULT} is damaged: {folder / RESULT}" if there else reason
+            holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
+            continue
+        harmed = damaged(folder, result, SHOWN)
+        if harmed:
+            reason = f"left out, {harmed[0].name} is not the file that it wrote: {harmed[0]}"
             holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
             continue
         key = (result.cell, result.config_sha256)

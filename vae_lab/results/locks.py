@@ -1,0 +1,90 @@
+"""One process at a time in a run's folder, and who it is."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+LOCK, OWNER = ".lock", ".owner.json"
+PATIENCE = 0.5
+"""Seconds after which a lock is believed to be held: who only looks at one holds it for a moment."""
+LONGEST_TURN = 600
+
+
+class Owner(NamedTuple):
+    """The process that works in a folder."""
+
+    pid: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}" if self.host else "another process"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Owner | None]:
+    """Hold a folder, which is made if need be; gives None, or the process that holds it already.
+
+    The lock is the operating system's (flock): that of a dead process is free.
+
+    Raises:
+        OSError: if the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    try:
+        lock.acquire(poll_interval=PATIENCE / 10)
+    except Timeout:
+        yield _owner(folder)
+        return
+    try:
+        (folder / OWNER).write_text(json.dumps(_this_process()._asdict()) + "\n")
+        yield None
+    finally:
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder, after the others who want to.
+
+    Raises:
+        OSError: if the folder cannot be made or written to, or nobody else came to an end for ten minutes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK, timeout=LONGEST_TURN):
+        yield
+
+
+def holder(folder: Path) -> Owner | None:
+    """The process that holds a folder; None if none does, or if that cannot be seen."""
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _owner(folder)
+    except OSError:  # another user's folder
+        return None
+
+
+def _this_process() -> Owner:
+    return Owner(os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(" ", "seconds"))
+
+
+def _owner(folder: Path) -> Owner:
+    try:
+        found = json.loads((folder / OWNER).read_bytes())
+        return Owner(int(found["pid"]), str(found["host"]), str(found["since"]))
+    except (OSError, ValueError, KeyError, TypeError):  # it is about to say so, or has just gone
+        return Owner(0, "", "")
