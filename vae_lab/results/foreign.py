@@ -5,7 +5,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +206,7 @@ def check_weights(folder: Path, result: Result) -> Path:
     """
     path = folder / WEIGHTS
     _check_is_file(path)
-    sums = getattr(result, "files", None)
-    wanted = sums.get(WEIGHTS) if isinstance(sums, Mapping) else None
+    wanted = result.files.get(WEIGHTS)
     if wanted is None:
         return path
     try:
