@@ -25,7 +25,7 @@ MOST_LETTERS = 500
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SPLITS = ("train", "val", "test")
-OF_OBJECTIVE = ("total", "elbo", "iwae_10", "iwae_100", "bits_per_dim")
+OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
 """Figures whose very meaning the objective sets."""
 OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
 
@@ -103,7 +103,10 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
     family, _, name = metric.rpartition(".")
-    about = (*(OF_IMAGES if family in SPLITS else ()), *(("objective",) if name in OF_OBJECTIVE else ()))
+    about = (
+        *(OF_IMAGES if family in SPLITS else ()),
+        *(("objective",) if re.sub(r"_\d+$", "", name) in OF_OBJECTIVE else ()),
+    )
     seen: dict[str, Any] = {}
     for run in runs:
         try:
