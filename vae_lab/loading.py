@@ -56,7 +56,7 @@ def load(
         raise LoadError(str(error)) from error
     folder, result = foreign.choose(Path(run), best)
     weights = foreign.check_weights(folder, result)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     try:
         classes = trust.classes_of(settings)
         model = _built(settings, classes, weights)
@@ -82,7 +82,12 @@ def _first(error: ValueError) -> str:
     return _first_line(error)
 
 
-def _settings(folder: Path) -> Config:
+def read_settings(folder: Path) -> Config:
+    """The configuration of a folder that may be a stranger's; nothing that it names is imported.
+
+    Raises:
+        LoadError: if it is missing, damaged or not valid.
+    """
     # What a later version has beside the model does not concern it.
     known = {key: value for key, value in foreign.read_plain_config(folder).items() if key in Config.model_fields}
     try:

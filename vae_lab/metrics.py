@@ -440,7 +440,7 @@ def _double(posterior: Posterior) -> Posterior:
 
 
 def symptoms(figures: Mapping[str, Any], kl: Sequence[float]) -> list[str]:
-    """What is wrong with a model, a sentence each: posterior collapse, an exploding KL divergence, dead units.
+    """What is wrong with a model, as `kind: sentence`: posterior collapse, dead dimensions or units, an exploding KL.
 
     Args:
         figures: what `measure` gave.
@@ -455,16 +455,16 @@ def symptoms(figures: Mapping[str, Any], kl: Sequence[float]) -> list[str]:
         )
     elif dimensions and active is not None and active < dimensions:
         found.append(
-            f"{dimensions - active} of {dimensions} latent dimensions are dead: their posterior means vary by no more "
-            f"than {ACTIVE} (variance over the test images)"
+            f"dead latent dimensions: the posterior means of {dimensions - active} of {dimensions} vary by no more than "
+            f"{ACTIVE} (variance over the test images)"
+        )
+    if figures.get("dead_units"):
+        found.append(
+            f"dead units: {figures['dead_units']} channels have the same activation for every test image; another "
+            "activation or a lower optimizer.lr may help"
         )
     if kl and max(kl) > MOST_KL:
         found.append(exploding(kl.index(max(kl)) + 1, max(kl)))
-    if figures.get("dead_units"):
-        found.append(
-            f"{figures['dead_units']} dead units: channels whose activation is the same for every test image; another "
-            "activation or a lower optimizer.lr may help"
-        )
     return found
 
 

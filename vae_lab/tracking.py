@@ -10,6 +10,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.functional import to_pil_image
 
 from vae_lab.config import Run, identifying
+from vae_lab.objective import TERMS
 
 USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
 """Values that are told also where nobody set them. TensorBoard shows five columns at first, in the order of the
@@ -46,15 +47,16 @@ def log_end(loggers: Iterable[Logger], parameters: Mapping[str, Any], figures: M
     Args:
         loggers: who is told.
         parameters: what `hyperparameters` gave.
-        figures: `test/…` to its value; what is not a number is left out.
+        figures: the test metrics by name; what is not a number is left out.
         step: the epochs trained.
     """
-    numbers = {name: float(value) for name, value in figures.items() if type(value) in (int, float)}
+    numbers = {f"test/{name}": float(value) for name, value in figures.items() if type(value) in (int, float)}
+    names = [*(f"test/{term}" for term in TERMS), *numbers]  # the test itself has logged the losses
     pages: Any = hparams
     for logger in loggers:
         logger.log_metrics(numbers, step=step)
         if isinstance(logger, TensorBoardLogger):
-            for summary in pages(dict(parameters), dict.fromkeys(numbers, 0)):  # it reads the values off the scalars
+            for summary in pages(dict(parameters), dict.fromkeys(names, 0)):  # it reads the values off the scalars
                 logger.experiment._get_file_writer().add_summary(summary)
 
 

@@ -37,6 +37,4 @@ class Quality(Callback):
         started = time.perf_counter()
         self.figures = measure(pl_module.vae, data, self.settings, self.settings.metrics, losses._asdict())
         self.seconds = time.perf_counter() - started
-        told = {name: getattr(losses, name) for name in ("total", "reconstruction", "kl")} | self.figures
-        told = {f"test/{name}": value for name, value in told.items()}
-        log_end(trainer.loggers, self.parameters, told, pl_module.epochs_done)
+        log_end(trainer.loggers, self.parameters, self.figures, pl_module.epochs_done)

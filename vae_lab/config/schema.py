@@ -136,6 +136,14 @@ class MetricsConfig(Section):
         """Whether whoever computed these has also computed the others."""
         return {*self.iwae} >= {*other.iwae} and self.frechet >= other.frechet and self.probe >= other.probe
 
+    def with_all_of(self, other: "MetricsConfig") -> "MetricsConfig":
+        """These and the others."""
+        return MetricsConfig(
+            iwae=sorted({*self.iwae, *other.iwae}),
+            frechet=self.frechet or other.frechet,
+            probe=self.probe or other.probe,
+        )
+
 
 class OptimizerConfig(PartialNode):
     lr: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vae_lab.config import MetricsConfig
 from vae_lab.results.writing import write_text
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
@@ -144,6 +145,13 @@ class Result(Part):
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.status == "finished"
+
+    def measured(self) -> MetricsConfig | None:
+        """Which test metrics were asked for; None where that is not known."""
+        try:
+            return None if self.metrics is None else MetricsConfig.model_validate(self.metrics)
+        except ValidationError:
+            return None
 
 
 def write_result(folder: Path, result: Result) -> None:
