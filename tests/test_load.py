@@ -592,8 +592,14 @@ def test_what_cannot_be_the_best_is_told(sweep: Path) -> None:
     assert "has no finished run" in refused(sweep, best="val.total")
 
 
-def test_the_better_way_is_that_of_the_report() -> None:
-    assert {name: better(name) for name in METRICS} == {name: told.better for name, told in METRICS.items()}
+def test_which_way_a_figure_is_better() -> None:
+    assert [better(f"test.{name}") for name in ("total", "iwae_10", "iwae_5000", "kl")] == [
+        "lower",
+        "higher",
+        "higher",
+        None,
+    ]
+    assert not {name for name in METRICS if name.startswith("model.") and better(name)}
 
 
 # --- Altered at random -------------------------------------------------------------------------------------

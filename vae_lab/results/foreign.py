@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.directions import better
+from vae_lab.results.directions import better, kind
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 
 LARGEST = {CONFIG: 2**20, RESULT: 2**24}
@@ -102,11 +102,8 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
-    family, _, name = metric.rpartition(".")
-    about = (
-        *(OF_IMAGES if family in SPLITS else ()),
-        *(("objective",) if re.sub(r"_\d+$", "", name) in OF_OBJECTIVE else ()),
-    )
+    of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
+    about = (*of_images, *(("objective",) if kind(metric) in OF_OBJECTIVE else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:
