@@ -154,7 +154,7 @@ def _check_weights(model: nn.Module, stored: Mapping[str, Stored], path: Path) -
     wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
     written = {id(tensor) for name, tensor in wanted.items() if name in stored}
     for name, tensor in wanted.items():
-        if is_lazy(tensor):  # no run with such a layer finishes
+        if is_lazy(tensor):  # of a layer that its own class does not use
             raise _misfit(path, f"{name} has no shape before it is used")
         shape = tuple(tensor.shape)
         if name in stored:

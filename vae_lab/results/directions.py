@@ -1,5 +1,6 @@
 """Which way each figure of a result is better."""
 
+import re
 from typing import Literal
 
 Direction = Literal["lower", "higher"]
@@ -8,9 +9,7 @@ _BETTER: dict[str, Direction] = {
     "total": "lower",
     "reconstruction": "lower",
     "elbo": "higher",
-    "iwae_1": "higher",
-    "iwae_10": "higher",
-    "iwae_100": "higher",
+    "iwae": "higher",  # of any number of samples
     "bits_per_dim": "lower",
     "mse": "lower",
     "psnr": "higher",
@@ -26,4 +25,9 @@ _BETTER: dict[str, Direction] = {
 
 def better(metric: str) -> Direction | None:
     """Whether less or more of a figure is better, by its dotted name; None where neither is."""
-    return _BETTER.get(metric.rpartition(".")[2])
+    return _BETTER.get(kind(metric))
+
+
+def kind(metric: str) -> str:
+    """What a figure measures: its name without its place in the result, and without the number of samples."""
+    return re.sub(r"_\d+$", "", metric.rpartition(".")[2])

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.directions import better
+from vae_lab.results.directions import better, kind
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 
 LARGEST = {CONFIG: 2**20, RESULT: 2**24}
@@ -25,7 +25,7 @@ MOST_LETTERS = 500
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SPLITS = ("train", "val", "test")
-OF_OBJECTIVE = ("total", "elbo", "iwae_10", "iwae_100", "bits_per_dim")
+OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
 """Figures whose very meaning the objective sets."""
 OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
 
@@ -102,8 +102,8 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
-    family, _, name = metric.rpartition(".")
-    about = (*(OF_IMAGES if family in SPLITS else ()), *(("objective",) if name in OF_OBJECTIVE else ()))
+    of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
+    about = (*of_images, *(("objective",) if kind(metric) in OF_OBJECTIVE else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:
@@ -206,8 +206,7 @@ def check_weights(folder: Path, result: Result) -> Path:
     """
     path = folder / WEIGHTS
     _check_is_file(path)
-    sums = getattr(result, "files", None)
-    wanted = sums.get(WEIGHTS) if isinstance(sums, Mapping) else None
+    wanted = result.files.get(WEIGHTS)
     if wanted is None:
         return path
     try:
