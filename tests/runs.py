@@ -63,7 +63,7 @@ def write_run(
         "config_sha256": run.config.sha256(),
         "train": losses,
         "val": losses,
-        "test": losses,
+        "test": Test(**losses.model_dump()),
         "timing": Timing(
             train_seconds=seconds,
             epoch_seconds=[seconds / epochs] * epochs,
