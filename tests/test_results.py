@@ -45,7 +45,13 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
         "val", "test", "timing", "model", "memory", "environment", "position", "resumed",
         "wall_seconds", "files", "metrics", "warnings",
     }  # fmt: skip
-    assert set(loaded["timing"]) == {"train_seconds", "epoch_seconds", "first_step_seconds", "images_per_second"}
+    assert set(loaded["timing"]) == {
+        "train_seconds",
+        "epoch_seconds",
+        "first_step_seconds",
+        "images_per_second",
+        "metrics_seconds",
+    }
     assert set(loaded["model"]) == {
         "parameters",
         "encoder_parameters",

@@ -85,13 +85,14 @@ def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, ask
     started = time.perf_counter()
     figures = measure(model, data, settings, wanted, result.test.model_dump())
     history = results.read_history(folder)
-    epochs = history.get("val") or history.get("train") or {}
+    both = [history[split]["kl"] for split in ("train", "val") if split in history]
+    kl = [max(epoch) for epoch in zip(*both, strict=False)]
     updated = result.model_copy(
         update={
             "test": result.test.model_copy(update=figures),
             "timing": result.timing.model_copy(update={"metrics_seconds": time.perf_counter() - started}),
             "metrics": wanted.model_dump(),
-            "warnings": symptoms(figures, epochs.get("kl", [])),
+            "warnings": symptoms(figures, kl),
         }
     )
     results.write_result(folder, updated)

@@ -260,9 +260,9 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
 
 
 def _kl(rows: Sequence[Row]) -> list[float]:
-    """The KL divergence of each epoch, of the validation where there is one."""
-    found = {split: [row.kl for row in rows if row.split == split] for split in ("val", "train")}
-    return found["val"] or found["train"]
+    """The KL divergence of each epoch, of its training or its validation, whichever is higher."""
+    epochs = dict.fromkeys(row.epoch for row in rows if row.split != "test")
+    return [max(row.kl for row in rows if row.epoch == epoch and row.split != "test") for epoch in epochs]
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:

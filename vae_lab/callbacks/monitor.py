@@ -65,7 +65,7 @@ class Monitor(Callback):
                 logger.experiment.add_histogram("val/kl_per_dimension", kl, pl_module.epochs_done)
 
     def _tell(self, module: LitVAE) -> None:
-        kl = (module.averages.get("val") or module.averages["train"]).value()["kl"]
+        kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
         if kl > MOST_KL and not self._told:
             self._told = True
             log.warning("%s", exploding(module.epochs_done, kl))
