@@ -1,15 +1,24 @@
-"""The report's page in a real browser."""
+"""The report's page and TensorBoard's in a real browser."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 from runs import write_grid
 
-from vae_lab import report
+from vae_lab import experiment, report
+from vae_lab.cli import config_folder
+from vae_lab.config import Run, register_resolvers
+
+register_resolvers()
 
 CELLS = ["vanilla-vanilla", "vanilla-encdec", "encdec-vanilla", "encdec-encdec"]
 
@@ -20,7 +29,9 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses root
         try:
-            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"] if root else [])
+            drawing = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # the projector's WebGL without a GPU
+            arguments = [*drawing, "--no-sandbox"] if root else drawing
+            browser = playwright.chromium.launch(executable_path=installed, args=arguments)
         except Error as error:
             pytest.skip(f"no Chromium here, `make browser` installs it ({str(error).splitlines()[0]})")
         yield browser
@@ -99,3 +110,57 @@ def test_only_tables_and_figures_scroll_sideways(page: Page, width: int) -> None
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("h1").bounding_box()["x"] >= 0
+
+
+# --- TensorBoard -------------------------------------------------------------------------------------------
+
+RUNS = ["vanilla-vanilla/seed-0", "vanilla-vanilla/seed-1"]
+
+
+@pytest.fixture(scope="module")
+def tensorboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that shows two runs, trained for it."""
+    folder = tmp_path_factory.mktemp("runs")
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        for seed in (0, 1):
+            words = ["name=shown", f"seed={seed}", "trainer.max_epochs=2"]
+            config = Run.of(compose("train", words, return_hydra_config=True)).config
+            data = config.data.model_copy(update={"num_train": 200, "num_val": 40, "num_test": 60})
+            small = config.model_copy(update={"data": data})
+            place = folder / "shown" / "vanilla-vanilla" / f"seed-{seed}"
+            logger = {"tensorboard": small.logger["tensorboard"].model_copy(update={"save_dir": str(place)})}
+            pictures = {"pictures": small.callbacks["pictures"].model_copy(update={"folder": str(place)})}
+            small = small.model_copy(update={"logger": logger, "callbacks": {**small.callbacks, **pictures}})
+            assert experiment.run(Run(small, "vanilla", "vanilla", "vanilla-vanilla", (), place)).finished
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder / "shown"), "--port", "0"]
+    log = folder / "server.log"
+    with open(log, "w") as said, subprocess.Popen(command, stderr=said) as server:
+        while not (address := re.search(r"http://\S+", log.read_text())) and server.poll() is None:
+            time.sleep(0.1)
+        assert address, log.read_text()
+        yield address[0]
+        server.terminate()
+
+
+@pytest.mark.parametrize(
+    ("tab", "words"),
+    [
+        ("scalars", {*RUNS, "optimizer", "test"}),
+        ("images", {*RUNS, "latent/interpolations", "latent/traversals"}),
+        ("hparams", {*RUNS, "encoder", "latent.dim", "test/total"}),
+        ("custom_scalars", {*RUNS, "all cells", "validation total"}),
+        ("projector", {*RUNS, "2 runs found", "1 tensor found"}),
+    ],
+)
+def test_tensorboard_shows_the_runs_on_its_pages(browser: Browser, tensorboard: str, tab: str, words: set[str]) -> None:
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    try:
+        page.goto(f"{tensorboard}#{tab}")
+        missing, until = words, time.monotonic() + 60
+        while missing and time.monotonic() < until:  # the projector is a page in a page
+            page.wait_for_timeout(200)
+            missing = {word for word in words if not any(frame.get_by_text(word).count() for frame in page.frames)}
+        assert not missing
+        assert not any(frame.get_by_text("does not have WebGL").count() for frame in page.frames)
+    finally:
+        page.close()

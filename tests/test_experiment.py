@@ -93,7 +93,7 @@ def test_tensorboard_has_every_split_and_epoch_the_timing_and_a_picture(run_of: 
         assert events.Scalars(f"{split}/total")[-1].value == pytest.approx(getattr(result, split).total)
     assert [event.value for event in events.Scalars("time/epoch_seconds")] == pytest.approx(result.timing.epoch_seconds)
     assert "time/images_per_second" in events.Tags()["scalars"]
-    assert events.Tags()["images"] == ["test/reconstructions", "test/samples"]
+    assert {*events.Tags()["images"]} >= {"test/reconstructions", "test/samples"}
 
 
 def test_the_same_command_gives_the_same_losses(run_of: Compose) -> None:

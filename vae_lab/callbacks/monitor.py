@@ -20,7 +20,8 @@ class Monitor(Callback):
     """Logs once an epoch, and tells an exploding KL divergence at once.
 
     - `optimizer/learning_rate`: that of the epoch's last step.
-    - `optimizer/gradient_norm`: Euclidean norm over all weights, before clipping, averaged over every tenth step.
+    - `optimizer/gradient_norm`: Euclidean norm over all weights, before clipping, averaged over the epoch's first step
+      and every tenth after it.
     - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
     - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
       dimension, in nats.
@@ -37,20 +38,22 @@ class Monitor(Callback):
             raise ValueError(f"every_steps must be at least 1, but is {every_steps}")
         self.every_steps = every_steps
         self._norms: list[Tensor] = []
+        self._steps = 0
         self._learning_rate = 0.0
         self._told = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
-        if trainer.global_step % self.every_steps == 0:
+        if self._steps % self.every_steps == 0:
             self._norms.append(get_total_norm([w.grad for w in pl_module.parameters() if w.grad is not None]))
+        self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
         figures = {"optimizer/learning_rate": self._learning_rate}
         if self._norms:
             figures["optimizer/gradient_norm"] = torch.stack(self._norms).mean().item()
-            self._norms = []
+        self._steps, self._norms = 0, []
         memory = peak_memory(pl_module.device)
         if memory is not None:
             figures["memory/peak_megabytes"] = memory / 1e6
