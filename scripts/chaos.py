@@ -33,16 +33,17 @@ from vae_lab import results
 # --- A grid that is disturbed ------------------------------------------------------------------------------
 
 GRID = (
-    "-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec", "latent.dim=4", "data.num_train=200", "data.num_val=50",
+    "-m", "encoder=vanilla,encdec", "latent.dim=4", "data.num_train=200", "data.num_val=50",
     "data.num_test=50", "data.batch_size=20", "trainer.max_epochs=4", "trainer.threads=1", "name=grid",
 )  # fmt: skip
-RUNS = 4
 
 
 class Child:
     """The command in a process of its own, forked from this one, which has imported torch already."""
 
-    def __init__(self, folder: Path, words: Sequence[str] = GRID) -> None:
+    decoders = ("vanilla", "encdec")
+
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.said = Path(tempfile.mkstemp(suffix=".txt")[1])
         self.started = time.monotonic()
@@ -55,7 +56,7 @@ class Child:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 os.chdir(folder)
-                code = exit_code(["train", *words])
+                code = exit_code(["train", *GRID, f"decoder={','.join(self.decoders)}"])
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -116,7 +117,7 @@ def undisturbed(place: Path) -> Undisturbed:
     code, said = child.wait()
     seconds = time.monotonic() - child.started
     found = outcome(folder)
-    if code or len(found) != RUNS:
+    if code or len(found) != 2 * len(Child.decoders):
         raise SystemExit(f"the undisturbed grid ended with {code}:\n{said}")
     return Undisturbed(found, seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
@@ -125,32 +126,30 @@ def kills(place: Path, whole: Undisturbed, count: int, seed: int) -> dict[str, A
     """Kill -9 at random moments, each followed by the same command, until it has come to its end."""
     chance = random.Random(seed)
     broken: list[str] = []
-    done = grids = resumed = 0
-    folder = place / "killed-0"
+    moments: list[int] = []
+    grids = resumed = 0
     before: dict[str, tuple[int, bytes]] = {}
-    moments = []
-    while done < count or before:
+    while True:
+        folder = place / f"killed-{grids}"
         child = Child(folder)
-        # Short against the whole, so that a grid is killed many times before it has come to its end.
-        last = done == count
-        killed = not last and child.kill_after(chance.uniform(0, whole.seconds / 2))
+        killed = len(moments) < count and child.kill_after(chance.uniform(0, whole.seconds))
         code, said = child.wait()
         now = finished(folder)
         broken += [f"{folder.name}: {run} was lost or run again" for run in before if now.get(run) != before[run]]
         broken += [f"{folder.name}: {said}"] * ("Traceback" in said)
-        resumed += sum("goes on after epoch" in line and "Plan" not in line for line in said.splitlines())
+        resumed += len(re.findall("^  .*: goes on after epoch", said, re.MULTILINE))
         before = now
         if killed:
-            done += 1
             moments.append(len(now))
             continue
+        grids, before = grids + 1, {}
         if code or outcome(folder) != whole.outcome:
             broken.append(f"{folder.name}: exit code {code}, or another outcome: {said}")
-        grids, before = grids + 1, {}
-        folder = place / f"killed-{grids}"
+        if len(moments) == count:
+            break
+    by_finished = [moments.count(number) for number in range(len(whole.outcome) + 1)]
     return {
-        "kills": done, "grids": grids, "runs gone on with": resumed,
-        "kills with 0, 1, … runs finished": [moments.count(number) for number in range(RUNS + 1)], "broken": broken,
+        "kills": count, "by runs finished": by_finished, "grids": grids, "runs gone on with": resumed, "broken": broken,
     }  # fmt: skip
 
 
@@ -190,7 +189,7 @@ def processes(place: Path, whole: Undisturbed, count: int) -> dict[str, Any]:
     trained = Counter(run for _, said in ends for run in re.findall(r"^\d/\d  (\S+): total ", said, re.MULTILINE))
     left_alone = sum(said.count("in the hands of process") for _, said in ends)
     broken = [f"exit code {code}: {said}" for code, said in ends if code or "Traceback" in said]
-    if sorted(trained.values()) != [1] * RUNS or outcome(folder) != whole.outcome:
+    if sorted(trained.values()) != [1] * len(whole.outcome) or outcome(folder) != whole.outcome:
         broken.append(f"trained {dict(trained)}")
     if not (folder / "outputs/grid/report/report.html").is_file():
         broken.append("no report")
@@ -214,10 +213,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--cases", type=int, default=1000, help="of fuzz")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
+    parser.add_argument("--small", action="store_true", help="a grid of two runs in place of four")
     given = parser.parse_args()
+    if given.small:
+        Child.decoders = Child.decoders[:1]
     # Imported once, and not in every process: a kill hits what a sweep does, not what Python reads.
-    for module in ("experiment", "report", "plots"):
-        importlib.import_module(f"vae_lab.{module}")
+    for module in ("vae_lab.experiment", "vae_lab.plots", "torch.utils.tensorboard"):
+        importlib.import_module(module)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
