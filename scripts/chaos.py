@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from fuzz import exit_code, fuzz
@@ -34,14 +34,14 @@ from vae_lab import results
 
 GRID = (
     "-m", "encoder=vanilla,encdec", "latent.dim=4", "data.num_train=200", "data.num_val=50",
-    "data.num_test=50", "data.batch_size=20", "trainer.max_epochs=4", "trainer.threads=1", "name=grid",
+    "data.num_test=50", "data.batch_size=20", "trainer.threads=1", "name=grid",
 )  # fmt: skip
 
 
 class Child:
     """The command in a process of its own, forked from this one, which has imported torch already."""
 
-    decoders = ("vanilla", "encdec")
+    words: ClassVar = ["decoder=vanilla,encdec", "trainer.max_epochs=20"]
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Child:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 os.chdir(folder)
-                code = exit_code(["train", *GRID, f"decoder={','.join(self.decoders)}"])
+                code = exit_code(["train", *GRID, *self.words])
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -117,7 +117,7 @@ def undisturbed(place: Path) -> Undisturbed:
     code, said = child.wait()
     seconds = time.monotonic() - child.started
     found = outcome(folder)
-    if code or len(found) != 2 * len(Child.decoders):
+    if code or not found:
         raise SystemExit(f"the undisturbed grid ended with {code}:\n{said}")
     return Undisturbed(found, seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a grid of two runs in place of four")
     given = parser.parse_args()
     if given.small:
-        Child.decoders = Child.decoders[:1]
+        Child.words = ["decoder=vanilla", "trainer.max_epochs=4"]
     # Imported once, and not in every process: a kill hits what a sweep does, not what Python reads.
     for module in ("vae_lab.experiment", "vae_lab.plots", "torch.utils.tensorboard"):
         importlib.import_module(module)

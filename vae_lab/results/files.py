@@ -19,6 +19,7 @@ from vae_lab.results.writing import write_text
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
+METRICS = "csv"  # the folder of conf/logger/csv.yaml
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
 # PyYAML's reader in C is ten times as fast; it is not built everywhere.
@@ -215,5 +216,6 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
             file.unlink()
     for file in (folder / CHECKPOINTS).glob(".*.partial*"):
         file.unlink()
+    shutil.rmtree(folder / METRICS, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
