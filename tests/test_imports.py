@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "metrics", "results", "callbacks",
-    "checkpoint", "experiment", "statistics", "plots", "report", "plan", "sweep", "cli",
+    "checkpoint", "resume", "experiment", "statistics", "plots", "report", "plan", "sweep", "cli",
 ]  # fmt: skip
 
 

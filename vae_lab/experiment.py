@@ -19,8 +19,9 @@ import lightning
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from vae_lab import __version__, checkpoint, config, results, vae
+from vae_lab import __version__, config, results, resume, vae
 from vae_lab.callbacks import History
+from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
@@ -195,8 +196,8 @@ def epochs_kept(run: Run) -> int:
     if earlier is not None and not earlier.finished:
         return 0
     try:
-        return checkpoint.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
-    except checkpoint.CheckpointError as error:
+        return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
+    except resume.CheckpointError as error:
         log.warning("%s begins anew: %s", run, error)
         return 0
 
@@ -228,14 +229,14 @@ def _train(
             callbacks=[
                 history,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                checkpoint.Checkpoints(checkpoints, origin, "val" if has_validation else "train"),
+                resume.Checkpoints(checkpoints, origin, "val" if has_validation else "train"),
             ],
-            plugins=[checkpoint.CheckpointFiles()],
+            plugins=[resume.CheckpointFiles()],
         )
-        last = str(checkpoints / checkpoint.LAST) if goes_on else None
+        last = str(checkpoints / resume.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
-    checkpoint.save_weights(model, folder / results.WEIGHTS)
+    save_weights(model, folder / results.WEIGHTS)
     return {
         "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
