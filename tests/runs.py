@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from vae_lab import results
 from vae_lab.cli import config_folder
 from vae_lab.config import Run, register_resolvers
-from vae_lab.results import Environment, Losses, Memory, Model, Result, Timing
+from vae_lab.results import Environment, Losses, Memory, Model, Result, Test, Timing
 
 ENVIRONMENT = Environment(python="3.11", torch="2.15", lightning="2.6", device="Processor A", threads=2, commit=None)
 
@@ -63,7 +63,7 @@ def write_run(
         "config_sha256": run.config.sha256(),
         "train": losses,
         "val": losses,
-        "test": losses,
+        "test": Test(**losses.model_dump()),
         "timing": Timing(
             train_seconds=seconds,
             epoch_seconds=[seconds / epochs] * epochs,

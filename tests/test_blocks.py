@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vae_lab import blocks, config
-from vae_lab.blocks import FitError, Place, Style
-from vae_lab.blocks.layers import ChannelNorm, groups, transpose
+from vae_lab.blocks import FitError, Place, Style, shapes_only
+from vae_lab.blocks.layers import ACTIVATIONS, ChannelNorm, groups, transpose
 from vae_lab.config import ConfigError
 from vae_lab.networks import Decoder, Encoder
 
@@ -211,6 +211,26 @@ def test_what_does_not_fit_a_decoder(given: list[dict], head: str, words: list[s
     assert all(word in str(raised.value) for word in words), str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), *(make() for make in ACTIVATIONS.values())],
+    ids=str,
+)
+def test_shapes_without_values_are_those_with_values(module: nn.Module) -> None:
+    expected = module(torch.rand(2, 4, 3, 5))
+    with shapes_only():
+        found = module.to("meta")(torch.empty(2, 4, 3, 5))
+    assert (found.shape, found.dtype, found.device.type) == (expected.shape, expected.dtype, "meta")
+
+
+def test_shapes_that_batch_normalisation_refuses_are_refused_without_values() -> None:
+    with shapes_only():
+        with pytest.raises(RuntimeError, match="should contain 4 elements not 3"):
+            nn.BatchNorm2d(3)(torch.empty(2, 4, 3, 5))
+        with pytest.raises(ValueError, match="more than 1 value"):
+            nn.BatchNorm1d(3)(torch.empty(1, 3))
+
+
 def test_nothing_is_allocated_where_a_block_does_not_fit() -> None:
     class Meta(nn.Module):
         def __init__(self) -> None:
@@ -264,6 +284,42 @@ def trains(network: nn.Module, given: torch.Tensor) -> None:
     network(given).square().mean().backward()
     optimizer.step()
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+SIDE = st.integers(1, 12)
+
+
+STRIDED = st.one_of(
+    *(
+        block_of({"kernel": st.integers(1, 6), "dilation": st.integers(1, 3), "stride": st.just(stride)}, conv=WIDTH)
+        for stride in (2, 3)
+    ),
+    block_of({"kernel": KERNEL, "stride": st.integers(1, 4)}, residual=WIDTH),
+    block_of({"kernel": st.integers(1, 6), "stride": st.integers(2, 4)}, depthwise=WIDTH),
+    block_of({}, global_pool=st.sampled_from(["max", "avg"])),
+    block_of({}, dense=WIDTH),
+)
+
+
+@given(st.one_of(ON_A_MAP, SMALLER, LARGER, STRIDED), SIDE, SIDE, st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_what_a_word_makes_of_a_shape_is_what_its_module_makes_of_it(
+    block: dict, height: int, width: int, in_decoder: bool, short: bool
+) -> None:
+    try:
+        (word,) = config.parse_blocks("blocks", [block])
+    except ConfigError:  # an even kernel without a stride
+        return
+    if isinstance(word, config.ForeignBlock):
+        return
+    end = (2 * height - short, 2 * width) if word.grows > 1 else (height, width)
+    place = Place((4, height, width), Style("relu", "batch"), end if in_decoder else None)
+    with torch.device("meta"):
+        try:
+            module = blocks.build(word, place)
+        except FitError:
+            return
+        assert word.after(place.shape, place.size) == module(torch.empty(2, *place.shape)).shape[1:]
 
 
 @given(FEW, SMALLER, FEW, st.lists(st.fixed_dictionaries({"dense": WIDTH}), max_size=2), st.fixed_dictionaries(STYLE))

@@ -40,7 +40,7 @@ class Slow(nn.Module):
 @pytest.mark.parametrize("extra", ["callbacks=quiet", "+trainer.val_check_interval=2"])
 def test_the_clock_counts_training_steps_alone(run_of: Compose, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setattr(Slow, "clock", Clock())
-    monkeypatch.setattr(callbacks, "time", Slow.clock)
+    monkeypatch.setattr(callbacks.history, "time", Slow.clock)
     blocks = f"[{{down:2}},{{_target_:{__name__}.Slow}}]"
     run = run_of(
         f"encoder.blocks={blocks}", "decoder.blocks=[{dense:2}]", "latent.dim=2", "data.num_train=50",
@@ -64,8 +64,8 @@ def test_time_left_counts_the_runs_after_this_one(fraction: float, position: Pos
 
 def test_the_bar_shows_three_losses_and_the_time_left(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(callbacks, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
-    monkeypatch.setattr(callbacks.Position, "current", classmethod(lambda cls: Position(2, 4)))
+    monkeypatch.setattr(callbacks.progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(Position, "current", classmethod(lambda cls: Position(2, 4)))
     run = run_of("trainer=debug", "+callbacks.progress.interval=0.0", "trainer.threads=1", "latent.dim=4")
     result = experiment.run(run)
     assert result.finished, result.error

@@ -110,12 +110,13 @@ def test_the_published_convolutional_network_has_maps_of_the_published_sizes(run
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_model_is_made_at_once(run_of: Compose, shape: list[int]) -> None:
-    settings = run_of("encoder=resnet_128", "decoder=resnet", f"data.image_shape={shape}").config
+    """The variant with the most blocks before the one with the most weights, whatever else the machine does."""
+    settings = run_of("encoder=resnet_128", "decoder=conv_1024", f"data.image_shape={shape}").config
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         vae.build(settings)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.2
 
 

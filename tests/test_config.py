@@ -13,6 +13,10 @@ from vae_lab import config
 from vae_lab.config import ConfigError, Problem, cell_name
 
 
+def nested(lists: int) -> str:
+    return lists * "{blocks:[" + "{conv:4}" + lists * "]}"
+
+
 @pytest.mark.parametrize(
     ("override", "key", "words"),
     [
@@ -66,6 +70,7 @@ from vae_lab.config import ConfigError, Problem, cell_name
         ("encoder.blocks=[]", "encoder.blocks", "a list of 1 or more"),
         ("encoder.blocks=[{dwon:8}]", "encoder.blocks[0]", "did you mean 'down'?"),
         ("encoder.blocks=[{down:8,up:8}]", "encoder.blocks[0]", "exactly one block"),
+        ("encoder.blocks=[{1:8}]", "encoder.blocks[0]", "exactly one block, but is {1: 8}"),
         ("encoder.blocks=[{down:8},{down:-8}]", "encoder.blocks[1].down", "at least 1, but is -8"),
         ("encoder.blocks=[{conv:8,kernel:4}]", "encoder.blocks[0].kernel", "must be odd"),
         (
@@ -73,6 +78,8 @@ from vae_lab.config import ConfigError, Problem, cell_name
             "encoder.blocks[0].stride",
             "known: down, kernel, repeat, activation, normalization",
         ),
+        ("encoder.blocks=[{conv:4,repeat:600},{conv:4,repeat:600}]", "encoder.blocks", "must be 1000 blocks or fewer"),
+        (f"encoder.blocks=[{nested(20)}]", "encoder.blocks", "must be 20 lists in one another or fewer"),
         ("decoder.blocks=[7]", "decoder.blocks[0]", "exactly one block, but is 7"),
         ("encoder.blocks=[{_target_:relu}]", "encoder.blocks[0]._target_", "a dotted name"),
         ("+extra=1", "extra", "no such key (its value is 1); known: name, seed"),
@@ -209,6 +216,11 @@ def test_schedules_know_what_shortens_a_training(run_of: Compose, override: str,
         ("optimizer._target_=torch.optim.Adamm", "optimizer._target_", "'torch.optim.Adamm'"),
         ("+optimizer.lrr=1", "optimizer.lrr", "did you mean 'lr'?"),
         ("callbacks.progress._target_=no_such_package.Bar", "callbacks.progress._target_", "No module named"),
+        (
+            "encoder.blocks=[{_target_:torch.nn}]",
+            "encoder.blocks[0]._target_",
+            "a class or a function, but 'torch.nn' is",
+        ),
         ("encoder.blocks=[{_target_:torch.nn.Dropout,q:1}]", "encoder.blocks[0].q", "Dropout takes no such argument"),
     ],
 )
@@ -243,6 +255,7 @@ def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
     assert explained("encoders=vanilla").text.startswith("no such key (encoders=vanilla); did you mean 'encoder'?")
     assert explained("latent.dim").text.startswith("'latent.dim' is not of the form key=value")
     assert explained("encoder._target_=mine.Encoder").text.endswith("add it with a plus: +encoder._target_=…")
+    assert explained(f"encoder.blocks=[{nested(90)}]").text.startswith("lists are nested too deep")
     assert explained("encoder=null").text.startswith("Config group override must be")
 
 

@@ -89,6 +89,15 @@ def test_the_command_takes_the_words_of_training(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
+def test_the_command_takes_five_seconds_at_most(tmp_path: Path) -> None:
+    """Of a processor, whatever else the machine does."""
+    before = os.times()
+    done = call("decoder=conv_1024", "data.image_shape=[1,64,64]", "match=flops", folder=tmp_path)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 # Data flows one way: a module imports only from those before it.
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
-    "objective", "module", "metrics", "results", "callbacks",
-    "checkpoint", "resume", "experiment", "statistics", "plots", "report", "plan", "sweep", "cli",
+    "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
+    "checkpoint", "resume", "trust", "loading", "evaluation", "experiment",
+    "statistics", "plots", "report", "plan", "sweep", "cli",
 ]  # fmt: skip
 
 
@@ -36,8 +37,8 @@ def module(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_import_only_upwards(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":
-        assert not imported(path)
+    if path == PACKAGE / "__init__.py":  # what it offers it imports when asked, as the next test sees
+        assert imported(path) <= {"vae", "loading", "results"}
         return
     assert module(path) in ORDER
     position = ORDER.index(module(path))

@@ -65,6 +65,18 @@ def test_widths_stay_multiples_of_heads_and_groups(run_of: Compose) -> None:
     assert inner != 10
 
 
+def test_widths_keep_two_channels_for_a_norm_to_tell_apart(run_of: Compose) -> None:
+    blocks = "[{conv: 64, normalization: layer},{conv: 2, normalization: group},{down: 1},{residual: 64}]"
+    settings = run_of(f"encoder.blocks={blocks}", "match=flops", "match.tolerance=0.1").config
+    found = match.matched(settings)
+    assert found is not None
+    assert isinstance(found.config.encoder, config.Network)
+    first, second, third, _ = (block.value for block in found.config.encoder.blocks)
+    assert 2 <= first < 64
+    assert second == 2
+    assert third == 1
+
+
 def test_another_reference_and_its_own_words(run_of: Compose) -> None:
     settings = run_of("match=parameters", "match.encoder=mlp_512", "encoder.blocks=[{dense:8}]", "latent.dim=32").config
     assert settings.match.references is not None
@@ -115,7 +127,7 @@ def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
         (
             ["encoder.blocks=[{conv:4},{_target_:torch.nn.Conv2d,in_channels:4,out_channels:4,kernel_size:1}]"],
             "encoder.blocks[1]",
-            ["with the widths that match tries (4→", "named by _target_ keeps its width"],
+            ["with the widths that match tries (4→", "named by _target_ stay as they are"],
         ),
     ],
 )

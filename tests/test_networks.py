@@ -65,6 +65,30 @@ def test_a_blocks_own_choices_go_before_the_networks() -> None:
     assert second[0].bias is not None
 
 
+class Choosing(nn.Module):
+    """Does what a block may not do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> object:
+        return {"value": lambda: x if x.max() > 1 else -x, "index": lambda: x.argmax(1, True), "pair": lambda: (x, x)}[
+            self.how
+        ]()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_lazy_classes_have_their_weights_before_the_optimiser_asks_for_them(inside: bool) -> None:
+    lazy = {"_target_": "torch.nn.LazyConv2d", "out_channels": 3, "kernel_size": 3}
+    norm = {"_target_": "torch.nn.LazyBatchNorm2d"}
+    given = [{"blocks": [lazy, norm]}] if inside else [lazy, norm]
+    encoder = Encoder((1, 8, 8), 2, [{"down": 4}, *given])
+    assert {type(part) for part in encoder.modules()} >= {nn.Conv2d, nn.BatchNorm2d}
+    assert all(part.training for part in encoder.modules())
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 36 + 8 + 111 + 6 + 26
+
+
 def test_shape_inference_leaves_a_block_as_it_was() -> None:
     norm = Encoder((1, 8, 8), 2, [{"down": 4}]).blocks[0][1]
     assert norm.num_batches_tracked == 0
@@ -92,8 +116,16 @@ def test_shape_inference_leaves_a_block_as_it_was() -> None:
         (
             "encoder",
             [{"_target_": "torch.nn.Conv2d", "in_channels": 9, "out_channels": 1, "kernel_size": 1}],
-            ["encoder.blocks[0]: 'torch.nn.Conv2d' does not take a map of 1×28×28"],
+            ["encoder.blocks[0]: 'torch.nn.Conv2d' does not take a map of 1×28×28", "change its arguments"],
         ),
+        (
+            "encoder",
+            [{"_target_": "torch.nn.Conv2d"}],
+            ["encoder.blocks[0]: 'torch.nn.Conv2d' cannot be built (TypeError", "in_channels", "a map of 1×28×28"],
+        ),
+        ("encoder", [{"_target_": f"{__name__}.Choosing", "how": "value"}], ["meta device", "depend on a value"]),
+        ("encoder", [{"_target_": f"{__name__}.Choosing", "how": "index"}], ["makes int64 (2, 1, 28, 28)", "floating"]),
+        ("encoder", [{"_target_": f"{__name__}.Choosing", "how": "pair"}], ["makes a tuple of a map of 1×28×28"]),
         ("encoder", [{"_target_": "torch.optim.Adam", "params": []}], ["encoder.blocks[0]"]),
         (
             "encoder",

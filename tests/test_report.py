@@ -273,9 +273,20 @@ def test_published_figures_stand_beside_those_of_the_default_grid_only(tmp_path:
 
 def test_further_metrics_have_a_table_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "x", test={"total": 0.1, "elbo": 812.34, "a_new_one": 3})
-    held_out = table(tmp_path / "x", "Held-out quality")
-    assert held_out.columns == ("encoder-decoder", "runs", "ELBO, nats", "a_new_one")
-    assert [entry.text for entry in held_out.rows[0]] == ["vanilla-vanilla", "1", "812.3", "3.0000"]
+    likelihood = table(tmp_path / "x", "Likelihood of the test images")
+    assert likelihood.columns == ("encoder-decoder", "runs", "ELBO, nats")
+    assert [entry.text for entry in likelihood.rows[0]] == ["vanilla-vanilla", "1", "812.3"]
+    others = table(tmp_path / "x", "Further test metrics")
+    assert others.columns == ("encoder-decoder", "runs", "a_new_one")
+    assert [entry.text for entry in others.rows[0]] == ["vanilla-vanilla", "1", "3.0000"]
+
+
+def test_what_is_wrong_with_a_model_is_told_once_for_the_seeds_of_its_cell(tmp_path: Path) -> None:
+    for seed in range(3):
+        told = [f"dead units: {seed + 1} channels have the same activation"] if seed else []
+        write_run(tmp_path / "x", seed=seed, warnings=told)
+    (note,) = (note for note in gather([tmp_path / "x"]).notes if "dead units" in note)
+    assert note == "vanilla-vanilla, seeds 1, 2: dead units: 2 channels have the same activation."
 
 
 # --- Findings ----------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def test_what_cannot_be_gone_on_from_begins_anew_and_says_why(
         assert f"begins anew: {last} is damaged (" in caplog.text
     last.write_bytes(kept)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_device", lambda _: "another one")
+        patch.setattr(experiment, "device_name", lambda _: "another one")
         assert experiment.epochs_kept(run) == 0
     assert "was not written by the same run (device was" in caplog.text
     (last.parent / "best.ckpt").unlink()

@@ -33,6 +33,7 @@ vae-lab, version {version}: compare variational autoencoders
   vae-lab describe [OVERRIDES]
                               the layers of one model: shapes, parameters, FLOPs
   vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
+  vae-lab evaluate FOLDER…    the test metrics of finished runs, all of them, from their weights
 
 `vae-lab COMMAND --help` says more about each.
 """
@@ -229,7 +230,7 @@ def job(composed: DictConfig) -> float | None:
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)
     try:
         earlier = plan.finished(run)
-        if earlier is not None:
+        if earlier is not None and plan.measured(run, earlier):
             log.info("%s: finished before, kept", label)
             return earlier.val.total
         with results.locked(run.directory) as owner:
@@ -237,9 +238,15 @@ def job(composed: DictConfig) -> float | None:
                 log.warning("%s: in the hands of %s, left alone", label, owner)
                 return None
             earlier = plan.finished(run)
-            if earlier is not None:
+            if earlier is not None and plan.measured(run, earlier):
                 log.info("%s: finished meanwhile by another process, kept", label)
                 return earlier.val.total
+            if earlier is not None:
+                from vae_lab import evaluation  # imports torch
+
+                added = evaluation.complete(run, earlier)
+                log.info("%s: finished before, its test metrics completed", label)
+                return added.val.total
             harm = plan.damage(run)
             if harm:
                 log.warning("%s: done again, since %s", label, harm)
@@ -261,6 +268,8 @@ def job(composed: DictConfig) -> float | None:
             result.train.kl,
             result.timing.train_seconds,
         )
+        for warning in result.warnings:
+            log.warning("%s: %s", label, warning)
     else:
         log.error("%s: failed, %s", label, result.error)
     return result.val.total
@@ -283,4 +292,35 @@ def report(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"train": train, "describe": describe, "report": report}
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure runs that are there anew."""
+    parser = argparse.ArgumentParser(
+        prog="vae-lab evaluate",
+        description="Measure the test metrics of finished runs from their weights, write them to each result.json, and "
+        "show them. Folders may come from somebody else: no code of theirs is run.",
+        epilog="examples: vae-lab evaluate outputs/study/vanilla-vanilla/seed-0; vae-lab evaluate outputs/study",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="outputs/<name>, or a cell's or run's")
+    parser.add_argument("--metrics", default="full", metavar="CHOICE", help="a file of conf/metrics (default: full)")
+    parser.add_argument("--device", default="cpu", help="where it is measured: cpu, cuda, mps (default: cpu)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="the data set's files, if not where they were")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="NAME", help="a package of yours that a model is made of"
+    )
+    given = parser.parse_args(arguments)
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            chosen = hydra.compose("train", [f"metrics={given.metrics}"], return_hydra_config=True)
+            asked = Run.of(chosen).config.metrics
+    except Exception as error:
+        if not is_complaint(error) and not isinstance(error, ConfigError):
+            raise
+        sweep.stop(error if isinstance(error, ConfigError) else explain(error))
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # for the packages that are allowed
+    if not sweep.show_evaluation(given.folders, asked, given.allow, given.device, given.data_root):
+        raise SystemExit(1)
+
+
+COMMANDS = {"train": train, "describe": describe, "report": report, "evaluate": evaluate}

@@ -34,17 +34,29 @@ class Split(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
+Batch = Float[Tensor, "b c h w"] | tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]
+"""Images with values in [0, 1], or these and their classes."""
+
+
 class Batches:
     """Batches of tensors that are already where the model is; the loader that Lightning iterates over.
 
     With a `seed` the images come in another order each pass. The order depends on the seed and the number of
-    the pass alone, so that every model sees the same one and a later process can repeat it.
+    the pass alone, so that every model sees the same one and a later process can repeat it. With `labels` a batch is a
+    pair of images and labels.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n c h w"], batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        batch_size: int,
+        seed: int | None = None,
+        labels: Int[Tensor, " n"] | None = None,
+    ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.labels = labels
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,10 +66,11 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Float[Tensor, "b c h w"]]:
+    def __iter__(self) -> Iterator[Batch]:
         order = self._order().to(self.images.device)
-        for start in range(0, len(order), self.batch_size):
-            yield _as_float(self.images[order[start : start + self.batch_size]])
+        for indices in torch.split(order, self.batch_size):
+            images = _as_float(self.images[indices])
+            yield images if self.labels is None else (images, self.labels[indices])
 
     def _order(self) -> Int[Tensor, " n"]:
         if self.seed is None:
@@ -129,6 +142,11 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.splits: dict[str, Split] = {}
 
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, if the data set has any."""
+        return getattr(self.dataset, "classes", None)
+
     def prepare_data(self) -> None:
         """Find or fetch the files, and read them once.
 
@@ -187,10 +205,16 @@ class ImageData(LightningDataModule):
             )
         return Split(images, torch.as_tensor(source.targets))
 
-    def _batches(self, split: str, seed: int | None = None) -> Batches:
+    def _batches(self, split: str, seed: int | None = None, *, labelled: bool = False) -> Batches:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        images = self.splits[split].images.to(device)
-        return Batches(images, EVALUATION_BATCH if seed is None else self.batch_size, seed)
+        images, labels = (part.to(device) for part in self.splits[split])
+        return Batches(
+            images, EVALUATION_BATCH if seed is None else self.batch_size, seed, labels if labelled else None
+        )
+
+    def labelled(self, split: str) -> Batches:
+        """Batches of a split's images and classes, in the order of the files; models never train on these."""
+        return self._batches(split, labelled=True)
 
     def train_dataloader(self) -> Batches:
         """Batches of the training images, in another order each epoch."""
@@ -201,10 +225,10 @@ class ImageData(LightningDataModule):
         return self._batches("val")
 
     def test_dataloader(self) -> Batches:
-        """Batches of the test images."""
-        return self._batches("test")
+        """Batches of the test images and their classes."""
+        return self.labelled("test")
 
-    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing to do: the images are there already."""
         return batch
 

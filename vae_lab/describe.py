@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config, vae
-from vae_lab.blocks import Shape
+from vae_lab.blocks import Shape, shapes_only
 from vae_lab.config import Config, Network
 from vae_lab.match import Matched
 
@@ -49,7 +49,7 @@ def describe(settings: Config) -> Description:
     Raises:
         FitError: if a block does not fit.
     """
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         model = vae.build(settings).eval()
         shapes: dict[str, Shape] = {}
         for name, module in model.named_modules():

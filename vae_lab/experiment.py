@@ -1,33 +1,30 @@
 """One run, from its configuration to `result.json`."""
 
-import gc
+import importlib.util
 import logging
-import os
-import platform
-import re
-import subprocess
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from vae_lab import __version__, config, results, resume, vae
-from vae_lab.callbacks import History
+from vae_lab.blocks import shapes_only
+from vae_lab.callbacks import History, Quality, Row
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
+from vae_lab.machine import device_name, environment, peak_memory, reset_peak_memory
 from vae_lab.match import Matched, matched
+from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
 from vae_lab.objective import TERMS
+from vae_lab.tracking import hyperparameters, opened
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +36,9 @@ QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+
+# Lightning's loggers that write by a package which is an extra of this project.
+LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 
 # Our own progress bar and files stand in for these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
@@ -93,7 +93,7 @@ def _check_trainer(settings: Config) -> None:
 
 def _check_parts(settings: Config) -> None:
     """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
-    with _told("objective"), torch.device("meta"), torch.no_grad():
+    with _told("objective"), shapes_only():
         images = torch.empty(2, *settings.data.image_shape)
         losses = config.build(settings.objective)(vae.build(settings)(images), images)
         missing = [term for term in TERMS if term not in losses]
@@ -104,6 +104,11 @@ def _check_parts(settings: Config) -> None:
     if settings.scheduler is not None:
         with _told("scheduler"):
             config.build(settings.scheduler)(optimizer)
+    for name, node in (settings.logger or {}).items():
+        package = LOGGERS.get(node.target.rpartition(".")[2])
+        if package and importlib.util.find_spec(package) is None:
+            problem = f"needs the package {package}, which is not installed: pip install 'vae-lab[{package}]'"
+            raise ConfigError(Problem(f"logger.{name}", f"{problem}, or pip install {package}"))
     for name, node in (settings.callbacks or {}).items():
         with _told(f"callbacks.{name}"):
             config.build(node)
@@ -137,7 +142,7 @@ def run(run: Run) -> results.Result:
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(settings, folder, history, origin(run), goes_on=epochs > 0), None
+        measured, error = _train(run, settings, history, goes_on=epochs > 0), None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         with suppress(OSError):
@@ -158,22 +163,27 @@ def run(run: Run) -> results.Result:
         wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
         files=results.checksums(folder),
-        timing=results.Timing(
-            train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
-            epoch_seconds=history.epoch_seconds,
-            first_step_seconds=history.first_step_seconds,
-            images_per_second=history.images_per_second,
-        ),
-        **{split: _losses(history, split) for split in ("train", "val", "test")},
-        **measured,
+        **_recorded(history) | measured,
     )
     results.write_result(folder, result)
     return result
 
 
-def _losses(history: History, split: str) -> results.Losses:
+def _recorded(history: History) -> dict[str, Any]:
+    """What is known of a run whether or not it came to its end: its clock and the last losses of each split."""
+    timing = results.Timing(
+        train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
+        epoch_seconds=history.epoch_seconds,
+        first_step_seconds=history.first_step_seconds,
+        images_per_second=history.images_per_second,
+    )
+    kinds = {"train": results.Losses, "val": results.Losses, "test": results.Test}
+    return {"timing": timing} | {split: kind(**_losses(history, split)) for split, kind in kinds.items()}
+
+
+def _losses(history: History, split: str) -> dict[str, float]:
     row = history.last(split)
-    return results.Losses(total=row.total, reconstruction=row.reconstruction, kl=row.kl) if row else results.Losses()
+    return {term: getattr(row, term) for term in TERMS} if row else {}
 
 
 def origin(run: Run) -> dict[str, Any]:
@@ -183,7 +193,7 @@ def origin(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "vae_lab": __version__,
         "torch": str(torch.__version__),  # a class of torch's own, which its safe loading refuses
-        "device": _device(run.config),
+        "device": device_name(run.config),
     }
 
 
@@ -202,10 +212,9 @@ def epochs_kept(run: Run) -> int:
         return 0
 
 
-def _train(
-    settings: Config, folder: Path, history: History, origin: dict[str, Any], *, goes_on: bool
-) -> dict[str, Any]:
-    _reset_peak_memory()
+def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> dict[str, Any]:
+    folder = run.directory
+    reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
     model = vae.build(settings).to(memory_format=torch.channels_last)
@@ -221,15 +230,18 @@ def _train(
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = folder / results.CHECKPOINTS
-    with _quiet():
+    parameters = hyperparameters(run)
+    quality = Quality(settings, parameters, history)
+    with _quiet(), opened((settings.logger or {}).values(), parameters) as loggers:
         trainer = Trainer(
             **SILENT | settings.trainer.arguments() | validated,
             default_root_dir=folder,
-            logger=[config.build(node) for node in (settings.logger or {}).values()],
+            logger=loggers,
             callbacks=[
                 history,
+                quality,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                resume.Checkpoints(checkpoints, origin, "val" if has_validation else "train"),
+                resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
             ],
             plugins=[resume.CheckpointFiles()],
         )
@@ -237,10 +249,21 @@ def _train(
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
     save_weights(model, folder / results.WEIGHTS)
+    recorded = _recorded(history)
     return {
+        "test": recorded["test"].model_copy(update=quality.figures),
+        "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
+        "metrics": settings.metrics.model_dump(),
+        "warnings": symptoms(quality.figures, _kl(history.rows)),
         "model": _size(settings, model),
-        "memory": results.Memory(peak_bytes=_peak_memory(trainer.strategy.root_device)),
+        "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device)),
     }
+
+
+def _kl(rows: Sequence[Row]) -> list[float]:
+    """The KL divergence of each epoch, of its training or its validation, whichever is higher."""
+    epochs = dict.fromkeys(row.epoch for row in rows if row.split != "test")
+    return [max(row.kl for row in rows if row.epoch == epoch and row.split != "test") for epoch in epochs]
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:
@@ -261,67 +284,3 @@ def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | Non
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# --- The machine -------------------------------------------------------------------------------------------
-
-
-def environment(settings: Config) -> results.Environment:
-    """What a run's figures depend on beside its configuration."""
-    return results.Environment(
-        python=platform.python_version(),
-        torch=torch.__version__,
-        lightning=lightning.__version__,
-        device=_device(settings),
-        threads=settings.trainer.threads,
-        commit=_commit(),
-    )
-
-
-def _device(settings: Config) -> str:
-    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else _processor()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of this package's own checkout; None where it was installed."""
-    root = config.PACKAGE.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _reset_peak_memory() -> None:
-    gc.collect()  # an earlier run's trainer and module refer to each other
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):
-        return None
-    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None

@@ -1,5 +1,6 @@
 """The latent space: posterior parameters to a sample and its divergence from the prior."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,3 +48,17 @@ class Gaussian(nn.Module):
         """KL(q(z_i | x) ‖ N(0, 1)) in nats for each image and dimension (ibid., appendix B)."""
         mean, log_variance = posterior
         return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
+
+    def log_posterior(self, posterior: Posterior, z: Float[Tensor, "b z"]) -> Float[Tensor, " b"]:
+        """Log q(z | x) of one z for each image, in nats."""
+        mean, log_variance = posterior
+        squared = (z - mean).square() * torch.exp(-log_variance)
+        return -0.5 * (squared + log_variance + math.log(2 * math.pi)).sum(1)
+
+    def log_prior(self, z: Float[Tensor, "b z"]) -> Float[Tensor, " b"]:
+        """Log p(z) of each z, in nats."""
+        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+
+    def sample_prior(self, count: int, generator: torch.Generator) -> Float[Tensor, "n z"]:
+        """Samples of the prior; the generator's device is the CPU, so that they are the same on every device."""
+        return torch.randn(count, self.dim, generator=generator)

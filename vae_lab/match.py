@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config, vae
-from vae_lab.blocks import FitError
+from vae_lab.blocks import FitError, shapes_only
 from vae_lab.config import Config, ConfigError, Group, Network, Problem, leaves
 
 Side = Literal["encoder", "decoder"]
@@ -67,7 +67,7 @@ def check_fit(settings: Config) -> None:
 
 def cost_of(side: Side, settings: Config) -> int:
     """What half of a model costs: its parameters, or the FLOPs of one image through it, as `match.cost` says."""
-    with torch.device("meta"), torch.no_grad():
+    with shapes_only():
         latent = vae.build_latent(settings)
         half = vae.build_half(side, settings, latent).eval()
         if settings.match.cost == "parameters":
@@ -113,8 +113,9 @@ def _half(side: Side, frozen: _Frozen) -> tuple[dict[str, Any], float]:
             return cost_of(side, settings.model_copy(update={side: _with_widths(network, widths)}))
         except FitError as error:
             key, _, text = str(error).partition(": ")
-            problem = f"with the widths that match tries ({_told(widths)}) {text}; " + (
-                "a class that is named by _target_ keeps its width, so that it can follow no block that is scaled"
+            problem = (
+                f"with the widths that match tries ({_told(widths)}) {text}; the channels of the images and of a class "
+                "that is named by _target_ stay as they are, and no width that is scaled can be bound to them"
             )
             raise ConfigError(Problem(key, problem)) from error
 
@@ -186,7 +187,8 @@ def _search(
 
     def scaled(factor: float) -> tuple[int, ...]:
         return tuple(
-            min(max(1, round(width * factor / step)) * step, WIDEST // step * step) for width, step in multiples.items()
+            min(max(_least(width, step), round(width * factor / step)), WIDEST // step) * step
+            for width, step in multiples.items()
         )
 
     def worth(widths: tuple[int, ...]) -> tuple[float, float]:
@@ -213,12 +215,17 @@ def _search(
     if worth(best)[0]:
         moved = [
             start
-            for place, step in enumerate(multiples.values())
+            for place, (width, step) in enumerate(multiples.items())
             for count in range(-REACH, REACH + 1)
-            if (start := _replaced(best, place, best[place] + count * step))[place] > 0
+            if (start := _replaced(best, place, best[place] + count * step))[place] >= _least(width, step) * step
         ]
         best = min((best, *(near for start in moved for near in single(start))), key=worth)
     return best
+
+
+def _least(width: int, step: int) -> int:
+    """How many steps a width keeps at least: of one channel group and layer normalisation leave nothing."""
+    return math.ceil(min(width, 2) / step)
 
 
 def _bracket(cost: Callable[[float], int], goal: int) -> tuple[float, float]:

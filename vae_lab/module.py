@@ -43,14 +43,17 @@ class Average:
         self.images = 0
         self.batches = 0
         self._sum: Tensor | None = None
+        self._kl: Tensor | None = None
         self._recent: list[Tensor] = []
 
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        """Count a batch; waits for nothing."""
+    def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
+        """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
         weighted = torch.stack([losses[term].detach() for term in TERMS]).float() * images
         self._sum = weighted if self._sum is None else self._sum + weighted
         self._recent.append(weighted)
         self.images += images
+        if kl is not None:
+            self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
         self.batches += 1
 
     def first_not_finite(self) -> tuple[int, str, float] | None:
@@ -73,6 +76,10 @@ class Average:
         if self._sum is None:
             return {}
         return dict(zip(TERMS, (self._sum / self.images).tolist(), strict=True))
+
+    def kl_per_dimension(self) -> Float[Tensor, " z"] | None:
+        """The mean KL divergence of each latent dimension in nats, where it was kept."""
+        return None if self._kl is None else self._kl / self.images
 
 
 def not_finite(values: dict[str, float]) -> str | None:
@@ -173,7 +180,8 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         # Drawn on the CPU, so that the stream is the same on every device.
         noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
-        self.averages[split].add(self.objective(self.vae(images, noise), images), len(images))
+        output = self.vae(images, noise)
+        self.averages[split].add(self.objective(output, images), len(images), output.kl)
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}

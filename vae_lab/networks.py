@@ -1,6 +1,7 @@
 """Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from vae_lab import blocks as vocabulary
 from vae_lab import config
-from vae_lab.blocks import FitError, Place, Shape, Style, describe, transpose
+from vae_lab.blocks import FitError, Place, Shape, Style, describe, shapes_only, transpose
 from vae_lab.config import Size, halved
 
 LARGEST = 2**31
@@ -186,48 +187,79 @@ def _check_sizes(key: str, blocks: Sequence[config.AnyBlock], image: Size, end: 
 def _build(step: Step) -> nn.Module:
     if isinstance(step.block, config.Group):
         return vocabulary.enclose(step.block, [*map(_build, step.inner)], step.place.shape, step.after)
-    return vocabulary.build(step.block, step.place)
+    return vocabulary.complete(vocabulary.build(step.block, step.place), step.place.shape)
 
 
 def _output_shape(step: Step) -> Shape:
-    """The shape that a block puts out, by building and running it on the meta device: no memory, no arithmetic.
+    """The shape that a block puts out, by building it on the meta device: no memory, no arithmetic.
+
+    What a word of the vocabulary makes of a shape is known. Any other class is run there too, for which torch needs two
+    seconds in each process.
 
     Raises:
         FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
     """
-    shape = step.place.shape
-    with torch.device("meta"), torch.no_grad():
+    block, shape = step.block, step.place.shape
+    if isinstance(block, config.Group):
+        with shapes_only():
+            _build(step)
+        return step.after
+    name = block.target if isinstance(block, config.ForeignBlock) else block.word
+    with shapes_only():
         try:
-            module = _build(step).to("meta")
+            module = vocabulary.build(block, step.place).to("meta")
+        except FitError:
+            raise
         except Exception as error:  # a class may make anything of its arguments
-            raise FitError(_reason(error)) from error
-        if isinstance(step.block, config.Group):
-            return step.after
-        try:
-            after = _shape_of(module(torch.empty(2, *shape)))
-        except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
-            block = step.block
-            name = block.target if isinstance(block, config.ForeignBlock) else block.word
-            raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)})") from error
+            raise FitError(
+                f"'{name}' cannot be built ({_reason(error)}); its arguments are the keys beside it, and it gets "
+                f"{describe(shape)}"
+            ) from error
+        after = (
+            _run(module, name, shape) if isinstance(block, config.ForeignBlock) else block.after(shape, step.place.size)
+        )
     weights = sum(parameter.numel() for parameter in module.parameters())
     if weights > HEAVIEST:
-        raise FitError(f"has {weights:,} weights for {describe(shape)}; make it or what comes before it smaller")
+        raise FitError(
+            f"has {weights:,} weights for {describe(shape)}, of which it makes {describe(after)}; make one of the two "
+            "smaller"
+        )
     if min(after) < 1 or math.prod(after) > LARGEST:
         raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
     return after
+
+
+def _run(module: nn.Module, name: str, shape: Shape) -> Shape:
+    try:
+        output = module(torch.empty(2, *shape))
+    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+        raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)}); {_advice(error)}") from error
+    return _shape_of(output, name, shape)
 
 
 def _remedy(shape: Shape) -> str:
     return "nothing is left of it: remove the block" if min(shape) < 1 else "that is too large: make it smaller"
 
 
-def _shape_of(output: Any) -> Shape:
-    if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != 2:
-        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"a block must return (b, features) or (b, channels, height, width), but returned {got}")
+def _advice(error: Exception) -> str:
+    if re.search(r"\bmeta\b", str(error)):
+        return (
+            "blocks are tried on the meta device, where tensors have shapes but no values: let nothing in its "
+            "forward() depend on a value or name a device"
+        )
+    return "change its arguments or the blocks before it"
+
+
+def _shape_of(output: Any, name: str, shape: Shape) -> Shape:
+    rule = "a block must return (b, features) or (b, channels, height, width), and floating-point numbers"
+    if not isinstance(output, Tensor):
+        raise FitError(f"'{name}' makes a {type(output).__name__} of {describe(shape)}; {rule}")
+    if output.dim() not in (2, 4) or len(output) != 2 or not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise FitError(f"'{name}' makes {kind} {tuple(output.shape)} of {(2, *shape)}; {rule}")
     return tuple(output.shape[1:])
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: " + " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])

@@ -16,6 +16,7 @@ MOST_LINES = 10
 
 STAGES = {
     "finished": "finished",
+    "to measure": "finished, with test metrics to complete",
     "elsewhere": "in the hands of other processes",
     "goes on": "to go on with",
     "again": "to do again",
@@ -27,7 +28,7 @@ class Stage(NamedTuple):
     """Where a run stands: the epochs it goes on after, and a word about it."""
 
     run: Run
-    name: Literal["finished", "elsewhere", "goes on", "again", "new"]
+    name: Literal["finished", "to measure", "elsewhere", "goes on", "again", "new"]
     epochs: int = 0
     note: str = ""
 
@@ -43,10 +44,16 @@ def finished(run: Run) -> results.Result | None:
     return None if results.damaged(run.directory, result) else result
 
 
-def all_finished(runs: Sequence[Run]) -> list[bool]:
-    """Whether each run has finished; their files are read side by side, which is most of the time it takes."""
+def measured(run: Run, result: results.Result) -> bool:
+    """Whether a finished run has all the test metrics that are asked for now."""
+    known = result.measured()
+    return known is not None and known.covers(run.config.metrics)
+
+
+def all_finished(runs: Sequence[Run]) -> list[results.Result | None]:
+    """What `finished` gives for each run; their files are read side by side, which is most of the time it takes."""
     with ThreadPoolExecutor() as pool:
-        return [result is not None for result in pool.map(finished, runs)]
+        return list(pool.map(finished, runs))
 
 
 def damage(run: Run) -> str:
@@ -61,8 +68,9 @@ def damage(run: Run) -> str:
 
 def stage(run: Run) -> Stage:
     """Where a run stands; torch is imported if it has left a checkpoint."""
-    if finished(run) is not None:
-        return Stage(run, "finished")
+    result = finished(run)
+    if result is not None:
+        return Stage(run, "finished") if measured(run, result) else Stage(run, "to measure", note="to measure again")
     owner = results.holder(run.directory)
     if owner is not None:
         return Stage(run, "elsewhere", note=f"in the hands of {owner}")

@@ -16,11 +16,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from vae_lab import plan, results
-from vae_lab.config import SWEEP_RUNS, Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
+from vae_lab.config import (
+    SWEEP_RUNS,
+    Config,
+    ConfigError,
+    MetricsConfig,
+    Problem,
+    Run,
+    explain,
+    flatten,
+    is_complaint,
+    words,
+)
+
+MOST_COLUMNS = 4
+"""Runs whose test metrics are shown in the terminal."""
 
 MOST_HOLES = 10
 """Missing runs that are told in the terminal; the report has them all."""
@@ -78,6 +93,11 @@ class SweepCallback(Callback):
                 (told(run.directory), (result.error or "no reason recorded") if result else "left no result.json")
                 for run, result in unfinished
                 if run not in elsewhere
+            ]
+            failed += [
+                (told(run.directory), "its test metrics were not completed")
+                for run, result in found
+                if result is not None and result.finished and not plan.measured(run, result)
             ]
             written = False
             try:
@@ -138,6 +158,39 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     page = told(place / "report.html")
     console.print(f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
     return True
+
+
+def show_evaluation(
+    folders: Sequence[Path], asked: MetricsConfig, allow: Sequence[str], device: str, root: str | None
+) -> bool:
+    """Measure the finished runs under these folders and show their test metrics; False if one could not be measured."""
+    from vae_lab import report
+    from vae_lab.results.foreign import LoadError
+    from vae_lab.results.study import StudyError, find
+
+    errors = Console(stderr=True)
+    try:
+        found = find(folders)
+    except StudyError as error:
+        errors.print(f"Nothing measured: {error}", soft_wrap=True, highlight=False, markup=False)
+        return False
+    check_import("torch")
+    from vae_lab.data import DataError
+    from vae_lab.evaluation import evaluate
+
+    measured: list[tuple[str, results.Result]] = []
+    for folder in track(found, "measuring", console=errors, transient=True, disable=not errors.is_terminal):
+        try:
+            measured.append((told(folder), evaluate(folder, asked, allow, device, root)))
+        except (LoadError, DataError, OSError) as error:
+            errors.print(f"Not measured: {error}", soft_wrap=True, highlight=False, markup=False)
+    if measured:
+        Console().print(report.measured(measured[:MOST_COLUMNS]))
+        if len(measured) > MOST_COLUMNS:
+            Console().print(f"and {len(measured) - MOST_COLUMNS} more runs, in their result.json")
+        again = " ".join(map(told, folders))
+        Console().print(f"The report with them: vae-lab report {again}", soft_wrap=True, highlight=False, markup=False)
+    return len(measured) == len(found)
 
 
 def give_up(error: OSError) -> NoReturn:
@@ -234,8 +287,10 @@ def check(runs: Sequence[Run]) -> None:
             a target or trainer argument does not exist, or data is missing.
     """
     check_folders(runs)
-    todo = [run for run, done in zip(runs, plan.all_finished(runs), strict=True) if not done]
-    if not todo:
+    found = list(zip(runs, plan.all_finished(runs), strict=True))
+    todo = [run for run, result in found if result is None]
+    unmeasured = [run for run, result in found if result is not None and not plan.measured(run, result)]
+    if not todo and not unmeasured:
         return
     different = {run.config.sha256(): run for run in todo}.values()
     check_import("torch")
@@ -246,7 +301,7 @@ def check(runs: Sequence[Run]) -> None:
     from vae_lab import experiment  # Lightning takes seconds more
 
     tell_all(different, experiment.check)
-    tell_all({run.config.data.model_dump_json(): run for run in todo}.values(), experiment.check_data)
+    tell_all({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), experiment.check_data)
 
 
 def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:

@@ -1,6 +1,19 @@
 """The vocabulary of an architecture file: what each of its words builds. The words' schema is in `config`."""
 
-from vae_lab.blocks.builders import BUILDERS, Place, build, builds, enclose
-from vae_lab.blocks.layers import FitError, Shape, Style, describe, transpose
+from vae_lab.blocks.builders import BUILDERS, Place, build, builds, complete, enclose
+from vae_lab.blocks.layers import FitError, Shape, Style, describe, shapes_only, transpose
 
-__all__ = ["BUILDERS", "FitError", "Place", "Shape", "Style", "build", "builds", "describe", "enclose", "transpose"]
+__all__ = [
+    "BUILDERS",
+    "FitError",
+    "Place",
+    "Shape",
+    "Style",
+    "build",
+    "builds",
+    "complete",
+    "describe",
+    "enclose",
+    "shapes_only",
+    "transpose",
+]

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from vae_lab import config
 from vae_lab.blocks.layers import (
@@ -95,6 +97,15 @@ def build(block: config.AnyBlock, place: Place) -> nn.Module:
             "put it before 'dense' or 'global_pool', or an 'unflatten' before it"
         )
     return builder(block, Place(place.shape, place.style.of(block), place.size))
+
+
+def complete(module: nn.Module, shape: Shape) -> nn.Module:
+    """The module with all of its weights: torch's lazy classes make theirs when they first get an input of `shape`."""
+    if any(isinstance(part, LazyModuleMixin) for part in module.modules()):
+        with torch.no_grad():
+            module.eval()(torch.zeros(2, *shape))
+        module.train()
+    return module
 
 
 def enclose(block: config.Group, modules: Sequence[nn.Module], before: Shape, after: Shape) -> nn.Module:

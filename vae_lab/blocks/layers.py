@@ -1,11 +1,15 @@
 """What blocks are made of: shapes, the style of a network, convolutions with what follows them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from vae_lab import config
 from vae_lab.config import Size
@@ -33,6 +37,30 @@ class FitError(ValueError):
 def describe(shape: Shape) -> str:
     """A shape as an error message says it."""
     return f"a vector of {shape[0]}" if len(shape) == 1 else "a map of " + "×".join(map(str, shape))
+
+
+# What puts out a tensor like the one that it gets, which torch needs a millisecond to find without values.
+_KEEPING_SHAPE = {functional.leaky_relu, functional.relu, functional.elu, functional.gelu, functional.silu, torch.tanh}
+
+
+class _Shortcuts(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        x, mean = (*args, None, None)[:2]
+        is_float = isinstance(x, Tensor) and x.is_floating_point()
+        if is_float and func in _KEEPING_SHAPE:
+            return x
+        if is_float and func is functional.batch_norm and mean is not None and len(mean) == x.shape[1] < x.numel():
+            return x  # else torch says what is wrong
+        return func(*args, **kwargs or {})
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside it modules are built and run on the meta device: tensors have shapes, but no memory and no values."""
+    with torch.device("meta"), torch.no_grad(), _Shortcuts():
+        yield
 
 
 class ChannelNorm(nn.Module):

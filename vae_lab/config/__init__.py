@@ -3,8 +3,18 @@
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
-from vae_lab.config.schema import NOT_IDENTIFYING, Config, MatchConfig, Network, TrainerConfig, flatten
-from vae_lab.config.targets import build, check_targets, check_trainer
+from vae_lab.config.schema import (
+    NOT_IDENTIFYING,
+    Config,
+    DataConfig,
+    MatchConfig,
+    MetricsConfig,
+    Network,
+    TrainerConfig,
+    flatten,
+    likelihood_variance,
+)
+from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
 from vae_lab.config.validation import parse_blocks, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
@@ -24,6 +34,7 @@ from vae_lab.config.vocabulary import (
     Pool,
     Residual,
     Resize,
+    Shape,
     Size,
     SqueezeExcitation,
     Styled,
@@ -37,6 +48,7 @@ from vae_lab.config.vocabulary import (
 
 __all__ = [
     "BLOCKS",
+    "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
     "SWEEP_RUNS",
@@ -47,6 +59,7 @@ __all__ = [
     "ConfigError",
     "Conv",
     "ConvNext",
+    "DataConfig",
     "Dense",
     "Depthwise",
     "Down",
@@ -56,6 +69,7 @@ __all__ = [
     "GlobalPool",
     "Group",
     "MatchConfig",
+    "MetricsConfig",
     "Network",
     "Node",
     "PartialNode",
@@ -65,6 +79,7 @@ __all__ = [
     "Residual",
     "Resize",
     "Run",
+    "Shape",
     "Size",
     "SqueezeExcitation",
     "Styled",
@@ -79,10 +94,12 @@ __all__ = [
     "choices",
     "explain",
     "flatten",
+    "found_by",
     "halved",
     "identifying",
     "is_complaint",
     "leaves",
+    "likelihood_variance",
     "parse_blocks",
     "register_resolvers",
     "unrolled",

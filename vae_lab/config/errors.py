@@ -45,8 +45,10 @@ def is_complaint(error: Exception) -> bool:
     """Whether an error is about what the user wrote: Hydra, OmegaConf or the YAML reader raised it."""
     if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) or _unreadable(error):
         return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # Hydra also raises plain ValueErrors
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # Hydra also raises plain ValueErrors
+    last = frames[-20:] if isinstance(error, RecursionError) else frames[-1:]  # which may end in what they call
+    packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in last}
+    return bool(packages & {"hydra", "omegaconf", "yaml", "antlr4"})
 
 
 def _unreadable(error: Exception) -> str | None:
@@ -76,6 +78,8 @@ def explain(error: Exception) -> ConfigError:
                 f"{error.override!r} is not of the form key=value ({error.message.splitlines()[0]})",
             )
         )
+    if "maximum recursion depth" in str(error):
+        return ConfigError(Problem("configuration", "lists are nested too deep to be read; nest fewer of them"))
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and OmegaConf.is_dict(cause.parent_node):
         word, key = str(cause.key), cause.full_key or str(cause.key)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -78,6 +79,12 @@ class LatentConfig(Section):
     dim: Width
 
 
+def _once_each(values: list[int]) -> list[int]:
+    if len({*values}) < len(values):
+        raise ValueError("must have each number once")
+    return values
+
+
 def _whose(value: Any) -> str:
     target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
     return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
@@ -113,6 +120,29 @@ class ObjectiveConfig(Section):
     target: Target
     partial: Annotated[Literal[True], Field(alias="_partial_")]
     beta: Annotated[float, Field(ge=0)]
+
+
+Samples = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class MetricsConfig(Section):
+    """Which test metrics beside the losses and those that cost next to nothing."""
+
+    iwae: Annotated[list[Samples], AfterValidator(_once_each)] = Field(default_factory=list)
+    frechet: bool = True
+    probe: bool = False
+
+    def covers(self, other: "MetricsConfig") -> bool:
+        """Whether whoever computed these has also computed the others."""
+        return {*self.iwae} >= {*other.iwae} and self.frechet >= other.frechet and self.probe >= other.probe
+
+    def with_all_of(self, other: "MetricsConfig") -> "MetricsConfig":
+        """These and the others."""
+        return MetricsConfig(
+            iwae=sorted({*self.iwae, *other.iwae}),
+            frechet=self.frechet or other.frechet,
+            probe=self.probe or other.probe,
+        )
 
 
 class OptimizerConfig(PartialNode):
@@ -185,7 +215,19 @@ class Config(Section):
     trainer: TrainerConfig
     logger: dict[str, Node] | None = None
     callbacks: dict[str, Node] | None = None
+    metrics: MetricsConfig = MetricsConfig()
     plan: bool = False
+
+    @property
+    def latent_dim(self) -> int:
+        """Z, the number of latent dimensions; 0 for a latent space of another class that does not say."""
+        return self.latent.dim if isinstance(self.latent, LatentConfig) else 0
+
+    @property
+    def likelihood_variance(self) -> float | None:
+        """σ² of the Gaussian decoder that β stands for; None where it stands for none."""
+        beta = getattr(self.objective, "beta", None) if isinstance(self.objective, ObjectiveConfig) else None
+        return likelihood_variance(beta, self.data.image_shape, self.latent_dim) if beta and self.latent_dim else None
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
@@ -219,6 +261,11 @@ class Config(Section):
             blocks = getattr(self, side).blocks if isinstance(getattr(self, side), Network) else []
             found |= {key: block for key, block in leaves(blocks, f"{side}.blocks") if isinstance(block, ForeignBlock)}
         return found
+
+
+def likelihood_variance(beta: float, image_shape: Sequence[int], latent_dim: int) -> float:
+    """σ² = β·D / (2·Z): under N(x̂, σ²·1) the total times Z/β is, up to a constant, the negative ELBO in nats."""
+    return beta * math.prod(image_shape) / (2 * latent_dim)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,9 @@ import functools
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import hydra.utils
@@ -14,6 +16,9 @@ from pydantic import BaseModel
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.schema import Config, Network, TrainerConfig
 from vae_lab.config.vocabulary import ForeignBlock
+
+HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+"""The keys beside a class's arguments that say how it is called."""
 
 
 def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
@@ -32,6 +37,10 @@ def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
             thing = pkgutil.resolve_name(target)
         except Exception as error:  # the import runs the user's code, which may raise anything
             problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
+            problems.append(Problem(f"{key}._target_", problem))
+            continue
+        if not callable(thing):
+            problem = f"must name a class or a function, but {target!r} is a {type(thing).__name__}"
             problems.append(Problem(f"{key}._target_", problem))
             continue
         ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else ()
@@ -67,13 +76,31 @@ def check_trainer(config: TrainerConfig, trainer: type) -> None:
         raise ConfigError(*problems)
 
 
+Find = Callable[[str], Any]
+_find: ContextVar[Find | None] = ContextVar("find", default=None)
+
+
+@contextmanager
+def found_by(find: Find) -> Iterator[None]:
+    """Within it, `build` asks `find` what a `_target_` names; Hydra, which would import it, has no part in it."""
+    token = _find.set(find)
+    try:
+        yield
+    finally:
+        _find.reset(token)
+
+
 def build(node: BaseModel, **arguments: Any) -> Any:
     """What a node describes, `arguments` added to its own; errors of the target come through as they are."""
     if isinstance(node, Network):
         arguments["_recursive_"] = False  # a block can be built only once its input shape is known
+    ours = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
+    values = node.model_dump(exclude=ours)
+    find = _find.get()
+    if find is not None:
+        return _called(values | arguments, find)
     try:
-        ours = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
-        built = hydra.utils.instantiate(node.model_dump(exclude=ours), _convert_="all", **arguments)
+        built = hydra.utils.instantiate(values, _convert_="all", **arguments)
     except InstantiationException as error:
         if error.__cause__ is None:
             raise
@@ -82,3 +109,19 @@ def build(node: BaseModel, **arguments: Any) -> Any:
         # Hydra's own kind of partial checks its target anew at each call: 2 ms a training step for an objective.
         return functools.partial(built.func, *built.args, **built.keywords)
     return built
+
+
+def _called(value: Any, find: Find) -> Any:
+    """What Hydra makes of a resolved node: every `_target_` in it called, from the innermost outwards."""
+    if isinstance(value, list):
+        return [_called(one, find) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "_target_" not in value:
+        return {key: _called(one, find) for key, one in value.items()}
+    positional = value.get("_args_", [])
+    named = {key: one for key, one in value.items() if key not in HYDRAS}
+    if value.get("_recursive_", True):
+        positional, named = _called(positional, find), _called(named, find)
+    target = find(value["_target_"])
+    return functools.partial(target, *positional, **named) if value.get("_partial_") else target(*positional, **named)

@@ -14,6 +14,7 @@ from vae_lab.config.schema import (
     EncoderConfig,
     LatentConfig,
     MatchConfig,
+    MetricsConfig,
     ObjectiveConfig,
     TrainerConfig,
 )
@@ -77,7 +78,7 @@ def _problem(error: ErrorDetails) -> Problem:
         known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_") and field not in _SET_BY_US]
         return Problem(key, f"no such key (its value is {value!r}); {choices(str(location[-1]), known)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        words = list(value) if isinstance(value, Mapping) else [str(value)]
+        words = [str(word) for word in value] if isinstance(value, Mapping) else [str(value)]
         known = [*BLOCKS, "_target_"]
         odd_one = next((word for word in words if word not in known), "")
         return Problem(key, f"must name exactly one block, but is {value!r}; {choices(odd_one, known)}")
@@ -120,6 +121,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "decoder": DecoderConfig,
         "match": MatchConfig,
         "objective": ObjectiveConfig,
+        "metrics": MetricsConfig,
         **BLOCKS,
     }
     model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)

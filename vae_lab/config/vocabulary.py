@@ -22,8 +22,12 @@ Activation = Literal["leaky_relu", "relu", "elu", "gelu", "silu", "tanh", "none"
 Normalization = Literal["batch", "group", "layer", "none"]
 Size = tuple[int, ...]
 """Height and width of a map."""
+Shape = tuple[int, ...]
+"""A vector's (features,) or a map's (channels, height, width)."""
 
 MOST_BLOCKS = 1000
+DEEPEST = 20
+"""Lists of blocks in one another, of which Hydra reads about forty."""
 WRITTEN = ("kernel",)
 """Arguments that a stored configuration has also at their defaults."""
 
@@ -53,6 +57,17 @@ def halved(size: Size) -> Size:
     return tuple(-(-side // 2) for side in size)
 
 
+def doubled(size: Size) -> Size:
+    """Twice each side."""
+    return tuple(2 * side for side in size)
+
+
+def strided(size: Size, stride: int, kernel: int = 1, dilation: int = 1) -> Size:
+    """What a convolution leaves of a map: the size divided by the stride, rounded up, or down by an even kernel."""
+    reach = dilation * (kernel - 1)
+    return tuple((side - reach + 2 * (reach // 2) - 1) // stride + 1 for side in size)
+
+
 class Block(Section):
     """A word of the vocabulary."""
 
@@ -74,6 +89,10 @@ class Block(Section):
     def size_before(self, size: Size) -> Size:
         """The size of the map that it needs to end with `size`; a decoder finds its sizes so."""
         return size
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """What it makes of one image's shape; `size` is that which the map must end with in a decoder."""
+        return shape
 
     def divisor(self) -> int:
         """What the width of the block itself must be a multiple of."""
@@ -143,6 +162,10 @@ class Conv(Strided):
         """The groups."""
         return self.groups
 
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, the size by the stride."""
+        return (self.conv, *strided(shape[1:], self.stride, self.kernel, self.dilation))
+
 
 @word("down")
 class Down(Styled):
@@ -154,6 +177,10 @@ class Down(Styled):
     def size_before(self, size: Size) -> Size:
         """Twice as large."""
         return tuple(2 * side for side in size)
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, half the size."""
+        return (self.down, *strided(shape[1:], 2, self.kernel))
 
 
 @word("up")
@@ -168,6 +195,10 @@ class Up(Styled):
     def size_before(self, size: Size) -> Size:
         """Half as large."""
         return halved(size)
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, twice the size."""
+        return (self.up, *(size or doubled(shape[1:])))
 
 
 @word("resize")
@@ -184,6 +215,10 @@ class Resize(Styled):
         """Half as large."""
         return halved(size)
 
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, twice the size."""
+        return (self.resize, *(size or doubled(shape[1:])))
+
 
 @word("pool")
 class Pool(Block):
@@ -197,6 +232,10 @@ class Pool(Block):
         """Twice as large."""
         return tuple(2 * side for side in size)
 
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Half the size."""
+        return (shape[0], *halved(shape[1:]))
+
 
 @word("global_pool")
 class GlobalPool(Block):
@@ -205,6 +244,10 @@ class GlobalPool(Block):
     global_pool: Literal["max", "avg"]
 
     scales = False
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """The channels alone."""
+        return shape[:1]
 
 
 @word("encdec")
@@ -227,6 +270,10 @@ class Residual(Strided):
     kernel: OddKernel = 3
     kind: Literal["post", "pre", "bottleneck"] = "post"
 
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, the size by the stride."""
+        return (self.residual, *strided(shape[1:], self.stride))
+
 
 @word("depthwise")
 class Depthwise(Strided):
@@ -234,6 +281,10 @@ class Depthwise(Strided):
 
     depthwise: Width
     kernel: StridedKernel = 3
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, the size by the stride."""
+        return (self.depthwise, *strided(shape[1:], self.stride, self.kernel))
 
 
 @word("convnext")
@@ -245,6 +296,10 @@ class ConvNext(Block):
     expansion: Annotated[int, Field(ge=1, le=64)] = 4
     activation: Activation = "gelu"
     normalization: Normalization = "layer"
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """Its channels, the size as it was."""
+        return (self.convnext, *shape[1:])
 
 
 @word("squeeze_excitation")
@@ -286,12 +341,20 @@ class Dense(Styled):
 
     dense: Width
 
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """A vector."""
+        return (self.dense,)
+
 
 @word("unflatten")
 class Unflatten(Styled):
     """Dense layer from a vector onto a map of `unflatten` channels, which the blocks after it grow to the image."""
 
     unflatten: Width
+
+    def after(self, shape: Shape, size: Size | None) -> Shape:
+        """A map of its channels."""
+        return (self.unflatten, *(size or (1, 1)))
 
 
 @word("blocks")
@@ -356,14 +419,21 @@ def count(blocks: Iterable[AnyBlock]) -> int:
     return sum(block.repeat * (count(block.blocks) if isinstance(block, Group) else 1) for block in blocks)
 
 
+def depth(blocks: Iterable[AnyBlock]) -> int:
+    """How many lists a list of blocks is deep, itself among them."""
+    return 1 + max((depth(block.blocks) for block in blocks if isinstance(block, Group)), default=0)
+
+
 def not_too_many(blocks: list[AnyBlock]) -> list[AnyBlock]:
     """A list of blocks that can be built.
 
     Raises:
-        ValueError: if it is longer than any network.
+        ValueError: if it is longer than any network, or nested deeper.
     """
     if count(blocks) > MOST_BLOCKS:
         raise ValueError(f"must be {MOST_BLOCKS} blocks or fewer with all repeats")
+    if depth(blocks) > DEEPEST:
+        raise ValueError(f"must be {DEEPEST} lists in one another or fewer")
     return blocks
 
 

@@ -16,8 +16,20 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vae_lab import plots, results
+from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
-from vae_lab.report.tables import COST, PUBLISHED, Table, figure, of_metrics, ranked, tables
+from vae_lab.report.tables import (
+    COST,
+    METRICS,
+    MISSING,
+    PUBLISHED,
+    Table,
+    figure,
+    metric,
+    of_metrics,
+    ranked,
+    tables,
+)
 from vae_lab.results.study import SIDES, Study, gather
 from vae_lab.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
@@ -198,10 +210,10 @@ def _value(value: Any) -> str:
 
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
-    """σ = √(β·D / (2·Z)), of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
+    """σ of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
     try:
-        channels, height, width = (config[f"data.image_shape[{axis}]"] for axis in range(3))
-        return float((config["objective.beta"] * channels * height * width / (2 * config["latent.dim"])) ** 0.5)
+        shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]
+        return float(likelihood_variance(config["objective.beta"], shape, config["latent.dim"]) ** 0.5)
     except (KeyError, TypeError, ZeroDivisionError):
         return None
 
@@ -288,13 +300,24 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Grid:
 
 
 HELD_OUT = ("test.total", "test.kl", "val.total")
-SHORT = {"training time, s": "time, s", "MFLOPs/image": "MFLOPs", "peak memory, MB": "MB"}
+HELD_OUT_QUALITY = ("test.elbo", "test.iwae_100", "test.psnr", "test.fid_samples", "test.active_units")
+SHORT = {
+    "ELBO, nats": "ELBO",
+    "IWAE-100, nats": "IWAE",
+    "PSNR, dB": "PSNR",
+    "FID of samples": "FID",
+    "active units": "active",
+    "training time, s": "time, s",
+    "MFLOPs/image": "MFLOPs",
+    "peak memory, MB": "MB",
+}
 
 
 def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Grid]:
     """Held-out losses and cost, a row a cell, the best in bold where it was shown to be better than all others."""
     chosen = [
         of_metrics("Held-out losses", HELD_OUT, study, statistics),
+        of_metrics("Held-out quality", [name for name in HELD_OUT_QUALITY if name in study.metrics], study, statistics),
         of_metrics("Cost", COST, study, statistics),
     ]
     return [_grid(table) for table in chosen if len(table.columns) > 2]
@@ -310,6 +333,25 @@ def _grid(table: Table) -> Grid:
         texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
         grid.add_row(*texts[:1], *texts[2:])
     return grid
+
+
+def measured(found: Sequence[tuple[str, results.Result]]) -> Grid:
+    """The test metrics of runs: a row a metric and a column a run, or of many a row a run."""
+    names = [name for name in METRICS if name.startswith("test.")]
+    values = [{f"test.{name}": value for name, value in result.test.model_dump().items()} for _, result in found]
+    names = [name for name in names if any(own.get(name) is not None for own in values)]
+    grid = Grid(title="Test metrics", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("metric")
+    for folder, _ in found:
+        grid.add_column(Text(folder), justify="right", overflow="fold")
+    for name in names:
+        grid.add_row(metric(name).heading, *(_number(name, own.get(name)) for own in values))
+    return grid
+
+
+def _number(name: str, value: float | None) -> str:
+    told = metric(name)
+    return MISSING if value is None else f"{value * told.scale:,.{told.digits}f}"
 
 
 def failures(found: Sequence[tuple[str, str]]) -> Grid:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vae_lab.results.directions import better
 from vae_lab.results.study import Study
 from vae_lab.statistics import MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair
 
@@ -29,41 +30,61 @@ MISSING = "—"
 
 
 class Metric(NamedTuple):
-    """How a figure is told: its heading, whether less or more of it is better (or neither), its unit."""
+    """How a figure is told: its heading, its unit, its digits."""
 
     heading: str
-    better: str | None = None
     scale: float = 1.0
     digits: int = 4
 
 
 METRICS = {
-    "test.total": Metric("test total", "lower"),
-    "test.reconstruction": Metric("test recon.", "lower"),
+    "test.total": Metric("test total"),
+    "test.reconstruction": Metric("test recon."),
     "test.kl": Metric("test KL"),
-    "val.total": Metric("val total", "lower"),
-    "val.reconstruction": Metric("val recon.", "lower"),
+    "val.total": Metric("val total"),
+    "val.reconstruction": Metric("val recon."),
     "val.kl": Metric("val KL"),
-    "train.total": Metric("train total", "lower"),
-    "train.reconstruction": Metric("train recon.", "lower"),
+    "train.total": Metric("train total"),
+    "train.reconstruction": Metric("train recon."),
     "train.kl": Metric("train KL"),
-    "timing.train_seconds": Metric("training time, s", "lower", digits=2),
-    "timing.images_per_second": Metric("images/s", "higher", digits=0),
+    "timing.train_seconds": Metric("training time, s", digits=2),
+    "timing.images_per_second": Metric("images/s", digits=0),
     "model.parameters": Metric("parameters", digits=0),
     "model.flops_per_image": Metric("MFLOPs/image", scale=1e-6, digits=1),
-    "memory.peak_bytes": Metric("peak memory, MB", "lower", scale=1e-6, digits=0),
-    "test.elbo": Metric("ELBO, nats", "higher", digits=1),
-    "test.iwae_10": Metric("IWAE-10, nats", "higher", digits=1),
-    "test.iwae_100": Metric("IWAE-100, nats", "higher", digits=1),
-    "test.bits_per_dim": Metric("bits/dim", "lower", digits=3),
+    "memory.peak_bytes": Metric("peak memory, MB", scale=1e-6, digits=0),
+    "test.elbo": Metric("ELBO, nats", digits=1),
+    "test.iwae_1": Metric("IWAE-1, nats", digits=1),
+    "test.iwae_10": Metric("IWAE-10, nats", digits=1),
+    "test.iwae_100": Metric("IWAE-100, nats", digits=1),
+    "test.bits_per_dim": Metric("bits/dim", digits=3),
+    "test.mse": Metric("MSE of the mean"),
+    "test.psnr": Metric("PSNR, dB", digits=2),
+    "test.ssim": Metric("SSIM", digits=3),
+    "test.fid_reconstructions": Metric("FID of reconstructions", digits=2),
+    "test.fid_samples": Metric("FID of samples", digits=2),
+    "test.probe_accuracy": Metric("probe accuracy", digits=3),
     "test.active_units": Metric("active units", digits=1),
-    "test.psnr": Metric("PSNR, dB", "higher", digits=2),
-    "test.ssim": Metric("SSIM", "higher"),
-    "test.fid_reconstructions": Metric("FID of reconstructions", "lower", digits=2),
-    "test.fid_samples": Metric("FID of samples", "lower", digits=2),
-    "test.probe_accuracy": Metric("probe accuracy", "higher", digits=3),
+    "test.dead_units": Metric("dead units", digits=1),
+    "test.mutual_information_low": Metric("information ≥, nats", digits=1),
+    "test.mutual_information_high": Metric("information ≤, nats", digits=1),
+    "test.aggregate_kl_low": Metric("aggregate KL ≥, nats", digits=1),
+    "test.aggregate_kl_high": Metric("aggregate KL ≤, nats", digits=1),
 }
 SPLITS = {"Test losses": "test", "Validation losses": "val", "Training losses of the last epoch": "train"}
+QUALITY = {
+    "Likelihood of the test images": (
+        "test.elbo", "test.iwae_1", "test.iwae_10", "test.iwae_100", "test.bits_per_dim",
+    ),
+    "Reconstructions and samples": (
+        "test.mse", "test.psnr", "test.ssim", "test.fid_reconstructions", "test.fid_samples",
+    ),
+    "Use of the latent space": (
+        "test.probe_accuracy", "test.active_units", "test.dead_units", "test.mutual_information_low",
+        "test.mutual_information_high", "test.aggregate_kl_low", "test.aggregate_kl_high",
+    ),
+}  # fmt: skip
+"""Tables of test metrics beside the losses; `docs/numbers.md` says what each is."""
+
 METRICS_OF_LOSS = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
 COST = tuple(name for name in METRICS if name.split(".")[0] in ("timing", "model", "memory"))
 
@@ -149,11 +170,11 @@ def probability(p: float | None) -> str:
 
 def ranked(name: str, comparison: Comparison) -> list[str]:
     """The cells from the best to the worst, over the seeds that all have; empty where neither way is better."""
-    better = metric(name).better
-    if better is None:
+    direction = better(name)
+    if direction is None:
         return []
     present = [cell for cell, found in comparison.cells.items() if found.mean is not None]
-    return sorted(present, key=lambda cell: comparison.level[cell] * (1 if better == "lower" else -1))
+    return sorted(present, key=lambda cell: comparison.level[cell] * (1 if direction == "lower" else -1))
 
 
 def better_than(name: str, comparison: Comparison, cell: str, other: str) -> bool:
@@ -161,7 +182,7 @@ def better_than(name: str, comparison: Comparison, cell: str, other: str) -> boo
     pair = comparison.pair(cell, other)
     if pair is None or not pair.different or pair.difference is None:
         return False
-    return pair.difference < 0 if metric(name).better == "lower" else pair.difference > 0
+    return pair.difference < 0 if better(name) == "lower" else pair.difference > 0
 
 
 def best(name: str, comparison: Comparison) -> str | None:
@@ -178,20 +199,22 @@ def best(name: str, comparison: Comparison) -> str | None:
 
 def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     """All tables of a report, in its order."""
-    further = [name for name in study.metrics if name.startswith("test.") and name not in METRICS_OF_LOSS]
+    known = {name for names in QUALITY.values() for name in names}
+    further = [name for name in study.metrics if name.startswith("test.") and name not in (*METRICS_OF_LOSS, *known)]
     found = [
         published(study, statistics),
         *(
             of_metrics(title, [name for name in METRICS_OF_LOSS if name.startswith(split)], study, statistics)
             for title, split in SPLITS.items()
         ),
-        of_metrics("Held-out quality", further, study, statistics) if further else None,
+        *(of_metrics(title, names, study, statistics) for title, names in QUALITY.items()),
+        of_metrics("Further test metrics", further, study, statistics),
         of_metrics("Cost", COST, study, statistics),
         _pairs(study, statistics),
         _effects(study, statistics, RECORD),
         _effects(study, statistics, "timing.train_seconds"),
     ]
-    return [table for table in found if table is not None and table.rows]
+    return [table for table in found if table is not None and table.rows and len(table.columns) > 2]
 
 
 def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mapping[str, Comparison]) -> Table:
@@ -207,7 +230,7 @@ def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mappi
         rows.append(tuple(row))
     several = len(study.seeds) > 1
     note = "Mean over the seeds ± half of its 95 % interval. " if several else ""
-    if any(metric(name).better for name in names) and len(study.cells) > 1:
+    if any(better(name) for name in names) and len(study.cells) > 1:
         note += (
             "The best value is marked where it differs from every other one (Holm's correction)."
             if several

@@ -14,12 +14,14 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vae_lab.config import MetricsConfig
 from vae_lab.results.writing import write_text
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
-METRICS = "csv"  # the folder of conf/logger/csv.yaml
+CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
+PROJECTOR = "projector"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
 # PyYAML's reader in C is ten times as fast; it is not built everywhere.
@@ -51,13 +53,40 @@ class Losses(Part):
     kl: Figure = None
 
 
+class Test(Losses):
+    """The losses of the test, and the further metrics: null where they were not asked for or cannot be had.
+
+    `vae_lab.metrics` defines them; in nats an image where nothing else is said.
+    """
+
+    elbo: Figure = None
+    iwae_1: Figure = None
+    iwae_10: Figure = None
+    iwae_100: Figure = None
+    bits_per_dim: Figure = None
+    kl_per_dimension: list[Figure] | None = None
+    active_units: Count = None
+    dead_units: Count = None
+    mutual_information_low: Figure = None
+    mutual_information_high: Figure = None
+    aggregate_kl_low: Figure = None
+    aggregate_kl_high: Figure = None
+    mse: Figure = None
+    psnr: Figure = None
+    ssim: Figure = None
+    fid_reconstructions: Figure = None
+    fid_samples: Figure = None
+    probe_accuracy: Figure = None
+
+
 class Timing(Part):
-    """Seconds of training steps, the first step apart."""
+    """Seconds of training steps, the first step apart; those of the test metrics."""
 
     train_seconds: Figure = None
     epoch_seconds: list[float] = []
     first_step_seconds: Figure = None
     images_per_second: Figure = None
+    metrics_seconds: Figure = None
 
 
 class Model(Part):
@@ -100,10 +129,12 @@ class Result(Part):
     position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
+    warnings: list[str] = []  # what is wrong with the model, as `kind: sentence`
+    metrics: dict[str, Any] | None = None  # which test metrics were asked for
     resumed: list[int] = []  # the epochs after which it was interrupted and gone on with
     train: Losses = Losses()
     val: Losses = Losses()
-    test: Losses = Losses()
+    test: Test = Test()
     timing: Timing = Timing()
     model: Model = Model()
     memory: Memory = Memory()
@@ -115,6 +146,13 @@ class Result(Part):
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.status == "finished"
+
+    def measured(self) -> MetricsConfig | None:
+        """Which test metrics were asked for; None where that is not known."""
+        try:
+            return None if self.metrics is None else MetricsConfig.model_validate(self.metrics)
+        except ValidationError:
+            return None
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -211,11 +249,13 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
 
     Its checkpoints stay if the next attempt goes on from them.
     """
-    for pattern in (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, ".*.partial*"):
+    ours = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
+    for pattern in (*ours, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
+    shutil.rmtree(folder / PROJECTOR, ignore_errors=True)
     for file in (folder / CHECKPOINTS).glob(".*.partial*"):
         file.unlink()
-    shutil.rmtree(folder / METRICS, ignore_errors=True)
+    shutil.rmtree(folder / CSV_LOG, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

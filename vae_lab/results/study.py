@@ -117,8 +117,8 @@ class Study:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What cannot be compared and why, a sentence each."""
-        return (*self.left_out, *_comparability(self))
+        """What is wrong with a model, what cannot be compared and why, a sentence each."""
+        return (*_symptoms(self), *self.left_out, *_comparability(self))
 
     @cached_property
     def cells(self) -> tuple[str, ...]:
@@ -470,6 +470,18 @@ def _crossed(study: Study) -> list[str]:
 def _within(key: str, sections: Iterable[str]) -> bool:
     """Whether a flattened key is one of these or lies in one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
+
+
+def _symptoms(study: Study) -> Iterator[str]:
+    """What was noticed in the models of each cell, of several runs with the same trouble the first one's words."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for record in study.compared:
+        for warning in record.result.warnings:
+            kind = warning.partition(":")[0]
+            found.setdefault((record.cell, kind), []).append((record.result.seed, warning))
+    for (cell, _), told in found.items():
+        seeds = ", ".join(str(seed) for seed, _ in told)
+        yield f"{cell}, seed{'s' if len(told) > 1 else ''} {seeds}: {told[0][1]}."
 
 
 def _comparability(study: Study) -> Iterator[str]:

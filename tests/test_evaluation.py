@@ -1,0 +1,139 @@
+"""Test metrics in a run, in one that had finished before, and in somebody else's."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Compose
+from hydra.core.global_hydra import GlobalHydra
+from test_experiment import SMALL
+from torch import Tensor, nn
+
+from vae_lab import cli, config, evaluation, experiment, plan, results
+from vae_lab.config import MetricsConfig
+from vae_lab.results.foreign import LoadError
+
+WORDS = (*SMALL, "callbacks=quiet", "logger=csv")
+FULL = MetricsConfig(iwae=[1, 10, 100], probe=True)
+
+
+class Loud(nn.Module):
+    """Makes posteriors that no decoder needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * x
+
+
+def evaluate(*arguments: str) -> None:
+    """`vae-lab evaluate`, where the fixture has Hydra initialised already."""
+    GlobalHydra.instance().clear()
+    cli.main(["evaluate", *arguments])
+
+
+@pytest.fixture
+def run(run_of: Compose) -> config.Run:
+    run = run_of(*WORDS)
+    assert experiment.run(run).finished
+    return run
+
+
+def test_a_run_has_the_metrics_that_were_asked_for(run: config.Run) -> None:
+    test = json.loads((run.directory / "result.json").read_text())["test"]
+    assert {name for name, value in test.items() if value is None} == {
+        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+    }  # fmt: skip
+    assert len(test["kl_per_dimension"]) == 8
+    assert test["psnr"] > 0
+
+
+def test_asked_for_later_they_are_computed_from_the_weights(run: config.Run, run_of: Compose) -> None:
+    before = results.read_result(run.directory)
+    later = run_of(*WORDS, "metrics=full")
+    assert before is not None
+    assert plan.measured(run, before)
+    assert not plan.measured(later, before)
+    assert later.cell == run.cell
+    evaluation.complete(later, before)
+    after = results.read_result(run.directory)
+    assert after is not None
+    assert plan.finished(later) == after
+    assert plan.measured(later, after)
+    assert after.test.iwae_10 < after.test.iwae_100
+    known = {name: value for name, value in before.test.model_dump().items() if value is not None}
+    measured = {name: after.test.model_dump()[name] for name in known}
+    assert measured.pop("kl_per_dimension") == pytest.approx(known.pop("kl_per_dimension"), rel=1e-4)
+    assert measured == pytest.approx(known, rel=1e-4)
+    assert after.train == before.train
+    assert after.timing.epoch_seconds == before.timing.epoch_seconds
+
+
+def test_evaluate_measures_and_shows(run: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(str(run.directory))
+    shown = capsys.readouterr().out
+    assert "IWAE-100" in shown
+    assert "probe accuracy" in shown
+    result = results.read_result(run.directory)
+    assert result is not None
+    assert result.metrics == FULL.model_dump()
+    assert f"{result.test.iwae_100:,.1f}" in shown
+    # What is known by now stays known.
+    evaluate(str(run.directory), "--metrics", "fast")
+    assert results.read_result(run.directory).test.iwae_100 == pytest.approx(result.test.iwae_100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["."], "no runs under"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(
+    arguments: list[str], words: str, run: config.Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    place = [str(tmp_path / "empty") if one == "." else one for one in arguments]
+    with pytest.raises(SystemExit) as ending:
+        evaluate(*place)
+    assert ending.value.code != 0
+    assert words in capsys.readouterr().err
+
+
+def test_choices_devices_and_damage_are_told(run: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(run.directory)
+    for arguments, words in (
+        (["--metrics", "ful"], "metrics: there is no choice 'ful'; did you mean 'full'?"),
+        (["--device", "tpu9"], "there is no device 'tpu9'"),
+        (["--data-root", "nowhere"], "there is no folder nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate(folder, *arguments)
+        assert words in " ".join(capsys.readouterr().err.split())
+    (run.directory / "model.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        evaluate(folder)
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_of_a_strangers_run_no_data_set_is_imported_but_torchvisions(run: config.Run, tmp_path: Path) -> None:
+    stranger = tmp_path / "seed-0"
+    shutil.copytree(run.directory, stranger)
+    settings = yaml.safe_load((stranger / "config.yaml").read_text())
+    for key, value in (("dataset", "antigravity.fly"), ("_target_", "antigravity.fly")):
+        changed = settings | {"data": settings["data"] | {key: value}}
+        (stranger / "config.yaml").write_text(yaml.safe_dump(changed))
+        with pytest.raises(LoadError, match="antigravity"):
+            evaluation.evaluate(stranger, FULL)
+
+
+def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
+    collapsed = experiment.run(run_of(*WORDS, "objective.beta=1000", "trainer.max_epochs=3", "optimizer.lr=0.01"))
+    assert [warning.partition(":")[0] for warning in collapsed.warnings] == ["posterior collapse"]
+    assert collapsed.test.active_units == 0
+    loud = run_of(*WORDS, f"encoder.blocks=[{{dense:8}},{{_target_: {__name__}.Loud}}]", "trainer.max_epochs=1")
+    exploded = experiment.run(loud)
+    assert exploded.finished
+    assert "exploding KL" in [warning.partition(":")[0] for warning in exploded.warnings]

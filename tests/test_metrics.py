@@ -1,0 +1,340 @@
+"""Held-out metrics against what is known: a linear model's exact likelihood, Gaussians, reference implementations."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import Compose
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from vae_lab import config, features, metrics, vae
+from vae_lab.config import MetricsConfig
+from vae_lab.features import ClassifierError, load_classifier
+from vae_lab.latent import Gaussian, Posterior
+from vae_lab.vae import VAE
+
+SHAPE = (1, 2, 3)
+PIXELS, DIM, VARIANCE = 6, 2, 0.3
+FULL = MetricsConfig(iwae=[1, 10, 100], probe=True)
+
+
+# --- Likelihood --------------------------------------------------------------------------------------------
+
+
+class Linear:
+    """Probabilistic PCA (Tipping & Bishop 1999): x = W·z + b + σ·ε, with orthogonal columns of W.
+
+    Its exact posterior is a Gaussian of diagonal covariance, so that a VAE can have it.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(0)
+        orthogonal = torch.linalg.qr(torch.randn(PIXELS, DIM, generator=generator, dtype=torch.float64)).Q
+        self.weights = orthogonal * torch.tensor([1.0, 0.6]) * scale
+        self.offset = torch.randn(PIXELS, generator=generator, dtype=torch.float64)
+        self.generator = generator
+
+    def images(self, count: int) -> Tensor:
+        z, noise = (torch.randn(count, size, generator=self.generator, dtype=torch.float64) for size in (DIM, PIXELS))
+        return (z @ self.weights.T + self.offset + math.sqrt(VARIANCE) * noise).reshape(count, *SHAPE)
+
+    def log_likelihood(self, images: Tensor) -> Tensor:
+        covariance = self.weights @ self.weights.T + VARIANCE * torch.eye(PIXELS, dtype=torch.float64)
+        return MultivariateNormal(self.offset, covariance).log_prob(images.flatten(1))
+
+    def vae(self, shift: float = 0.0, widen: float = 0.0) -> VAE:
+        """With the exact posterior, or one whose mean is shifted and whose log-variance is raised."""
+        precision = (self.weights.T @ self.weights / VARIANCE + torch.eye(DIM, dtype=torch.float64)).diagonal()
+        onto_z = (self.weights / VARIANCE / precision).T
+        encoder = nn.Linear(PIXELS, 2 * DIM).double()
+        decoder = nn.Linear(DIM, PIXELS).double()
+        with torch.no_grad():
+            encoder.weight.copy_(torch.cat([onto_z, torch.zeros_like(onto_z)]))
+            encoder.bias.copy_(torch.cat([shift - onto_z @ self.offset, widen - precision.log()]))
+            decoder.weight.copy_(self.weights)
+            decoder.bias.copy_(self.offset)
+        return VAE(nn.Sequential(nn.Flatten(), encoder), Gaussian(DIM), nn.Sequential(decoder, nn.Unflatten(1, SHAPE)))
+
+
+def bounds(model: VAE, images: Tensor, counts: list[int]) -> list[float]:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        found = metrics.importance_weighted(model, images, VARIANCE, counts, generator)
+    return [found[k].mean().item() for k in counts]
+
+
+def elbo_of(model: VAE, images: Tensor) -> float:
+    """The bound from the mean losses, as a test measures them."""
+    with torch.no_grad():
+        output = model(images, torch.randn(len(images), DIM, dtype=torch.float64))
+    losses = {"reconstruction": (output.reconstruction - images).square().mean().item(), "kl": output.kl.mean().item()}
+    return metrics.elbo(losses, VARIANCE, PIXELS, DIM)
+
+
+def test_with_the_exact_posterior_every_bound_is_the_likelihood() -> None:
+    linear = Linear()
+    images = linear.images(500)
+    exact = linear.log_likelihood(images).mean().item()
+    assert bounds(linear.vae(), images, [1, 10, 100]) == pytest.approx([exact] * 3, abs=1e-3)
+
+
+def test_the_bound_from_the_losses_is_the_likelihood_too() -> None:
+    torch.manual_seed(0)
+    linear = Linear(scale=0.2)  # little spread over z, so that few samples tell the mean to 1e-3 nats
+    images = linear.images(1000)
+    exact = linear.log_likelihood(images).mean().item()
+    assert elbo_of(linear.vae(), images.repeat(1000, 1, 1, 1)) == pytest.approx(exact, abs=1e-3)
+
+
+def test_the_bounds_rise_with_the_samples_and_stay_below_the_likelihood() -> None:
+    torch.manual_seed(0)
+    linear = Linear()
+    images = linear.images(2000)
+    exact = linear.log_likelihood(images).mean().item()
+    model = linear.vae(shift=0.5, widen=1.0)
+    loose, ten, hundred = elbo_of(model, images), *bounds(model, images, [10, 100])
+    assert loose + 0.1 < ten < hundred < exact
+    assert hundred == pytest.approx(exact, abs=0.05)
+
+
+def test_a_bound_of_one_sample_is_that_of_the_losses() -> None:
+    torch.manual_seed(0)
+    linear = Linear()
+    images = linear.images(1000).repeat(50, 1, 1, 1)
+    model = linear.vae(shift=0.5, widen=1.0)
+    assert bounds(model, images, [1])[0] == pytest.approx(elbo_of(model, images), abs=0.05)
+
+
+def test_elbo_is_the_total_in_nats() -> None:
+    beta, dim, pixels = 0.01, 256, 784
+    losses = {"reconstruction": 0.012, "kl": 0.42}
+    variance = config.likelihood_variance(beta, [1, 28, 28], dim)
+    assert math.sqrt(variance) == pytest.approx(0.124, abs=5e-4)
+    total = losses["reconstruction"] + beta * losses["kl"]
+    constant = -pixels / 2 * math.log(2 * math.pi * variance)
+    assert metrics.elbo(losses, variance, pixels, dim) == pytest.approx(constant - dim / beta * total, rel=1e-12)
+
+
+class Counting(nn.Module):
+    """Remembers how many images were asked for at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.sizes.append(len(z))
+        return torch.zeros(len(z), *SHAPE)
+
+
+def test_a_bound_holds_one_sample_at_a_time() -> None:
+    decoder = Counting()
+    model = VAE(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), Gaussian(DIM), decoder)
+    with torch.no_grad():
+        metrics.importance_weighted(model, torch.rand(7, *SHAPE), 1.0, [1, 50], torch.Generator())
+    assert decoder.sizes == [7] * 50
+
+
+# --- Latent space ------------------------------------------------------------------------------------------
+
+
+def posterior_of(means: Tensor, deviation: float) -> Posterior:
+    return Posterior(means, torch.full_like(means, 2 * math.log(deviation)))
+
+
+def test_kl_of_each_dimension_is_that_of_torch_distributions() -> None:
+    torch.manual_seed(0)
+    posterior = Posterior(torch.randn(40, 3), torch.randn(40, 3))
+    expected = kl_divergence(Normal(posterior.mean, (posterior.log_variance / 2).exp()), Normal(0.0, 1.0)).mean(0)
+    found = metrics.use_of_latent(Gaussian(3), posterior)
+    torch.testing.assert_close(torch.tensor(found["kl_per_dimension"]), expected)
+    information, divergence = found["mutual_information_low"], found["aggregate_kl_high"]
+    assert information + divergence == pytest.approx(expected.sum().item(), rel=1e-5)
+    information, divergence = found["mutual_information_high"], found["aggregate_kl_low"]
+    assert information + divergence == pytest.approx(expected.sum().item(), rel=1e-5)
+
+
+def test_active_units_are_those_whose_mean_moves() -> None:
+    torch.manual_seed(0)
+    deviations = torch.tensor([0.0, 0.05, 0.2, 1.0])  # variances 0, 0.0025, 0.04, 1
+    means = torch.randn(5000, 4) * deviations
+    assert metrics.use_of_latent(Gaussian(4), posterior_of(means, 1.0))["active_units"] == 2
+
+
+def test_information_of_posteriors_that_do_not_overlap_is_the_number_of_images() -> None:
+    means = 1000.0 * torch.arange(64).reshape(-1, 1).double()
+    information, _ = metrics.aggregate_bounds(Gaussian(1), posterior_of(means, 1.0), torch.Generator())
+    assert information == pytest.approx(math.log(64))
+
+
+def test_posteriors_that_are_the_prior_tell_nothing() -> None:
+    found = metrics.use_of_latent(Gaussian(4), posterior_of(torch.zeros(2000, 4), 1.0))
+    for name in ("mutual_information_low", "mutual_information_high", "aggregate_kl_low", "aggregate_kl_high"):
+        assert found[name] == pytest.approx(0, abs=0.01), name
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_bounds_hold_the_truth_where_it_is_known(spread: float) -> None:
+    torch.manual_seed(0)
+    dim, own = 2, 0.7
+    means = spread * torch.randn(4000, dim)
+    found = metrics.use_of_latent(Gaussian(dim), posterior_of(means, own))
+    whole = spread**2 + own**2  # the aggregate is a Gaussian
+    information = dim / 2 * math.log(whole / own**2)
+    divergence = dim / 2 * (whole - 1 - math.log(whole))
+    assert found["mutual_information_low"] == pytest.approx(information, abs=0.05)
+    assert found["aggregate_kl_low"] == pytest.approx(divergence, abs=0.05)
+    assert found["mutual_information_low"] < found["mutual_information_high"] + 0.05
+    assert found["aggregate_kl_low"] < found["aggregate_kl_high"] + 0.05
+
+
+def test_a_probe_finds_classes_that_lie_apart_and_guesses_where_they_do_not() -> None:
+    torch.manual_seed(0)
+    labels, test_labels = torch.arange(600) % 3, torch.arange(300) % 3
+    centres = torch.tensor([[0.0, 5.0], [5.0, 0.0], [-5.0, -5.0]])
+    apart = metrics.probe_accuracy(
+        centres[labels] + torch.randn(600, 2), labels, centres[test_labels] + torch.randn(300, 2), test_labels
+    )
+    mixed = metrics.probe_accuracy(torch.randn(600, 2), labels, torch.randn(300, 2), test_labels)
+    assert apart > 0.98
+    assert 0.2 < mixed < 0.47
+
+
+# --- Images ------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_is_that_of_the_formula() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=(500, 8)) @ generator.normal(size=(8, 8))
+    other = generator.normal(size=(400, 8)) @ generator.normal(size=(8, 8)) + 1
+    covariances = np.cov(one.T), np.cov(other.T)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    distance = metrics.FrechetDistance(8)
+    for real, features_ in ((True, one), (False, other)):
+        for part in np.array_split(features_, 3):
+            distance.add(torch.from_numpy(part), real=real)
+    assert distance.value() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_set_has_no_distance_from_itself_and_one_image_none_at_all() -> None:
+    distance = metrics.FrechetDistance(3)
+    assert distance.value() is None
+    points = torch.randn(50, 3, dtype=torch.float64)
+    distance.add(points, real=True)
+    distance.add(points, real=False)
+    assert distance.value() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture
+def measured(run_of: Compose) -> tuple[VAE, Any, Any]:
+    settings = run_of("data.num_test=150", "data.num_train=300", "data.num_val=10", "latent.dim=8").config
+    torch.manual_seed(0)
+    data = config.build(settings.data)
+    data.setup()
+    return vae.build(settings), data, settings
+
+
+LOSSES = {"reconstruction": 0.02, "kl": 0.3}
+
+
+def test_psnr_and_ssim_are_those_of_a_reference_implementation(measured: tuple[VAE, Any, Any]) -> None:
+    model, data, settings = measured
+    found = metrics.measure(model, data, settings, MetricsConfig(), LOSSES)
+    images = data.splits["test"].images.float() / 255
+    pairs = list(zip(images[:, 0].numpy(), model.eval().reconstruct(images)[:, 0].numpy(), strict=True))
+    assert found["mse"] == pytest.approx(np.mean([(x - y) ** 2 for x, y in pairs]), rel=1e-5)
+    psnr = [peak_signal_noise_ratio(x, y, data_range=1) for x, y in pairs]
+    assert found["psnr"] == pytest.approx(np.mean(psnr), rel=1e-5)
+    kind: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    # scikit-image leaves out the border, where the window hangs over: here the images are mirrored there.
+    mirrored = [[np.pad(image, 5, mode="reflect") for image in pair] for pair in pairs]
+    assert found["ssim"] == pytest.approx(np.mean([structural_similarity(x, y, **kind) for x, y in mirrored]), abs=1e-4)
+
+
+def test_every_metric_is_a_number_and_those_of_fast_are_those_of_full(measured: tuple[VAE, Any, Any]) -> None:
+    model, data, settings = measured
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    fast = metrics.measure(model, data, settings, MetricsConfig(), LOSSES)
+    full = metrics.measure(model, data, settings, FULL, LOSSES)
+    assert {name: full[name] for name in fast} == fast
+    assert {*full} - {*fast} == {"iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy"}
+    numbers = {name: value for name, value in full.items() if name != "kl_per_dimension"}
+    assert all(math.isfinite(value) for value in (*numbers.values(), *full["kl_per_dimension"]))
+    assert full["bits_per_dim"] == pytest.approx(8 - full["iwae_100"] / (784 * math.log(2)))
+    assert full["iwae_1"] < full["iwae_10"] < full["iwae_100"]
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_had_is_left_out(run_of: Compose) -> None:
+    settings = run_of("data.num_test=12", "objective.beta=0", "data.num_train=20", "data.num_val=0").config
+    small = settings.data.model_copy(update={"image_shape": [1, 28, 28], "dataset": "torchvision.datasets.MNIST"})
+    settings = settings.model_copy(update={"data": small})
+    data = config.build(run_of("data.num_test=12").config.data)
+    data.setup()
+    found = metrics.measure(vae.build(settings), data, settings, FULL, LOSSES)
+    # Without β there is no likelihood, and the classifier knows no digits.
+    assert not {"elbo", "iwae_1", "bits_per_dim", "fid_samples"} & {*found}
+    assert {"psnr", "ssim", "active_units", "probe_accuracy"} <= {*found}
+
+
+def test_the_classifier_knows_clothes_and_its_weights_are_held_to_their_checksum(
+    run_of: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    data = config.build(run_of().config.data)
+    data.setup()
+    images, labels = data.splits["test"]
+    found = load_classifier()(images.float() / 255).argmax(1)
+    assert (found == labels).float().mean() > 0.9
+    changed = tmp_path / "v1.safetensors"
+    changed.write_bytes(features.CLASSIFIER.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ClassifierError, match="not the weights of this version"):
+        load_classifier(changed)
+    with pytest.raises(ClassifierError, match=r"cannot be read \(No such file"):
+        load_classifier(tmp_path / "v0.safetensors")
+
+
+# --- What is wrong with a model ----------------------------------------------------------------------------
+
+
+def test_dead_units_are_counted() -> None:
+    torch.manual_seed(0)
+    hidden = nn.Linear(PIXELS, 5)
+    with torch.no_grad():
+        hidden.bias.copy_(torch.tensor([-9.0, 9.0, 9.0, -9.0, 9.0]))  # two are never above zero
+    encoder = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(5, 2 * DIM))
+    channels = metrics.ConstantChannels(encoder)
+    with channels:
+        encoder(torch.rand(20, *SHAPE))
+        encoder(torch.rand(20, *SHAPE))
+    assert channels.dead() == 2
+    encoder(torch.rand(1, *SHAPE))  # no longer watched
+    assert channels.dead() == 2
+
+
+@pytest.mark.parametrize(
+    ("figures", "kl", "words"),
+    [
+        ({"active_units": 0, "kl_per_dimension": [0.0] * 8}, [0.1], "posterior collapse: none of the 8 latent"),
+        ({"active_units": 5, "kl_per_dimension": [0.1] * 8}, [0.1], "dead latent dimensions: .* 3 of 8"),
+        ({"dead_units": 7}, [0.1], "dead units: 7 channels"),
+        ({}, [0.4, 25.0, 0.5], "exploding KL: 25 nats a latent dimension in epoch 2"),
+    ],
+)
+def test_what_is_wrong_is_told(figures: dict[str, Any], kl: list[float], words: str) -> None:
+    (sentence,) = metrics.symptoms(figures, kl)
+    assert re.search(words, sentence)
+
+
+def test_a_sound_model_has_nothing_told_of_it() -> None:
+    assert metrics.symptoms({"active_units": 8, "kl_per_dimension": [0.4] * 8, "dead_units": 0}, [0.3, 0.4]) == []

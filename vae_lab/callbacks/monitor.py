@@ -1,0 +1,71 @@
+"""What of a training can be followed beside its losses: learning rate, gradient norm, memory, the latent dimensions."""
+
+import logging
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from vae_lab.machine import peak_memory
+from vae_lab.metrics import MOST_KL, exploding
+from vae_lab.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+
+class Monitor(Callback):
+    """Logs once an epoch, and tells an exploding KL divergence at once.
+
+    - `optimizer/learning_rate`: that of the epoch's last step.
+    - `optimizer/gradient_norm`: Euclidean norm over all weights, before clipping, averaged over every tenth step.
+    - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
+    - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
+      dimension, in nats.
+
+    Args:
+        every_steps: steps from one gradient norm to the next; it costs a pass over all gradients.
+
+    Raises:
+        ValueError: if `every_steps` is not at least 1.
+    """
+
+    def __init__(self, every_steps: int = 10) -> None:
+        if every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, but is {every_steps}")
+        self.every_steps = every_steps
+        self._norms: list[Tensor] = []
+        self._learning_rate = 0.0
+        self._told = False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        if trainer.global_step % self.every_steps == 0:
+            self._norms.append(get_total_norm([w.grad for w in pl_module.parameters() if w.grad is not None]))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        figures = {"optimizer/learning_rate": self._learning_rate}
+        if self._norms:
+            figures["optimizer/gradient_norm"] = torch.stack(self._norms).mean().item()
+            self._norms = []
+        memory = peak_memory(pl_module.device)
+        if memory is not None:
+            figures["memory/peak_megabytes"] = memory / 1e6
+        pl_module.log_dict(figures)
+        self._tell(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        kl = pl_module.averages["val"].kl_per_dimension()
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and kl is not None:
+                logger.experiment.add_histogram("val/kl_per_dimension", kl, pl_module.epochs_done)
+
+    def _tell(self, module: LitVAE) -> None:
+        kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
+        if kl > MOST_KL and not self._told:
+            self._told = True
+            log.warning("%s", exploding(module.epochs_done, kl))

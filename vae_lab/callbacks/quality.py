@@ -1,0 +1,40 @@
+"""The test metrics, taken at the end of the test."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vae_lab.callbacks.history import History
+from vae_lab.config import Config
+from vae_lab.metrics import measure
+from vae_lab.module import LitVAE
+from vae_lab.tracking import log_end
+
+
+class Quality(Callback):
+    """Measures what the configuration asks for and tells the loggers; `figures` and `seconds` hold it.
+
+    Args:
+        settings: the run's configuration.
+        parameters: its hyperparameters, as the loggers are told them.
+        history: its record of the test's losses.
+    """
+
+    def __init__(self, settings: Config, parameters: dict[str, Any], history: History) -> None:
+        self.settings = settings
+        self.parameters = parameters
+        self.history = history
+        self.figures: dict[str, Any] = {}
+        self.seconds = 0.0
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        losses = self.history.last("test")
+        data = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or losses is None or data is None:
+            return
+        started = time.perf_counter()
+        self.figures = measure(pl_module.vae, data, self.settings, self.settings.metrics, losses._asdict())
+        self.seconds = time.perf_counter() - started
+        log_end(trainer.loggers, self.parameters, self.figures, pl_module.epochs_done)

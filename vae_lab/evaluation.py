@@ -1,0 +1,99 @@
+"""The test metrics of runs that have finished, from their weights."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from vae_lab import config, results, vae
+from vae_lab.checkpoint import load_weights
+from vae_lab.config import Config, ConfigError, DataConfig, MetricsConfig, Run
+from vae_lab.data import DataError
+from vae_lab.loading import LoadError, load, read_settings
+from vae_lab.match import matched
+from vae_lab.metrics import measure, symptoms
+from vae_lab.results import Result, foreign
+from vae_lab.trust import Allowed
+
+DATA_SETS = "torchvision.datasets"
+
+
+def complete(run: Run, result: Result) -> Result:
+    """A finished run of our own with the test metrics that are asked for now; its `result.json` is written anew.
+
+    Raises:
+        DataError: if the images are not to be had.
+        OSError: if the result cannot be written.
+    """
+    match = matched(run.config)
+    settings = match.config if match else run.config
+    model = vae.build(settings)
+    load_weights(model, run.directory / results.WEIGHTS)
+    torch.set_num_threads(settings.trainer.threads)
+    return _measure(run.directory, result, settings, model, settings.metrics)
+
+
+def evaluate(
+    folder: Path,
+    asked: MetricsConfig,
+    allow: Allowed | Iterable[Allowed] = (),
+    device: str = "cpu",
+    root: str | None = None,
+) -> Result:
+    """Measure a finished run's test metrics from its weights, and write them to its `result.json`.
+
+    The folder may come from somebody else, as in `load`; of data modules it takes ours, of data sets torchvision's.
+
+    Args:
+        folder: the run's folder.
+        asked: which metrics; those that it has been measured by before are measured too.
+        allow: what else the model may be made of, see `load`.
+        device: where it is measured.
+        root: the folder of the data set's files, in place of the configuration's `data.root`.
+
+    Raises:
+        LoadError: if the folder has no finished run, or the files are damaged or not allowed.
+        DataError: if the images are not to be had.
+        OSError: if the result cannot be written.
+    """
+    folder, result = foreign.choose(folder)
+    model = load(folder, allow, device)
+    settings = read_settings(folder)
+    if not isinstance(settings.data, DataConfig) or not settings.data.dataset.startswith(f"{DATA_SETS}."):
+        name = settings.data.dataset if isinstance(settings.data, DataConfig) else settings.data.target
+        raise LoadError(
+            f"{folder}: its images come from {name!r}, which is not of {DATA_SETS}; a run of your own is measured by "
+            "the command that trained it, with metrics=full"
+        )
+    if root is not None:
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"root": root})})
+    return _measure(folder, result, settings, model, asked)
+
+
+def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, asked: MetricsConfig) -> Result:
+    known = result.measured()
+    wanted = asked.with_all_of(known) if known else asked
+    data = config.build(settings.data)
+    try:
+        data.prepare_data()
+        data.setup("test")
+    except DataError:
+        raise
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    started = time.perf_counter()
+    figures = measure(model, data, settings, wanted, result.test.model_dump())
+    history = results.read_history(folder)
+    both = [history[split]["kl"] for split in ("train", "val") if split in history]
+    kl = [max(epoch) for epoch in zip(*both, strict=False)]
+    updated = result.model_copy(
+        update={
+            "test": result.test.model_copy(update=figures),
+            "timing": result.timing.model_copy(update={"metrics_seconds": time.perf_counter() - started}),
+            "metrics": wanted.model_dump(),
+            "warnings": symptoms(figures, kl),
+        }
+    )
+    results.write_result(folder, updated)
+    return updated

@@ -1,0 +1,80 @@
+"""The machine that a run's figures were measured on: its name, its memory, the commit of the code."""
+
+import gc
+import os
+import platform
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import lightning
+import torch
+
+from vae_lab import config, results
+from vae_lab.config import Config
+
+
+def environment(settings: Config) -> results.Environment:
+    """What a run's figures depend on beside its configuration."""
+    return results.Environment(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        lightning=lightning.__version__,
+        device=device_name(settings),
+        threads=settings.trainer.threads,
+        commit=_commit(),
+    )
+
+
+def device_name(settings: Config) -> str:
+    """The GPU or the processor that a run is trained on."""
+    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else _processor()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this package's own checkout; None where it was installed."""
+    root = config.PACKAGE.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def reset_peak_memory() -> None:
+    """Start the high-water mark of memory anew: on Linux the process's, on a GPU the allocator's."""
+    gc.collect()  # an earlier run's trainer and module refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Highest memory in bytes since the mark was reset: allocated on a GPU, resident elsewhere; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):
+        return None
+    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
