@@ -7,7 +7,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test check format browser tensorboard clean
+.PHONY: help setup grid test chaos check format browser tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -27,6 +27,9 @@ grid: $(STAMP) ## train the 2×2 grid of encoders and decoders, print the table
 
 test: $(STAMP) ## run the test suite
 	@$(RUN)/python -m pytest
+
+chaos: $(STAMP) ## kill, fill up and fuzz sweeps for some minutes; the figures go to chaos.json
+	@$(RUN)/python scripts/chaos.py
 
 check: $(STAMP) ## lint, formatting and types
 	@$(RUN)/ruff check

@@ -65,7 +65,7 @@ def test_time_left_counts_the_runs_after_this_one(fraction: float, position: Pos
 def test_the_bar_shows_three_losses_and_the_time_left(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(callbacks.progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
-    monkeypatch.setattr(callbacks.Position, "current", classmethod(lambda cls: Position(2, 4)))
+    monkeypatch.setattr(Position, "current", classmethod(lambda cls: Position(2, 4)))
     run = run_of("trainer=debug", "+callbacks.progress.interval=0.0", "trainer.threads=1", "latent.dim=4")
     result = experiment.run(run)
     assert result.finished, result.error

@@ -217,6 +217,8 @@ def write(path: Path, content: object) -> None:
         (["hydra.run.dir=."], "hydra.run.dir: must make a folder that ends in <name>/<cell>/seed-<n>"),
         (["-m", "hydra.sweep.dir=runs", "seed=0,1"], "hydra.sweep.dir: must make a folder that ends in"),
         (["-m", "name=a,b"], "name: must be one for the whole sweep, but is a, b"),
+        (["-m", "data.subset=glob(*)"], "the sweep has no run: a glob or a range in it stands for nothing"),
+        (["~hydra.callbacks.vae_lab"], "hydra.callbacks.vae_lab: must stay as it is"),
     ],
 )
 def test_configuration_errors_come_at_once_and_leave_nothing(
@@ -250,6 +252,15 @@ def test_errors_that_need_torch_leave_nothing_either(train: Train, tmp_path: Pat
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_text_is_named(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "my_conf/encoder").mkdir(parents=True)
+    (tmp_path / "my_conf/encoder/odd.yaml").write_bytes(b"blocks: [{down: 4}] # \xff")
+    done = train("--config-dir", "my_conf", "encoder=odd", torch=False)
+    assert done.returncode == 1
+    assert "my_conf/encoder/odd.yaml: this is not YAML: it is not text in UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_all_that_does_not_fit_is_told_at_once(train: Train, tmp_path: Path) -> None:

@@ -179,6 +179,28 @@ def test_a_folder_of_gzip_files_is_decompressed_once(tmp_path: Path, cache: Path
     assert torch.equal(module.splits["test"].images, again.splits["test"].images)
 
 
+def test_a_damaged_copy_in_the_cache_is_made_again(tmp_path: Path, cache: Path) -> None:
+    for name in SUMS:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((BUNDLED / RAW / name).read_bytes()))
+    images(tmp_path).prepare_data()
+    made = next(cache.rglob("train-images-idx3-ubyte"))
+    content = made.read_bytes()
+    made.write_bytes(content[:5000] + bytes(200) + content[5200:])
+    images(tmp_path).prepare_data()
+    assert next(cache.rglob("train-images-idx3-ubyte")).read_bytes() == content
+
+
+def test_damage_to_what_was_downloaded_is_told(cache: Path) -> None:
+    raw = cache / RAW
+    shutil.copytree(BUNDLED / RAW, raw)  # as torchvision leaves it
+    images(None).prepare_data()
+    file = raw / "t10k-images-idx3-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:5000] + bytes(200) + content[5200:])
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte: the file is damaged, its checksum is not that"):
+        images(None).prepare_data()
+
+
 def test_plain_files_in_a_folder_are_found(tmp_path: Path, cache: Path) -> None:
     for name in SUMS:
         shutil.copy(BUNDLED / RAW / name, tmp_path)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
-    "checkpoint", "trust", "loading", "evaluation", "experiment",
+    "checkpoint", "resume", "trust", "loading", "evaluation", "experiment",
     "statistics", "plots", "report", "plan", "sweep", "cli",
 ]  # fmt: skip
 

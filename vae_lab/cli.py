@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(overrides: Sequence[str]) -> None:
     """Hand over to Hydra, and tell its complaints in our words."""
+    if any(re.match(r"[~+]*hydra\.callbacks(\.vae_lab\b|=|$)", word) for word in overrides):
+        sweep.stop(WITHOUT_US)
     sys.argv[1:] = overrides  # where Hydra looks
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
@@ -78,12 +82,18 @@ def train(overrides: Sequence[str]) -> None:
         print(f"\n{_kept(ending)}", file=sys.stderr)
         raise SystemExit(128 + ending.number) from None
     except Exception as error:
-        unwritten = next((one for one in (error, error.__cause__) if isinstance(one, OSError)), None)
+        # Hydra's complaints about missing files are OSErrors too, with no number.
+        unwritten = next((one for one in (error, error.__cause__) if isinstance(one, OSError) and one.errno), None)
         if wants_traceback or not (unwritten or is_complaint(error)):
             raise
         if unwritten:
             sweep.give_up(unwritten)
         sweep.stop(explain(error))
+
+
+WITHOUT_US = ConfigError(
+    Problem("hydra.callbacks.vae_lab", "must stay as it is: it checks the runs, and sums them up at the end")
+)
 
 
 class Stopped(BaseException):
@@ -212,6 +222,9 @@ def job(composed: DictConfig) -> float | None:
 
     Whatever goes wrong is told and not raised, so that the other runs of a multirun go on.
     """
+    callback = HydraConfig.get().callbacks.get("vae_lab") or {}
+    if not str(callback.get("_target_")).endswith(".SweepCallback"):
+        sweep.stop(WITHOUT_US)
     run = Run.of(composed)
     position = Position.current()
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)

@@ -176,6 +176,11 @@ class ImageData(LightningDataModule):
             try:
                 with _exclusive(root / name):
                     self.dataset(root, train=train, download=True)
+                    raw = root / name / "raw"
+                    if (raw / CHECKSUMS).is_file():
+                        check_sums(raw, raw)
+                    elif raw.is_dir():
+                        write_sums(raw)
             except (RuntimeError, OSError) as error:
                 raise DataError(
                     f"{name} cannot be downloaded into {root} ({str(error).splitlines()[0]}); mend the network, "
@@ -299,8 +304,13 @@ def _into_cache(root: Path, name: str, files: list[Path]) -> Path:
     stamp = "".join(f"{path.resolve()}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files)
     target = cache_folder() / hashlib.sha256(stamp.encode()).hexdigest()[:16]
     with _exclusive(target):
-        if (target / name / "raw").is_dir():
-            return target
+        raw = target / name / "raw"
+        if raw.is_dir():
+            try:
+                check_sums(raw, raw)
+                return target
+            except DataError:  # the source is at hand: made again
+                shutil.rmtree(raw)
         with tempfile.TemporaryDirectory(dir=target) as temporary:
             for path in files:
                 opener = gzip.open if path.suffix == ".gz" else open
@@ -309,7 +319,7 @@ def _into_cache(root: Path, name: str, files: list[Path]) -> Path:
                         shutil.copyfileobj(source, copy)
                 except (OSError, EOFError, zlib.error) as error:
                     raise DataError(f"{path}: the file is damaged ({error}); {_remedy(root)}") from error
-            raw = target / name / "raw"
+            write_sums(Path(temporary))
             raw.parent.mkdir(exist_ok=True)
             shutil.copytree(temporary, raw.with_name("raw.partial"), dirs_exist_ok=True)
             os.replace(raw.with_name("raw.partial"), raw)
@@ -332,6 +342,16 @@ def check_sums(folder: Path, root: Path) -> None:
             raise DataError(f"{path}: the file is missing; {_remedy(root)}")
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise DataError(f"{path}: the file is damaged, its checksum is not that in {CHECKSUMS}; {_remedy(root)}")
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA256SUMS of a folder's IDX files, by which damage to a copy is noticed later."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.glob("*-ubyte"))
+    ]
+    temporary = folder / f".{CHECKSUMS}.partial"
+    temporary.write_text("".join(lines))
+    os.replace(temporary, folder / CHECKSUMS)
 
 
 def check_idx(path: Path) -> None:

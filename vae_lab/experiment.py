@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from vae_lab import __version__, checkpoint, config, results, vae
+from vae_lab import __version__, config, results, resume, vae
 from vae_lab.blocks import shapes_only
 from vae_lab.callbacks import History, Quality, Row
+from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
@@ -205,8 +206,8 @@ def epochs_kept(run: Run) -> int:
     if earlier is not None and not earlier.finished:
         return 0
     try:
-        return checkpoint.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
-    except checkpoint.CheckpointError as error:
+        return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
+    except resume.CheckpointError as error:
         log.warning("%s begins anew: %s", run, error)
         return 0
 
@@ -240,14 +241,14 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
                 history,
                 quality,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
-                checkpoint.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
+                resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
             ],
-            plugins=[checkpoint.CheckpointFiles()],
+            plugins=[resume.CheckpointFiles()],
         )
-        last = str(checkpoints / checkpoint.LAST) if goes_on else None
+        last = str(checkpoints / resume.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
-    checkpoint.save_weights(model, folder / results.WEIGHTS)
+    save_weights(model, folder / results.WEIGHTS)
     recorded = _recorded(history)
     return {
         "test": recorded["test"].model_copy(update=quality.figures),

@@ -255,7 +255,7 @@ def validated(composed: Iterable[DictConfig]) -> list[Run]:
     """The runs of these configurations.
 
     Raises:
-        ConfigError: with every problem of every run, each told once.
+        ConfigError: with every problem of every run, each told once; or if there is no run.
     """
     runs = []
     problems: dict[Problem, list[str]] = defaultdict(list)
@@ -267,6 +267,8 @@ def validated(composed: Iterable[DictConfig]) -> list[Run]:
         except ConfigError as error:
             for problem in error.problems:
                 problems[problem].append(" ".join(words(one.hydra)))
+    if not count:
+        raise ConfigError(Problem("command line", "the sweep has no run: a glob or a range in it stands for nothing"))
     if problems:
         raise ConfigError(
             *(

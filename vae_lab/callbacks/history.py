@@ -41,7 +41,7 @@ class History(Callback):
         self.rows: list[Row] = []
         self.first_step_seconds = math.nan
         self.epoch_seconds: list[float] = []
-        self.images = 0
+        self.epoch_images: list[int] = []
         self.resumed: list[int] = []
         self._is_first_step = True
         self._first_batch = 0
@@ -53,14 +53,14 @@ class History(Callback):
     @property
     def images_per_second(self) -> float:
         """Images trained on in a second of `epoch_seconds`."""
-        return self.images / sum(self.epoch_seconds) if sum(self.epoch_seconds) > 0 else math.nan
+        return sum(self.epoch_images) / sum(self.epoch_seconds) if sum(self.epoch_seconds) > 0 else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "rows": [[*row] for row in self.rows],
             "epoch_seconds": [*self.epoch_seconds],
             "first_step_seconds": self.first_step_seconds,
-            "images": self.images,
+            "epoch_images": [*self.epoch_images],
             "resumed": [*self.resumed],
         }
 
@@ -68,7 +68,7 @@ class History(Callback):
         self.rows = [Row(*row) for row in state_dict["rows"]]
         self.epoch_seconds = [*state_dict["epoch_seconds"]]
         self.first_step_seconds = state_dict["first_step_seconds"]
-        self.images = state_dict["images"]
+        self.epoch_images = [*state_dict["epoch_images"]]
         self.resumed = [*state_dict["resumed"], len(self.epoch_seconds)]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,7 +78,7 @@ class History(Callback):
         for row in self.rows:
             values = {f"{row.split}/{term}": getattr(row, term) for term in TERMS}
             if row.split == "train" and row.seconds > 0:
-                values["time/epoch_seconds"] = row.seconds
+                values |= _speed(row.seconds, self.epoch_images[row.epoch - 1])
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row.epoch)
 
@@ -117,12 +117,12 @@ class History(Callback):
         self._stop(pl_module)
         self.epoch_seconds.append(self._seconds)
         images = pl_module.averages["train"].images - self._first_batch
-        self.images += images
+        self.epoch_images.append(images)
         self._record(pl_module, "train", self._seconds)
         if self._val_seconds is not None:
             self._record(pl_module, "val", self._val_seconds)
         if self._seconds > 0:
-            pl_module.log_dict({"time/epoch_seconds": self._seconds, "time/images_per_second": images / self._seconds})
+            pl_module.log_dict(_speed(self._seconds, images))
         self.on_epoch(self.rows)
 
     def _stop(self, module: LightningModule) -> None:
@@ -151,6 +151,10 @@ class History(Callback):
     def last(self, split: str) -> Row | None:
         """The latest row of a split, None if it was never evaluated."""
         return next((row for row in reversed(self.rows) if row.split == split), None)
+
+
+def _speed(seconds: float, images: int) -> dict[str, float]:
+    return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
 
 
 def _wait(device: torch.device) -> None:

@@ -43,12 +43,20 @@ def choices(word: str, known: Iterable[str]) -> str:
 
 def is_complaint(error: Exception) -> bool:
     """Whether an error is about what the user wrote: Hydra, OmegaConf or the YAML reader raised it."""
-    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) or _unreadable(error):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # Hydra also raises plain ValueErrors
     last = frames[-20:] if isinstance(error, RecursionError) else frames[-1:]  # which may end in what they call
     packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in last}
     return bool(packages & {"hydra", "omegaconf", "yaml", "antlr4"})
+
+
+def _unreadable(error: Exception) -> str | None:
+    """The file with bytes that are no text; Hydra lets Python's own error through, which does not name it."""
+    if not isinstance(error, UnicodeDecodeError):
+        return None
+    paths = (frame.f_locals.get("full_path") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def explain(error: Exception) -> ConfigError:
@@ -60,6 +68,9 @@ def explain(error: Exception) -> ConfigError:
         mark = error.problem_mark
         place = f"{mark.name}, line {mark.line + 1}"
         return ConfigError(Problem(place, f"this is not YAML: {error.problem}"))
+    unreadable = _unreadable(error)
+    if unreadable is not None:
+        return ConfigError(Problem(unreadable, f"this is not YAML: it is not text in UTF-8 ({error})"))
     if isinstance(error, OverrideParseException):
         return ConfigError(
             Problem(

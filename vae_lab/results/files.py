@@ -20,6 +20,7 @@ from vae_lab.results.writing import write_text
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
+CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
@@ -255,5 +256,6 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
     shutil.rmtree(folder / PROJECTOR, ignore_errors=True)
     for file in (folder / CHECKPOINTS).glob(".*.partial*"):
         file.unlink()
+    shutil.rmtree(folder / CSV_LOG, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

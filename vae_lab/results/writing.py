@@ -16,12 +16,14 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # the suffix tells writers of pictures the format
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk its space is needed
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a disk that is full does not tell of which file
         raise
     _sync_folder(path.parent)
 

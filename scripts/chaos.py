@@ -1,0 +1,247 @@
+"""What a sweep survives: kills at random moments, a full disk, many processes at once, words that nobody meant.
+
+    python scripts/chaos.py                              # all of it; the figures go to chaos.json
+    python scripts/chaos.py kills --kills 5 --seed 1     # a part of it
+
+Every part ends with 1 if a promise was broken. docs/reliability.md has the figures.
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib
+import json
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from fuzz import exit_code, fuzz
+
+from vae_lab import results
+
+# --- A grid that is disturbed ------------------------------------------------------------------------------
+
+GRID = (
+    "-m", "encoder=vanilla,encdec", "latent.dim=4", "data.num_train=200", "data.num_val=50",
+    "data.num_test=50", "data.batch_size=20", "trainer.threads=1", "name=grid",
+)  # fmt: skip
+
+
+class Child:
+    """The command in a process of its own, forked from this one, which has imported torch already."""
+
+    words: ClassVar = ["decoder=vanilla,encdec", "trainer.max_epochs=20"]
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.said = Path(tempfile.mkstemp(suffix=".txt")[1])
+        self.started = time.monotonic()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 3
+            try:
+                output = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                os.chdir(folder)
+                code = exit_code(["train", *GRID, *self.words])
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code, minus the signal that ended it, and what it printed."""
+        _, status = os.waitpid(self.pid, 0)
+        said = self.said.read_text(errors="replace")
+        self.said.unlink()
+        return os.waitstatus_to_exitcode(status), said
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it so many seconds after its start; False if it ended by itself before."""
+        while time.monotonic() - self.started < seconds:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return False
+            time.sleep(0.002)
+        os.kill(self.pid, signal.SIGKILL)
+        return True
+
+
+def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """The results of a grid: run → which file it is, and what it says."""
+    found = folder.glob("outputs/grid/*/*/result.json")
+    return {
+        str(path.parent.relative_to(folder)): (path.stat().st_ino, path.read_bytes())
+        for path in found
+        if json.loads(path.read_bytes())["status"] == "finished"
+    }
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a grid's runs ended with, seconds and memory left out: run → checksum of its weights, losses, history."""
+    found = {}
+    for run, (_, content) in finished(folder).items():
+        result, path = json.loads(content), folder / run / "result.json"
+        weights = hashlib.sha256((path.parent / "model.safetensors").read_bytes()).hexdigest()
+        with open(path.parent / "history.csv", newline="") as file:
+            history = [row[:-1] for row in csv.reader(file)]
+        losses = [result[split] for split in ("train", "val", "test")]
+        found[run] = (weights, losses, history)
+    return found
+
+
+class Undisturbed(NamedTuple):
+    """The grid as it is when nobody disturbs it: what it ends with, how long it takes, how many bytes it leaves."""
+
+    outcome: dict[str, Any]
+    seconds: float
+    size: int
+
+
+def undisturbed(place: Path) -> Undisturbed:
+    """Run the grid once and leave it alone."""
+    folder = place / "undisturbed"
+    child = Child(folder)
+    code, said = child.wait()
+    seconds = time.monotonic() - child.started
+    found = outcome(folder)
+    if code or not found:
+        raise SystemExit(f"the undisturbed grid ended with {code}:\n{said}")
+    return Undisturbed(found, seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+
+
+def kills(place: Path, whole: Undisturbed, count: int, seed: int) -> dict[str, Any]:
+    """Kill -9 at random moments, each followed by the same command, until it has come to its end."""
+    chance = random.Random(seed)
+    broken: list[str] = []
+    moments: list[int] = []
+    grids = resumed = 0
+    before: dict[str, tuple[int, bytes]] = {}
+    while True:
+        folder = place / f"killed-{grids}"
+        child = Child(folder)
+        killed = len(moments) < count and child.kill_after(chance.uniform(0, whole.seconds))
+        code, said = child.wait()
+        now = finished(folder)
+        broken += [f"{folder.name}: {run} was lost or run again" for run in before if now.get(run) != before[run]]
+        broken += [f"{folder.name}: {said}"] * ("Traceback" in said)
+        resumed += len(re.findall("^  .*: goes on after epoch", said, re.MULTILINE))
+        before = now
+        if killed:
+            moments.append(len(now))
+            continue
+        grids, before = grids + 1, {}
+        if code or outcome(folder) != whole.outcome:
+            broken.append(f"{folder.name}: exit code {code}, or another outcome: {said}")
+        if len(moments) == count:
+            break
+    by_finished = [moments.count(number) for number in range(len(whole.outcome) + 1)]
+    return {
+        "kills": count, "by runs finished": by_finished, "grids": grids, "runs gone on with": resumed, "broken": broken,
+    }  # fmt: skip
+
+
+def full_disk(place: Path, whole: Undisturbed, shares: Sequence[float]) -> dict[str, Any]:
+    """A disk that has room for a share of the grid; then it is given more, and the same command finishes."""
+    broken: list[str] = []
+    codes = []
+    for share in shares:
+        disk = place / f"disk-{share}"
+        disk.mkdir()
+        options = f"size={max(4096, int(whole.size * share))}"
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True, check=False
+        )
+        if mounted.returncode:
+            return {"skipped": mounted.stderr.strip() or "no tmpfs can be mounted", "broken": []}
+        code, said = Child(disk / "work").wait()
+        codes.append(code)
+        before = finished(disk / "work")
+        wrong = [run for run, end in outcome(disk / "work").items() if end != whole.outcome[run]]
+        if code != 1 or "No space left" not in said or "Traceback" in said or wrong:
+            broken.append(f"{share} of the room: exit code {code}, wrong: {wrong}: {said}")
+        subprocess.run(["mount", "-o", f"remount,size={4 * whole.size}", disk], check=True)
+        code, said = Child(disk / "work").wait()
+        now = finished(disk / "work")
+        if code or outcome(disk / "work") != whole.outcome or any(now.get(run) != before[run] for run in before):
+            broken.append(f"{share}, after room was made: exit code {code}: {said}")
+        subprocess.run(["umount", disk], check=True)
+    return {"shares of the room": list(shares), "exit codes": codes, "broken": broken}
+
+
+def processes(place: Path, whole: Undisturbed, count: int) -> dict[str, Any]:
+    """The same command many times at once: each run is trained once, by one of them."""
+    folder = place / "at-once"
+    children = [Child(folder) for _ in range(count)]
+    ends = [child.wait() for child in children]
+    trained = Counter(run for _, said in ends for run in re.findall(r"^\d/\d  (\S+): total ", said, re.MULTILINE))
+    left_alone = sum(said.count("in the hands of process") for _, said in ends)
+    broken = [f"exit code {code}: {said}" for code, said in ends if code or "Traceback" in said]
+    if sorted(trained.values()) != [1] * len(whole.outcome) or outcome(folder) != whole.outcome:
+        broken.append(f"trained {dict(trained)}")
+    if not (folder / "outputs/grid/report/report.html").is_file():
+        broken.append("no report")
+    return {"processes": count, "runs": len(trained), "left to another": left_alone, "broken": broken}
+
+
+# --- The command -------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the parts that were asked for, print a table and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description="What a sweep survives: kills, a full disk, many processes, odd words."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, disk, processes, fuzz (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0, 0.1, 0.3, 0.5, 0.7, 0.9], help="of the room needed"
+    )
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--cases", type=int, default=1000, help="of fuzz")
+    parser.add_argument("--out", type=Path, default=Path("chaos.json"))
+    parser.add_argument("--small", action="store_true", help="a grid of two runs in place of four")
+    given = parser.parse_args()
+    if given.small:
+        Child.words = ["decoder=vanilla", "trainer.max_epochs=4"]
+    # Imported once, and not in every process: a kill hits what a sweep does, not what Python reads.
+    for module in ("vae_lab.experiment", "vae_lab.plots", "torch.utils.tensorboard"):
+        importlib.import_module(module)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        needs_grid = {"kills", "disk", "processes"} & {*(given.parts or ["kills"])}
+        whole = undisturbed(place) if needs_grid else Undisturbed({}, 0, 0)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "kills": lambda: kills(place, whole, given.kills, given.seed),
+            "disk": lambda: full_disk(place, whole, given.shares),
+            "processes": lambda: processes(place, whole, given.processes),
+            "fuzz": lambda: fuzz(given.cases, given.seed),
+        }
+        for part in given.parts or parts:
+            started = time.monotonic()
+            found[part] = parts[part]() | {"seconds": round(time.monotonic() - started, 1)}
+            print(part, {key: value for key, value in found[part].items() if key != "broken"}, flush=True)
+    broken = [f"{part}: {one}" for part, told in found.items() for one in told["broken"]]
+    environment = {"python": platform.python_version(), "torch": str(torch.__version__), "cores": os.cpu_count()}
+    results.write_text(given.out, json.dumps(found | {"environment": environment}, indent=2) + "\n")
+    for one in broken:
+        print(f"BROKEN  {one}")
+    raise SystemExit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()

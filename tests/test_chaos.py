@@ -1,0 +1,27 @@
+"""A bounded part of what `make chaos` does at length: kills, a full disk, many processes, random words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "chaos.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+def test_a_sweep_survives_and_does_not_lie(tmp_path: Path) -> None:
+    few = ("--small", "--seed=1", "--kills=5", "--shares=0.5", "--processes=8", "--cases=60")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *few, "--out=chaos.json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "chaos.json").read_text())
+    assert found["kills"]["kills"] == 5
+    assert found["processes"]["runs"] == 2
+    assert sum(found["fuzz"]["codes"].values()) == 60
+    if "skipped" in found["disk"]:
+        pytest.skip(f"all but the full disk was tried: {found['disk']['skipped']}")
