@@ -250,13 +250,14 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
         trainer.test(module, datamodule=data, verbose=False)
     save_weights(model, folder / results.WEIGHTS)
     recorded = _recorded(history)
+    trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # not only what came after the last epoch
     return {
         "test": recorded["test"].model_copy(update=quality.figures),
         "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
         "metrics": settings.metrics.model_dump(),
         "warnings": symptoms(quality.figures, _kl(history.rows)),
         "model": _size(settings, model),
-        "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device)),
+        "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device) if trained_here else None),
     }
 
 
