@@ -263,3 +263,8 @@ def test_a_bug_of_ours_is_not_a_complaint() -> None:
     with pytest.raises(KeyError) as raised:
         _ = {}["x"]
     assert not config.is_complaint(raised.value)
+
+
+def test_a_number_that_python_refuses_to_print_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"latent\.dim: is a number of more than 10,000 bits"):
+        config.validate({"latent": {"dim": 16**6000}})

@@ -130,3 +130,13 @@ def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
     (tmp_path / "notes.txt").touch()
     results.clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "a: &a [1]\nb: [*a, *a]\n", f"seed: 0x{'f' * 9999}\n"])
+def test_a_configuration_that_stands_for_more_than_it_says_is_none(tmp_path: Path, text: str) -> None:
+    """PyYAML's reader in C crashes the process over lists that are nested too deep."""
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(text)
+    assert results.read_config(tmp_path) is None
+    assert results.read_config_folders(tmp_path) == []

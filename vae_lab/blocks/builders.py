@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from vae_lab import config
 from vae_lab.blocks.layers import (
@@ -100,11 +101,36 @@ def build(block: config.AnyBlock, place: Place) -> nn.Module:
 
 
 def complete(module: nn.Module, shape: Shape) -> nn.Module:
-    """The module with all of its weights: torch's lazy classes make theirs when they first get an input of `shape`."""
-    if any(isinstance(part, LazyModuleMixin) for part in module.modules()):
-        with torch.no_grad():
+    """The module with all of its weights: torch's lazy classes make theirs for the first input that they get.
+
+    They get one of `shape` without values, for maps on the way may be of any size; so are the other weights meanwhile.
+    """
+    lazy = [part for part in module.modules() if isinstance(part, LazyModuleMixin)]
+    if not lazy:
+        return module
+    aside: list[tuple[nn.Module, str, torch.Tensor]] = []
+
+    def set_aside(part: nn.Module, *_: Any) -> None:
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if is_lazy(tensor) or tensor.is_meta:
+                continue
+            aside.append((part, name, tensor))
+            empty = tensor.detach().to("meta")
+            is_weight = isinstance(tensor, nn.Parameter)
+            setattr(part, name, nn.Parameter(empty, tensor.requires_grad) if is_weight else empty)
+
+    for part in module.modules():
+        set_aside(part)
+    hooks = [part.register_forward_pre_hook(set_aside) for part in lazy]  # after torch's own, which makes the weights
+    try:
+        with torch.device("meta"), torch.no_grad():
             module.eval()(torch.zeros(2, *shape))
-        module.train()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, name, tensor in aside:
+            setattr(part, name, tensor)
+    module.train()
     return module
 
 

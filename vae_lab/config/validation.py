@@ -17,9 +17,11 @@ from vae_lab.config.schema import (
     MetricsConfig,
     ObjectiveConfig,
     TrainerConfig,
+    flatten,
 )
 from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
 
+MOST_BITS = 10_000
 _SET_BY_US = ("references",)
 _KINDS = {
     "int": "must be a whole number",
@@ -39,6 +41,9 @@ def validate(raw: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every problem found, not only the first.
     """
+    huge = next((key for key, value in flatten(raw).items() if isinstance(value, int) and _is_huge(value)), None)
+    if huge is not None:  # Python refuses to print it
+        raise ConfigError(Problem(huge, f"is a number of more than {MOST_BITS:,} bits"))
     try:
         config = Config.model_validate(dict(raw))
     except ValidationError as error:
@@ -47,6 +52,10 @@ def validate(raw: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def _is_huge(number: int) -> bool:
+    return number.bit_length() > MOST_BITS
 
 
 _LIST = TypeAdapter(list[AnyBlock])

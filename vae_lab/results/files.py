@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vae_lab.config import MetricsConfig
+from vae_lab.results.plain import load_plain
 from vae_lab.results.writing import write_text
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
@@ -24,8 +25,6 @@ CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
-# PyYAML's reader in C is ten times as fast; it is not built everywhere.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _finite(value: Any) -> Any:
@@ -176,7 +175,7 @@ def write_config(folder: Path, container: Mapping[str, Any]) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run; None if there is none that parses."""
     try:
-        loaded = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), _YAML_LOADER)
+        loaded = load_plain((folder / CONFIG).read_bytes())
     except (OSError, ValueError, yaml.YAMLError):  # a date that does not exist is a ValueError
         return None
     return loaded if isinstance(loaded, dict) else None
@@ -185,7 +184,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def read_config_folders(folder: Path) -> list[str]:
     """The folders of a run's command line, `--config-dir`; empty where Hydra's own files are gone."""
     try:
-        loaded = yaml.load((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"), _YAML_LOADER)
+        loaded = load_plain((folder / ".hydra" / "hydra.yaml").read_bytes())
         sources = loaded["hydra"]["runtime"]["config_sources"]
         return [str(source["path"]) for source in sources if source["provider"] == "command-line"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):

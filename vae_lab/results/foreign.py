@@ -13,20 +13,16 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.directions import better, kind
+from vae_lab.results.directions import better, hangs_on_objective
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
+from vae_lab.results.plain import PlainError, load_plain
 
 LARGEST = {CONFIG: 2**20, RESULT: 2**24}
 """Bytes beyond which a file is none of ours, and not read."""
-DEEPEST = 100
-"""Lists and groups in one another; at some ten thousand PyYAML's reader in C crashes the process."""
 MOST_LETTERS = 500
 """Of an error, which may quote a file."""
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SPLITS = ("train", "val", "test")
-OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
-"""Figures whose very meaning the objective sets."""
 OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
 
 
@@ -103,7 +99,7 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
     of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
-    about = (*of_images, *(("objective",) if kind(metric) in OF_OBJECTIVE else ()))
+    about = (*of_images, *(("objective",) if hangs_on_objective(metric) else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:
@@ -169,27 +165,14 @@ def read_plain_config(folder: Path) -> dict[Any, Any]:
     path = folder / CONFIG
     content = _read(path)
     try:
-        _check_is_plain(content)
-        loaded = yaml.load(content, YAML_LOADER)
-    except LoadError as error:
+        loaded = load_plain(content)
+    except PlainError as error:
         raise LoadError(f"{path}: {error}") from error
     except Exception as error:  # PyYAML also raises what int() and others raise
         raise LoadError(f"{path} is not a configuration that can be read ({_yaml_reason(error)})") from error
     if not isinstance(loaded, dict):
         raise LoadError(f"{path} is not a configuration: it holds a {type(loaded).__name__}")
     return loaded
-
-
-def _check_is_plain(content: bytes) -> None:
-    """That a few bytes do not stand for a tree of any size or depth."""
-    depth = 0
-    for event in yaml.parse(content, YAML_LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.AliasEvent):
-            raise LoadError(f"line {line} refers to another place, by *{event.anchor}; write out what stands there")
-        if depth > DEEPEST:
-            raise LoadError(f"line {line} is nested more than {DEEPEST} deep")
 
 
 def _yaml_reason(error: Exception) -> str:

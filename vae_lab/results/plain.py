@@ -1,0 +1,46 @@
+"""YAML that may come from anybody, read so that it can do no harm."""
+
+import re
+from typing import Any
+
+import yaml
+
+DEEPEST = 100
+"""Lists and groups in one another; at some ten thousand PyYAML's reader in C crashes the process."""
+LONGEST_NUMBER = 2000
+"""Letters; Python needs a minute for a number as long as a file may be, and prints none of more than 4,300 digits."""
+# PyYAML's reader in C is ten times as fast; it is not built everywhere.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class PlainError(ValueError):
+    """Text that stands for more than it says, with its line."""
+
+
+def load_plain(content: bytes) -> Any:
+    """What a YAML file says: plain values and containers, no deeper than people nest them, none of them in two places.
+
+    Raises:
+        PlainError: if a few bytes stand for a tree of any size or depth, or for a number of any length.
+        yaml.YAMLError: if it is no YAML, or has a tag that is not YAML's own.
+        ValueError: for a date or a number that does not exist.
+    """
+    _check(content)
+    return yaml.load(content, LOADER)
+
+
+def _check(content: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(content, LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            raise PlainError(f"line {line} refers to another place, by *{event.anchor}; write out what stands there")
+        if depth > DEEPEST:
+            raise PlainError(f"line {line} is nested more than {DEEPEST} deep")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_NUMBER and _is_number(event.value):
+            raise PlainError(f"line {line} has a number of more than {LONGEST_NUMBER:,} letters")
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.][\da-fA-FxX_:.]*", text) is not None
