@@ -39,7 +39,7 @@ def _sha256(path: Path) -> str:
     return _sha256_of(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def _sha256_of(path: Path, *version: int) -> str:
     """Checked before a sweep starts and again at each run's turn: read once as long as the file stays the same."""
     with open(path, "rb") as file:
