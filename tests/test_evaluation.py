@@ -137,3 +137,21 @@ def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
     exploded = experiment.run(loud)
     assert exploded.finished
     assert "exploding KL" in [warning.partition(":")[0] for warning in exploded.warnings]
+
+
+def test_a_run_that_another_process_works_in_is_left_alone(run: config.Run) -> None:
+    before = (run.directory / "result.json").read_bytes()
+    with results.locked(run.directory), pytest.raises(LoadError, match="is in the hands of process"):
+        evaluation.evaluate(run.directory, FULL)
+    assert (run.directory / "result.json").read_bytes() == before
+
+
+def test_without_its_weights_a_run_is_not_measured_and_the_way_out_is_told(run: config.Run, run_of: Compose) -> None:
+    (run.directory / "model.safetensors").unlink()
+    before = results.read_result(run.directory)
+    assert before is not None
+    with pytest.raises(OSError, match=r"model\.safetensors is missing, .*; remove result\.json"):
+        evaluation.complete(run_of(*WORDS, "metrics=full"), before)
+    (run.directory / "result.json").unlink()
+    assert experiment.run(run).finished
+    assert (run.directory / "model.safetensors").is_file()

@@ -24,12 +24,16 @@ def complete(run: Run, result: Result) -> Result:
 
     Raises:
         DataError: if the images are not to be had.
-        OSError: if the result cannot be written.
+        OSError: if the weights are gone, or the result cannot be written.
     """
     match = matched(run.config)
     settings = match.config if match else run.config
-    model = vae.build(settings)
-    load_weights(model, run.directory / results.WEIGHTS)
+    model, weights = vae.build(settings), run.directory / results.WEIGHTS
+    if not weights.exists():
+        raise OSError(
+            f"{weights} is missing, to measure by; remove {results.RESULT} to have the run done again"
+        )
+    load_weights(model, weights)
     torch.set_num_threads(settings.trainer.threads)
     return _measure(run.directory, result, settings, model, settings.metrics)
 
@@ -53,10 +57,21 @@ def evaluate(
         root: the folder of the data set's files, in place of the configuration's `data.root`.
 
     Raises:
-        LoadError: if the folder has no finished run, or the files are damaged or not allowed.
+        LoadError: if the folder has no finished run, another process works in it, or the files are damaged or not
+            allowed.
         DataError: if the images are not to be had.
         OSError: if the result cannot be written.
     """
+    foreign.choose(folder)  # is there, before a lock is put into it
+    with results.locked(folder) as owner:
+        if owner is not None:
+            raise LoadError(f"{folder} is in the hands of {owner}; measure it again when that has ended")
+        return _evaluate(folder, asked, allow, device, root)
+
+
+def _evaluate(
+    folder: Path, asked: MetricsConfig, allow: Allowed | Iterable[Allowed], device: str, root: str | None
+) -> Result:
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
     settings = read_settings(folder)

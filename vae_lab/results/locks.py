@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from vae_lab.results.writing import write_text
+
 LOCK, OWNER = ".lock", ".owner.json"
 PATIENCE = 0.5
 """Seconds after which a lock is believed to be held: who only looks at one holds it for a moment."""
@@ -45,7 +47,7 @@ def locked(folder: Path) -> Iterator[Owner | None]:
         yield _owner(folder)
         return
     try:
-        (folder / OWNER).write_text(json.dumps(_this_process()._asdict()) + "\n")
+        write_text(folder / OWNER, json.dumps(_this_process()._asdict()) + "\n")
         yield None
     finally:
         with suppress(OSError):
