@@ -116,6 +116,17 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
     assert "holds a finished run of another configuration (objective.beta was 0.02, is 0.01)" in conflict.stderr
 
 
+@pytest.mark.parametrize("place", ["outputs", "outputs/x", "outputs/x/vanilla-vanilla/seed-1"])
+def test_a_file_where_a_folder_goes_is_told_before_anything_runs(train: Train, tmp_path: Path, place: str) -> None:
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    done = train("-m", "encoder=vanilla", "decoder=vanilla", "seed=0,1", "name=x")
+    assert done.returncode == 1
+    assert f"name: {place} is no folder, but outputs/x/vanilla-vanilla/seed-" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
 def test_a_named_study_needs_no_flag_and_may_be_changed(train: Train, tmp_path: Path) -> None:
     done = train("experiment=five_seeds", "encoder=vanilla", "seed=3,4", *SMALL)
     assert done.returncode == 0, done.stderr

@@ -328,7 +328,7 @@ def check_folders(runs: Sequence[Run]) -> None:
     """Each run has a folder to itself, and a finished run in it is one of the same configuration.
 
     Raises:
-        ConfigError: if not, naming the keys that differ.
+        ConfigError: if not, naming the keys that differ or the file that lies there.
     """
     problems = []
     names = sorted({run.config.name for run in runs})
@@ -340,6 +340,13 @@ def check_folders(runs: Sequence[Run]) -> None:
         if owner is not run:
             same = " and ".join(" ".join(one.overrides) for one in (owner, run))
             problems.append(Problem("sweep", f"two runs would share the folder {told(run.directory)}: {same}"))
+            continue
+        there = next((place for place in (run.directory, *run.directory.parents) if os.path.lexists(place)), None)
+        if there is not None and not there.is_dir():
+            problem = (
+                f"{told(there)} is no folder, but {told(run.directory)} must be; choose another name, or remove it"
+            )
+            problems.append(Problem("name", problem))
             continue
         result = results.read_result(run.directory)
         if result is not None and result.finished and result.config_sha256 != run.config.sha256():
