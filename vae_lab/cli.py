@@ -141,12 +141,15 @@ def _kept(ending: Stopped) -> str:
         return f"{stopped}. Runs that have finished are kept; the same command with the same name goes on."
     from vae_lab import experiment
 
-    epochs = experiment.epochs_kept(run)
-    part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
+    of_it = ""
+    if not plan.finished(run):  # else its test metrics were about to be completed
+        epochs = experiment.epochs_kept(run)
+        part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
+        of_it = f" and, of {run}, {part}"
     words = [word for word in sys.argv[1:] if not word.startswith("name=")]
     program = "vae-lab train" if Path(sys.argv[0]).name == "vae-lab" else f"python {sys.argv[0]}"
     command = f"{program} {shlex.join([*words, f'name={run.config.name}'])}"
-    return f"{stopped}. Kept are the runs that have finished and, of {run}, {part}. To go on:\n  {command}"
+    return f"{stopped}. Kept are the runs that have finished{of_it}. To go on:\n  {command}"
 
 
 DESCRIBE = """\

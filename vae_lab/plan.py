@@ -16,7 +16,7 @@ MOST_LINES = 10
 
 STAGES = {
     "finished": "finished",
-    "to measure": "finished, with test metrics to complete",
+    "to measure": "finished but for test metrics",
     "elsewhere": "in the hands of other processes",
     "goes on": "to go on with",
     "again": "to do again",
