@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae_lab import config, experiment, results, resume
+from vae_lab import config, experiment, plan, results, resume
 from vae_lab.module import LitVAE
 from vae_lab.resume import CheckpointError, read_checkpoint
 
@@ -217,6 +218,16 @@ def test_killed_where_a_file_takes_its_place(
     assert not list(run.directory.rglob(".*.partial*"))
 
 
+def test_the_curves_of_the_epochs_before_are_written_anew(run_of: Compose, killed_at: Callable[..., None]) -> None:
+    run = run_of(*SMALL, "callbacks=default", "name=killed")
+    killed_at(run, 13)
+    assert experiment.run(run).resumed == [2]
+    events = EventAccumulator(str(run.directory))
+    events.Reload()
+    for name in ("train/total", "optimizer/learning_rate", "optimizer/gradient_norm"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4]
+
+
 def test_a_training_that_a_callback_ended_early_stays_ended(
     run_of: Compose, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,16 +262,17 @@ def test_what_cannot_be_gone_on_from_begins_anew_and_says_why(
     altered[len(kept) // 2] ^= 1
     for content in (altered, kept[:-100], kept[:5], b""):
         last.write_bytes(content)
-        caplog.clear()
-        assert experiment.epochs_kept(run) == 0
-        assert f"begins anew: {last} is damaged (" in caplog.text
+        with pytest.raises(CheckpointError, match=re.escape(f"{last} is damaged (")):
+            experiment.epochs_kept(run)
+        assert f"to do again, since {last} is damaged (" in plan.stage(run).note
     last.write_bytes(kept)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "device_name", lambda _: "another one")
-        assert experiment.epochs_kept(run) == 0
-    assert "was not written by the same run (device was" in caplog.text
+        with pytest.raises(CheckpointError, match=r"was not written by the same run \(device was"):
+            experiment.epochs_kept(run)
     (last.parent / "best.ckpt").unlink()
     assert experiment.run(run).resumed == []
+    assert "begins anew: " in caplog.text
     assert "best.ckpt is damaged (" in caplog.text
     assert_same(run.directory, undisturbed())
 

@@ -139,11 +139,9 @@ def _kept(ending: Stopped) -> str:
     run = ending.run
     if run is None:
         return f"{stopped}. Runs that have finished are kept; the same command with the same name goes on."
-    from vae_lab import experiment
-
     of_it = ""
     if not plan.finished(run):  # else its test metrics were about to be completed
-        epochs = experiment.epochs_kept(run)
+        epochs = plan.stage(run).epochs
         part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
         of_it = f" and, of {run}, {part}"
     words = [word for word in sys.argv[1:] if not word.startswith("name=")]

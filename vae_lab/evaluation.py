@@ -30,9 +30,7 @@ def complete(run: Run, result: Result) -> Result:
     settings = match.config if match else run.config
     model, weights = vae.build(settings), run.directory / results.WEIGHTS
     if not weights.exists():
-        raise OSError(
-            f"{weights} is missing, to measure by; remove {results.RESULT} to have the run done again"
-        )
+        raise OSError(f"{weights} is missing, to measure by; remove {results.RESULT} to have the run done again")
     load_weights(model, weights)
     torch.set_num_threads(settings.trainer.threads)
     return _measure(run.directory, result, settings, model, settings.metrics)

@@ -134,7 +134,11 @@ def run(run: Run) -> results.Result:
     """
     folder, started = run.directory, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    epochs = epochs_kept(run)
+    try:
+        epochs = epochs_kept(run)
+    except resume.CheckpointError as reason:
+        log.warning("%s begins anew: %s", run, reason)
+        epochs = 0
     results.clear(folder, keep_checkpoints=epochs > 0)
     match = matched(run.config)
     settings = match.config if match else run.config
@@ -200,16 +204,13 @@ def origin(run: Run) -> dict[str, Any]:
 def epochs_kept(run: Run) -> int:
     """The epochs after which a run goes on: those of an earlier attempt that was interrupted, not one that failed.
 
-    That a checkpoint cannot be used is told.
+    Raises:
+        CheckpointError: if its checkpoint cannot be used.
     """
     earlier = results.read_result(run.directory)
     if earlier is not None and not earlier.finished:
         return 0
-    try:
-        return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
-    except resume.CheckpointError as error:
-        log.warning("%s begins anew: %s", run, error)
-        return 0
+    return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
 
 
 def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> dict[str, Any]:

@@ -77,9 +77,12 @@ def stage(run: Run) -> Stage:
     harm = damage(run)
     why = f", since {harm}" if harm else ""
     if any((run.directory / results.CHECKPOINTS).glob("*.ckpt")):
-        from vae_lab import experiment
+        from vae_lab import experiment, resume
 
-        epochs = experiment.epochs_kept(run)
+        try:
+            epochs = experiment.epochs_kept(run)
+        except resume.CheckpointError as error:
+            return Stage(run, "again", note=f"to do again, since {error}")
         if epochs:
             return Stage(run, "goes on", epochs, f"goes on after epoch {epochs} of {_epochs(run)}{why}")
     earlier = results.read_result(run.directory)

@@ -1,6 +1,7 @@
 """What of a training can be followed beside its losses: learning rate, gradient norm, memory, the latent dimensions."""
 
 import logging
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,6 +27,8 @@ class Monitor(Callback):
     - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
       dimension, in nats.
 
+    The figures are part of every checkpoint: a run that goes on from one logs those of the epochs before it anew.
+
     Args:
         every_steps: steps from one gradient norm to the next; it costs a pass over all gradients.
 
@@ -41,6 +44,18 @@ class Monitor(Callback):
         self._steps = 0
         self._learning_rate = 0.0
         self._told = False
+        self._figures: dict[int, dict[str, float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"figures": {epoch: {**figures} for epoch, figures in self._figures.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._figures = {epoch: {**figures} for epoch, figures in state_dict["figures"].items()}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for epoch, figures in self._figures.items():
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
@@ -58,6 +73,7 @@ class Monitor(Callback):
         if memory is not None:
             figures["memory/peak_megabytes"] = memory / 1e6
         pl_module.log_dict(figures)
+        self._figures[pl_module.epochs_done] = figures
         self._tell(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
