@@ -188,7 +188,7 @@ def test_a_missing_configuration_is_told_and_taken_to_be_the_others(tmp_path: Pa
     (write_run(tmp_path / "x", "encdec") / "config.yaml").unlink()
     study = gather([tmp_path / "x"])
     assert len(set(study.grounds("test.total").to_numpy()[0])) == 1
-    assert "config.yaml is missing for encdec-vanilla" in study.notes[0]
+    assert "config.yaml is missing or damaged for encdec-vanilla" in study.notes[0]
 
 
 def test_sweeps_are_merged_by_configuration(tmp_path: Path) -> None:

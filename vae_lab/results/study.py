@@ -504,7 +504,7 @@ def _comparability(study: Study) -> Iterator[str]:
     bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
     if bare:
         cells = ", ".join(bare[:MOST_TOLD])
-        yield f"{CONFIG} is missing for {cells}: that the conditions were the same could not be checked."
+        yield f"{CONFIG} is missing or damaged for {cells}: that the conditions were the same could not be checked."
 
 
 def _runs_on(study: Study, hardware: str) -> str:
