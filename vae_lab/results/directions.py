@@ -1,4 +1,4 @@
-"""Which way each figure of a result is better."""
+"""Which way each figure of a result is better, and what its meaning hangs on."""
 
 import re
 from typing import Literal
@@ -23,9 +23,17 @@ _BETTER: dict[str, Direction] = {
 }
 
 
+_OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
+
+
 def better(metric: str) -> Direction | None:
     """Whether less or more of a figure is better, by its dotted name; None where neither is."""
     return _BETTER.get(kind(metric))
+
+
+def of_objective(metric: str) -> bool:
+    """Whether the objective sets what a figure means: β is the likelihood's variance."""
+    return kind(metric) in _OF_OBJECTIVE
 
 
 def kind(metric: str) -> str:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.directions import better, kind
+from vae_lab.results.directions import better, of_objective
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 
 LARGEST = {CONFIG: 2**20, RESULT: 2**24}
@@ -25,8 +25,6 @@ MOST_LETTERS = 500
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SPLITS = ("train", "val", "test")
-OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
-"""Figures whose very meaning the objective sets."""
 OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
 
 
@@ -103,7 +101,7 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
     of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
-    about = (*of_images, *(("objective",) if kind(metric) in OF_OBJECTIVE else ()))
+    about = (*of_images, *(("objective",) if of_objective(metric) else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
+from vae_lab.results.directions import of_objective
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
 from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
@@ -45,9 +46,6 @@ _NO_CONFOUND = (
     "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
     "trainer.limit_val_batches", *NOT_IDENTIFYING,
 )  # fmt: skip
-_OF_OBJECTIVE = ("total", "elbo", "iwae_1", "iwae_10", "iwae_100", "bits_per_dim")
-"""Figures whose very meaning the objective sets: β is the likelihood's variance."""
-
 LARGEST = 1e150
 """Figures beyond this are taken for not finite: their squares are not."""
 
@@ -163,14 +161,14 @@ class Study:
 
         A row a seed, a column a cell.
         """
-        family, _, name = metric.partition(".")
+        family = metric.partition(".")[0]
         kinds: dict[Any, int] = {}
         rows: dict[tuple[int, str], int] = {}
         for record in self.compared:
             ground: tuple[Any, ...] = ()
             if family != "model":
                 ground = tuple(self.conditions[record.cell].items())
-            if name in _OF_OBJECTIVE:
+            if of_objective(metric):
                 ground += self.objectives[record.cell]
             if family in CLOCKED:
                 ground += (self.hardware_of(record),)
