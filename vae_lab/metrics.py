@@ -41,9 +41,11 @@ SMALLEST_SSIM = 11
 
 
 class Codes(NamedTuple):
-    """What the encoder makes of a split: the posterior of each image, and its class where there is one."""
+    """What the encoder makes of a split: the mean of each image's posterior, and its class where there is one."""
 
-    posterior: Posterior
+    mean: Float[Tensor, "n z"]
+    posterior: Posterior | None
+    """None for a latent space of another class, whose posteriors are not Gaussians with diagonal covariance."""
     labels: Int[Tensor, " n"] | None
 
 
@@ -77,37 +79,53 @@ def measure(
 def _measure(
     vae: VAE, data: LightningDataModule, settings: Config, asked: MetricsConfig, losses: Mapping[str, float]
 ) -> dict[str, Any]:
-    device = next((weight.device for weight in vae.parameters()), torch.device("cpu"))
-    limit = (settings.trainer.model_extra or {}).get("limit_test_batches", 1.0)
-    test = _Batches(data.test_dataloader(), device, limit)
+    place = next(vae.parameters(), torch.empty(0))
+    limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
+    test = _Batches(data, data.test_dataloader(), place, limit)
     variance = settings.likelihood_variance
-    classifier = load_classifier().to(device) if asked.frechet and fits(settings.data) else None
+    classifier = load_classifier().to(place.device) if asked.frechet and fits(settings.data) else None
     figures: dict[str, Any] = {}
     if variance is not None:
         figures["elbo"] = elbo(losses, variance, math.prod(settings.data.image_shape), settings.latent_dim)
     codes, pictures = _reconstruct(vae, test, classifier)
     figures |= pictures
-    if isinstance(codes.posterior, Posterior):
+    if codes.posterior is not None:
         figures |= use_of_latent(vae.latent, codes.posterior)
     if variance is not None and asked.iwae and isinstance(vae.latent, Gaussian):
         figures |= _bounds(vae, test, variance, asked.iwae, math.prod(settings.data.image_shape))
     if asked.probe and codes.labels is not None:
-        figures["probe_accuracy"] = _probe(vae, data, device, codes)
+        figures["probe_accuracy"] = _probe(vae, data, place, codes)
     return figures
 
 
 class _Batches:
-    """A loader's batches on a device, as many of them as the trainer tests on; each pass gives the same ones."""
+    """A loader's batches as the trainer gives them to a model, as many as it tests on; each pass gives the same ones.
 
-    def __init__(self, loader: Any, device: torch.device, limit: int | float = 1.0) -> None:
+    Args:
+        data: whose hooks the batches pass through.
+        loader: where they come from.
+        place: a tensor of the device and the type that the model takes.
+        limit: how many, or which share of them; None for all.
+    """
+
+    def __init__(self, data: LightningDataModule, loader: Any, place: Tensor, limit: float | None = None) -> None:
+        self.data = data
         self.loader = loader
-        self.device = device
-        self.limit = limit if isinstance(limit, int) else int(len(loader) * limit)
+        self.place = place
+        if isinstance(limit, float):  # a loader may not know its length
+            limit = None if limit == 1 else int(len(loader) * limit)
+        self.limit = limit
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in itertools.islice(iter(self.loader), self.limit):
+        for given in itertools.islice(iter(self.loader), self.limit):
+            batch = self.data.on_before_batch_transfer(given, 0)
+            batch = self.data.transfer_batch_to_device(batch, self.place.device, 0)
+            batch = self.data.on_after_batch_transfer(batch, 0)
             parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-            yield tuple(part.to(self.device) if isinstance(part, Tensor) else part for part in parts)
+            yield tuple(self._moved(part) if isinstance(part, Tensor) else part for part in parts)
+
+    def _moved(self, part: Tensor) -> Tensor:
+        return part.to(self.place) if part.is_floating_point() else part.to(self.place.device)
 
 
 def labels_of(batch: Any) -> Int[Tensor, " b"] | None:
@@ -139,7 +157,7 @@ def log_likelihood(
     images: Float[Tensor, "b c h w"], means: Float[Tensor, "b c h w"], variance: float
 ) -> Float64[Tensor, " b"]:
     """Log N(x; x̂, σ²·1) of each image in nats."""
-    squared = (images - means).double().square().flatten(1).sum(1)
+    squared = _double(images - means).square().flatten(1).sum(1)
     return -0.5 * (squared / variance + images[0].numel() * math.log(2 * math.pi * variance))
 
 
@@ -158,14 +176,15 @@ def importance_weighted(
     """
     latent = vae.latent
     posterior = latent.posterior(vae.encoder(images))
-    running = {k: torch.full((len(images),), -math.inf, dtype=torch.float64, device=images.device) for k in counts}
-    sums = {k: torch.zeros(len(images), dtype=torch.float64, device=images.device) for k in counts}
+    exact = Posterior(*map(_double, posterior))
+    sums = {k: exact.mean.new_zeros(len(images)) for k in counts}
+    running = {k: torch.full_like(sums[k], -math.inf) for k in counts}
     for sample in range(1, max(counts) + 1):
         z = latent.sample(posterior, _noise(len(images), latent.dim, generator).to(images.device))
         weight = (
             log_likelihood(images, vae.decoder(z), variance)
-            + latent.log_prior(z.double())
-            - latent.log_posterior(_double(posterior), z.double())
+            + latent.log_prior(_double(z))
+            - latent.log_posterior(exact, _double(z))
         )
         for k in counts:
             running[k] = torch.logaddexp(running[k], weight)
@@ -203,10 +222,10 @@ def use_of_latent(latent: Gaussian, posterior: Posterior) -> dict[str, Any]:
     The KL divergence of an image is the sum of the two (Hoffman & Johnson 2016), so that one's lower bound makes the
     other's upper one; see `aggregate_bounds`.
     """
-    kl = latent.kl(posterior).double().mean(0)
+    kl = _double(latent.kl(posterior)).mean(0)
     figures: dict[str, Any] = {
         "kl_per_dimension": kl.tolist(),
-        "active_units": int((posterior.mean.double().var(0) > ACTIVE).sum()) if len(posterior.mean) > 1 else None,
+        "active_units": int((_double(posterior.mean).var(0) > ACTIVE).sum()) if len(posterior.mean) > 1 else None,
     }
     if isinstance(latent, Gaussian) and len(posterior.mean) > 1:
         information, divergence = aggregate_bounds(latent, posterior, _generator("aggregate"))
@@ -228,7 +247,7 @@ def aggregate_bounds(latent: Gaussian, posterior: Posterior, generator: torch.Ge
     half of the images against a Gaussian of the other half's mean and covariance, log g(z) − log p(z): no density g
     gives more than the divergence itself.
     """
-    posterior = _double(posterior)
+    posterior = Posterior(*map(_double, posterior))
     count = len(posterior.mean)
     z = latent.sample(posterior, _noise(count, latent.dim, generator).to(posterior.mean))
     own = latent.log_posterior(posterior, z)
@@ -256,17 +275,19 @@ def _log_matching_gaussian(posterior: Posterior, z: Float64[Tensor, "m z"]) -> F
     mean, log_variance = posterior
     centred = mean - mean.mean(0)
     covariance = centred.T @ centred / len(mean) + torch.diag(log_variance.exp().mean(0))
-    root = torch.linalg.cholesky(covariance)
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:  # a variance that rounding has made 0
+        return torch.full_like(z[:, 0], math.nan)
     whitened = torch.linalg.solve_triangular(root, (z - mean.mean(0)).T, upper=False)
     constant = root.diagonal().log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
     return -0.5 * whitened.square().sum(0) - constant
 
 
-def _probe(vae: VAE, data: LightningDataModule, device: torch.device, test: Codes) -> float | None:
-    train = _encode(vae, _Batches(labelled_training_images(data), device))
+def _probe(vae: VAE, data: LightningDataModule, place: Tensor, test: Codes) -> float | None:
+    train = _encode(vae, _Batches(data, labelled_training_images(data), place))
     if train.labels is None or test.labels is None or len(torch.unique(train.labels)) < 2:
         return None
-    return probe_accuracy(train.posterior.mean, train.labels, test.posterior.mean, test.labels)
+    return probe_accuracy(train.mean, train.labels, test.mean, test.labels)
 
 
 def labelled_training_images(data: LightningDataModule) -> Any:
@@ -292,8 +313,8 @@ def probe_accuracy(
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough after a thousand steps
-        probe.fit(codes.double().cpu().numpy(), labels.cpu().numpy())
-    return float(probe.score(test_codes.double().cpu().numpy(), test_labels.cpu().numpy()))
+        probe.fit(_double(codes).cpu().numpy(), labels.cpu().numpy())
+    return float(probe.score(_double(test_codes).cpu().numpy(), test_labels.cpu().numpy()))
 
 
 def _encode(vae: VAE, batches: Iterable[Any]) -> Codes:
@@ -306,8 +327,12 @@ def _encode(vae: VAE, batches: Iterable[Any]) -> Codes:
 
 def _joined(posteriors: Sequence[Any], labels: Sequence[Tensor | None]) -> Codes:
     known = [one for one in labels if one is not None]
-    posterior = type(posteriors[0])(*(torch.cat(parts) for parts in zip(*posteriors, strict=True)))
-    return Codes(posterior, torch.cat(known) if len(known) == len(labels) else None)
+    gaussian = all(isinstance(one, Posterior) for one in posteriors)
+    return Codes(
+        torch.cat([one.mean for one in posteriors]),
+        Posterior(*(torch.cat(parts) for parts in zip(*posteriors, strict=True))) if gaussian else None,
+        torch.cat(known) if len(known) == len(labels) else None,
+    )
 
 
 # --- The images --------------------------------------------------------------------------------------------
@@ -319,11 +344,8 @@ def _reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) -
 
     quality: dict[str, Any] = {}
     posteriors, labels, squared, count = [], [], 0.0, 0
-    distances = (
-        {name: FrechetDistance(classifier.num_features) for name in ("reconstructions", "samples")}
-        if classifier
-        else {}
-    )
+    sets = ("reconstructions", *(("samples",) if hasattr(vae.latent, "sample_prior") else ()))
+    distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
     with channels:
         for batch in test:
@@ -339,19 +361,19 @@ def _reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) -
                 quality = {name: metric.to(images.device) for name, metric in quality.items()}
             for metric in quality.values():
                 metric.update(reconstructions, images)
-            squared += (reconstructions - images).double().square().flatten(1).mean(1).sum().item()
+            squared += _double(reconstructions - images).square().flatten(1).mean(1).sum().item()
             count += len(images)
             if classifier:
-                _add(distances.values(), classifier.features(images), real=True)
-                _add([distances["reconstructions"]], classifier.features(reconstructions), real=False)
+                _add(distances.values(), classifier.features(images.float()), real=True)
+                _add([distances["reconstructions"]], classifier.features(reconstructions.float()), real=False)
     figures: dict[str, Any] = {"mse": squared / count} | {name: one.compute().item() for name, one in quality.items()}
-    figures["dead_units"] = channels.dead()
-    if classifier:
+    figures["dead_units"] = channels.dead() if count > 1 else None
+    if classifier and "samples" in distances:
         generator = _generator("samples")
         for rows in torch.split(torch.arange(count), ROWS):
-            z = vae.latent.sample_prior(len(rows), generator).to(images.device)
+            z = vae.latent.sample_prior(len(rows), generator).to(images)
             _add([distances["samples"]], classifier.features(vae.decoder(z).float()), real=False)
-        figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
+    figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
     return _joined(posteriors, labels), figures
 
 
@@ -376,7 +398,8 @@ class FrechetDistance:
 
     def add(self, features: Float[Tensor, "b f"], *, real: bool) -> None:
         """Count images to the one set or the other."""
-        self._metric.to(features.device).update(features.double(), real=real)
+        features = _double(features)
+        self._metric.to(features.device).update(features, real=real)
 
     def value(self) -> float | None:
         """The distance; None where a set has fewer than two images."""
@@ -432,19 +455,20 @@ def _noise(count: int, dim: int, generator: torch.Generator) -> Float[Tensor, "b
     return torch.randn(count, dim, generator=generator)
 
 
-def _double(posterior: Posterior) -> Posterior:
-    return Posterior(posterior.mean.double(), posterior.log_variance.double())
+def _double(values: Tensor) -> Tensor:
+    """The values in 64 bits, where they are or, for a device that has no such numbers, on the CPU."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 # --- What is wrong with a model ----------------------------------------------------------------------------
 
 
-def symptoms(figures: Mapping[str, Any], kl: Sequence[float]) -> list[str]:
+def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
     """What is wrong with a model, as `kind: sentence`: posterior collapse, dead dimensions or units, an exploding KL.
 
     Args:
         figures: what `measure` gave.
-        kl: nats a latent dimension, epoch by epoch.
+        kl: epoch → nats a latent dimension.
     """
     found = []
     dimensions, active = len(figures.get("kl_per_dimension") or ()), figures.get("active_units")
@@ -463,8 +487,8 @@ def symptoms(figures: Mapping[str, Any], kl: Sequence[float]) -> list[str]:
             f"dead units: {figures['dead_units']} channels have the same activation for every test image; another "
             "activation or a lower optimizer.lr may help"
         )
-    if kl and max(kl) > MOST_KL:
-        found.append(exploding(kl.index(max(kl)) + 1, max(kl)))
+    if kl and max(kl.values()) > MOST_KL:
+        found.append(exploding(*max(kl.items(), key=lambda one: one[1])))
     return found
 
 

@@ -184,6 +184,9 @@ def show_evaluation(
             measured.append((told(folder), evaluate(folder, asked, allow, device, root)))
         except (LoadError, DataError, OSError) as error:
             errors.print(f"Not measured: {error}", soft_wrap=True, highlight=False, markup=False)
+        except Exception as error:  # a stranger's files may hold anything, and the other runs are measured all the same
+            told_error = f"{told(folder)} ({type(error).__name__}: {error})"
+            errors.print(f"Not measured: {told_error}", soft_wrap=True, highlight=False, markup=False)
     if measured:
         Console().print(report.measured(measured[:MOST_COLUMNS]))
         if len(measured) > MOST_COLUMNS:
