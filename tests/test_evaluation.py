@@ -77,7 +77,7 @@ def test_evaluate_measures_and_shows(run: config.Run, capsys: pytest.CaptureFixt
     result = results.read_result(run.directory)
     assert result is not None
     assert result.metrics == FULL.model_dump()
-    assert f"{result.test.iwae_100:,.1f}" in shown
+    assert f"{result.test.iwae_100:,.1f}".replace("-", "−") in shown
     # What is known by now stays known.
     evaluate(str(run.directory), "--metrics", "fast")
     assert results.read_result(run.directory).test.iwae_100 == pytest.approx(result.test.iwae_100)

@@ -144,7 +144,8 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
     if len(missing) > MOST_HOLES:
         missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
-    for sign, sentences, style in (("•", prepared.findings, ""), ("!", [*missing, *prepared.study.notes], "yellow")):
+    wrong = [*missing, *prepared.study.symptoms, *prepared.study.notes]
+    for sign, sentences, style in (("•", prepared.findings, ""), ("!", wrong, "yellow")):
         for sentence in sentences:
             if "`" in sentence:  # a command, to be copied in one piece
                 console.print(f"{sign} {sentence.replace('`', '')}", soft_wrap=True, highlight=False, markup=False)

@@ -114,9 +114,14 @@ class Study:
     left_out: tuple[str, ...]
 
     @cached_property
+    def symptoms(self) -> tuple[str, ...]:
+        """What is wrong with a model, a sentence each."""
+        return tuple(_symptoms(self))
+
+    @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What is wrong with a model, what cannot be compared and why, a sentence each."""
-        return (*_symptoms(self), *self.left_out, *_comparability(self))
+        """What cannot be compared and why, a sentence each."""
+        return (*self.left_out, *_comparability(self))
 
     @cached_property
     def cells(self) -> tuple[str, ...]:
