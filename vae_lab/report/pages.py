@@ -354,7 +354,8 @@ def measured(found: Sequence[tuple[str, results.Result]]) -> Grid:
 
 def _number(name: str, value: float | None) -> str:
     told = metric(name)
-    return MISSING if value is None else f"{value * told.scale:,.{told.digits}f}".replace("-", "−")
+    places = 0 if isinstance(value, int) else told.digits
+    return MISSING if value is None else f"{value * told.scale:,.{places}f}".replace("-", "−")
 
 
 def failures(found: Sequence[tuple[str, str]]) -> Grid:

@@ -100,7 +100,7 @@ class Model(Part):
 
 
 class Memory(Part):
-    """Highest memory of this run: of the process on a CPU, allocated on a GPU."""
+    """Highest memory of this run before its test metrics: of the process on a CPU, allocated on a GPU."""
 
     peak_bytes: Count = None
 
