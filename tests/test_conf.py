@@ -24,7 +24,7 @@ def choices(group: str) -> list[str]:
 def test_the_groups_are_those_of_the_root() -> None:
     assert {path.parent.name for path in FILES} == {
         "data", "encoder", "latent", "decoder", "match", "objective", "optimizer", "scheduler", "trainer",
-        "logger", "callbacks", "experiment",
+        "logger", "callbacks", "metrics", "experiment",
     }  # fmt: skip
 
 

@@ -217,8 +217,8 @@ def use_of_latent(latent: Gaussian, posterior: Posterior) -> dict[str, Any]:
     - `kl_per_dimension`: mean KL divergence of each dimension from the prior, in nats.
     - `active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al. 2016).
     - `mutual_information_low`, `…_high`: bounds of the information that z has about the image it is of, in nats.
-    - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean of the posteriors of all images, of
-      which these are a sample.
+    - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean of the posteriors. Both are
+      meant over all images of the kind, of which these are a sample.
 
     The KL divergence of an image is the sum of the two (Hoffman & Johnson 2016), so that one's lower bound makes the
     other's upper one; see `aggregate_bounds`.
