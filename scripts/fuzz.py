@@ -31,7 +31,8 @@ CHOICES = {
     "data": ["fashion_mnist_3k"], "encoder": ["vanilla", "encdec", "resnet", "mlp"], "latent": ["gaussian"],
     "decoder": ["vanilla", "resize", "mlp"], "match": ["none", "flops"], "objective": ["mse_kl"],
     "optimizer": ["adam", "adamw"], "scheduler": ["one_cycle", "constant", "cosine"], "trainer": ["default", "debug"],
-    "logger": ["tensorboard", "csv"], "callbacks": ["default", "quiet"], "experiment": ["seed_grid", "five_seeds"],
+    "logger": ["tensorboard", "csv"], "metrics": ["fast", "full"],
+    "callbacks": ["default", "quiet"], "experiment": ["seed_grid", "five_seeds"],
 }  # fmt: skip
 FLAGS = [
     ["-m"], ["--multirun"], ["--cfg", "job"], ["--cfg", "all"], ["--cfg", "nothing"], ["--info"],

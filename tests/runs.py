@@ -20,7 +20,8 @@ register_resolvers()
 
 
 @functools.cache
-def _settings(overrides: tuple[str, ...]) -> Run:
+def settings(overrides: tuple[str, ...]) -> Run:
+    """The run of these words, composed once."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return Run.of(compose("train", list(overrides), return_hydra_config=True))
 
@@ -45,7 +46,7 @@ def write_run(
     """One finished run under `sweep`; gives its folder."""
     known = {side: choice if (config_folder() / side / f"{choice}.yaml").exists() else "vanilla"
              for side, choice in (("encoder", encoder), ("decoder", decoder))}  # fmt: skip
-    run = _settings(("name=x", *(f"{side}={choice}" for side, choice in known.items()), *overrides))
+    run = settings(("name=x", *(f"{side}={choice}" for side, choice in known.items()), *overrides))
     words = (f"encoder={encoder}", f"decoder={decoder}", *overrides)
     cell = cell or run.cell.replace(f"{known['encoder']}-{known['decoder']}", f"{encoder}-{decoder}", 1)
     folder = sweep / cell / f"seed-{seed}"

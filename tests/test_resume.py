@@ -224,7 +224,10 @@ def test_killed_where_a_file_takes_its_place(
         with pytest.raises(Killed):
             experiment.run(run)
     assert results.read_result(run.directory) is None
-    assert experiment.run(run).resumed == ([1] if name.endswith(".ckpt") else [4])
+    result = experiment.run(run)
+    assert result.resumed == ([1] if name.endswith(".ckpt") else [4])
+    if result.resumed == [4]:
+        assert result.memory.peak_bytes is None  # nobody knows what the training took
     assert_same(run.directory, undisturbed())
     assert not list(run.directory.rglob(".*.partial*"))
 

@@ -250,6 +250,7 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
         trainer.test(module, datamodule=data, verbose=False)
     save_weights(model, folder / results.WEIGHTS)
     recorded = _recorded(history)
+    trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # not only what came after the last epoch
     return {
         "test": recorded["test"].model_copy(update=quality.figures),
         "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
@@ -259,7 +260,7 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
             *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
         ],
         "model": _size(settings, model),
-        "memory": results.Memory(peak_bytes=quality.peak_bytes),
+        "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
     }
 
 
