@@ -105,6 +105,7 @@ class FolderData(ImageModule):
         self.classes: list[str] | None = None
         self.files: dict[str, Files] = {}
         self.splits: dict[str, Split] = {}
+        self._is_set_up = False
 
     def prepare_data(self) -> None:
         """Find the files, and read one.
@@ -121,8 +122,9 @@ class FolderData(ImageModule):
         Raises:
             DataError: as `prepare_data`.
         """
-        if self.files and (self.splits or not self.in_memory):
+        if self._is_set_up:
             return
+        self._is_set_up = True
         self._find()
         size = sum(self.counts.values()) * int(np.prod(self.image_shape))
         if self.in_memory is None:
