@@ -12,7 +12,7 @@ from PIL import Image
 
 from vae_lab import experiment
 from vae_lab.config import ConfigError
-from vae_lab.data import DataError, FolderData, Streamed
+from vae_lab.data import Batches, DataError, FolderData, Streamed
 
 KINDS = ("boots", "coats", "hats")
 
@@ -87,6 +87,7 @@ def test_a_folder_without_classes_will_do(root: Path, tmp_path: Path) -> None:
     assert data.classes is None
     (batch,) = images(flat, batch_size=16).train_dataloader()
     assert batch.shape == (16, 3, 12, 12)
+    assert isinstance(images(flat, in_memory=None).train_dataloader(), Batches)  # so few fit into memory
     assert all(isinstance(batch, torch.Tensor) for batch in data.test_dataloader())
 
 
@@ -152,3 +153,5 @@ def test_runs_on_another_folder_are_other_runs_and_a_moved_folder_is_the_same(ru
     here, there, apart = (run_of("data=image_folder", f"data.root={place}").config for place in (root, moved, other))
     assert here.sha256() == there.sha256()
     assert here.sha256() != apart.sha256()
+    streamed = run_of("data=image_folder", f"data.root={root}", "data.in_memory=false", "data.workers=7")
+    assert streamed.config.sha256() == here.sha256()

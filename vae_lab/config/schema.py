@@ -22,7 +22,18 @@ from vae_lab.config.base import Count, Node, PartialNode, Section, Width
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "plan", "data.root")
+NOT_IDENTIFYING = (
+    "seed",
+    "name",
+    "experiment",
+    "logger",
+    "callbacks",
+    "metrics",
+    "plan",
+    "data.root",
+    "data.workers",
+    "data.in_memory",
+)
 
 Target = Annotated[str, Field(alias="_target_")]
 
