@@ -8,7 +8,7 @@ import torch
 
 from vae_lab import config, results, vae
 from vae_lab.checkpoint import load_weights
-from vae_lab.config import Config, DataConfig, MetricsConfig, Run
+from vae_lab.config import Config, DataConfig, FolderConfig, MetricsConfig, Run
 from vae_lab.data import DataError
 from vae_lab.loading import LoadError, load, read_settings
 from vae_lab.machine import on_gpu
@@ -62,7 +62,10 @@ def evaluate(
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
     settings = read_settings(folder)
-    if not isinstance(settings.data, DataConfig) or settings.data.dataset.rpartition(".")[0] != DATA_SETS:
+    trusted = isinstance(settings.data, FolderConfig) or (
+        isinstance(settings.data, DataConfig) and settings.data.dataset.rpartition(".")[0] == DATA_SETS
+    )
+    if not trusted:
         name = settings.data.dataset if isinstance(settings.data, DataConfig) else settings.data.target
         raise LoadError(
             f"{folder}: its images come from {name!r}, which is not of {DATA_SETS}; a run of your own is measured by "
