@@ -85,7 +85,7 @@ def nested(lists: int) -> str:
         ("+extra=1", "extra", "no such key (its value is 1); known: name, seed"),
         ("optimizer._partial_=false", "optimizer._partial_", "must be True, but is False"),
         ("data.root=${missing.key}", "data.root", "Interpolation key 'missing.key' not found"),
-        ("latent.dim=???", "latent.dim", "Missing mandatory value"),
+        ("latent.dim=???", "latent.dim", "is missing; give it: latent.dim=…"),
     ],
 )
 def test_each_problem_names_key_rule_and_value(run_of: Compose, override: str, key: str, words: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
-from vae_lab import data
+from vae_lab.config import PACKAGE
 from vae_lab.data import Batches, DataError, ImageData, subset_order
 
-BUNDLED = Path(data.__file__).parent / "assets" / "fashion_mnist_3k"
+BUNDLED = PACKAGE / "assets" / "fashion_mnist_3k"
 RAW = Path("FashionMNIST") / "raw"
 SUMS = {
     "train-images-idx3-ubyte": "09dd72e74aa8a76feaada262d167edcd489b57bc01d49240b1da1e0f2d395932",

@@ -77,7 +77,7 @@ def test_evaluate_measures_and_shows(run: config.Run, capsys: pytest.CaptureFixt
     result = results.read_result(run.directory)
     assert result is not None
     assert result.metrics == FULL.model_dump()
-    assert f"{result.test.iwae_100:,.1f}" in shown
+    assert f"{result.test.iwae_100:,.1f}".replace("-", "−") in shown
     # What is known by now stays known.
     evaluate(str(run.directory), "--metrics", "fast")
     assert results.read_result(run.directory).test.iwae_100 == pytest.approx(result.test.iwae_100)
@@ -122,11 +122,42 @@ def test_of_a_strangers_run_no_data_set_is_imported_but_torchvisions(run: config
     stranger = tmp_path / "seed-0"
     shutil.copytree(run.directory, stranger)
     settings = yaml.safe_load((stranger / "config.yaml").read_text())
-    for key, value in (("dataset", "antigravity.fly"), ("_target_", "antigravity.fly")):
+    name = "torchvision.datasets.utils.antigravity"
+    for key, value in (("dataset", "antigravity.fly"), ("dataset", name), ("_target_", "antigravity.fly")):
         changed = settings | {"data": settings["data"] | {key: value}}
         (stranger / "config.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(LoadError, match="antigravity"):
             evaluation.evaluate(stranger, FULL)
+
+
+def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
+    run_of: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> None:
+        raise MemoryError("no room")
+
+    run = run_of(*WORDS)
+    with monkeypatch.context() as patch:
+        patch.setattr("vae_lab.callbacks.quality.measure", measure)
+        result = experiment.run(run)
+    assert result.finished
+    assert result.warnings == ["test metrics: they could not be taken (MemoryError: no room)"]
+    assert plan.finished(run) is not None
+    assert not plan.measured(run, result)
+    after = evaluation.complete(run, result)
+    assert plan.measured(run, after)
+    assert after.test.psnr is not None
+    assert after.test.total == result.test.total
+    assert not any(warning.startswith("test metrics") for warning in after.warnings)
+
+
+def test_an_epoch_without_validation_keeps_its_place(run: config.Run) -> None:
+    rows = [(1, "train", 1, 1, 0.5, 0), (2, "train", 1, 1, 30, 0), (2, "val", 1, 1, 20, 0), (2, "test", 1, 1, 99, 0)]
+    results.write_history(run.directory, rows)
+    before = results.read_result(run.directory)
+    assert before is not None
+    told = evaluation.complete(run, before).warnings[-1]
+    assert told.startswith("exploding KL: 30 nats a latent dimension in epoch 2 ")
 
 
 def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:

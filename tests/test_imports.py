@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,9 @@ def test_nothing_that_takes_long_is_imported_until_it_is_needed(module: str) -> 
 def test_a_report_needs_no_torch() -> None:
     code = "import vae_lab.report, sys; sys.exit(bool({'torch', 'lightning'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+    assert {*project["tool"]["setuptools"]["packages"]} == folders | {"vae_lab.conf"}

@@ -285,7 +285,7 @@ def test_what_is_wrong_with_a_model_is_told_once_for_the_seeds_of_its_cell(tmp_p
     for seed in range(3):
         told = [f"dead units: {seed + 1} channels have the same activation"] if seed else []
         write_run(tmp_path / "x", seed=seed, warnings=told)
-    (note,) = (note for note in gather([tmp_path / "x"]).notes if "dead units" in note)
+    (note,) = (note for note in gather([tmp_path / "x"]).symptoms if "dead units" in note)
     assert note == "vanilla-vanilla, seeds 1, 2: dead units: 2 channels have the same activation."
 
 

@@ -190,6 +190,21 @@ def test_killed_again_and_again_and_moved_in_between(
     assert [event.step for event in events.Scalars("time/images_per_second")] == [1, 2, 3, 4]
 
 
+def test_what_was_followed_before_an_interruption_is_in_tensorboard_after_it(
+    run_of: Compose, killed_at: Callable[..., None]
+) -> None:
+    run = run_of(*SMALL[:-1], "name=killed", "callbacks.pages.points=10")
+    killed_at(run, 13)
+    assert experiment.run(run).resumed == [2]
+    events = EventAccumulator(str(run.directory), size_guidance={"histograms": 0})
+    events.Reload()
+    for name in ("optimizer/learning_rate", "optimizer/gradient_norm"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4]
+    assert [event.step for event in events.Histograms("val/kl_per_dimension")] == [1, 2, 3, 4]
+    assert events.PluginTagToContent("hparams")
+    assert (run.directory / "projector_config.pbtxt").exists()
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "result.json", "model.safetensors"])
 def test_killed_where_a_file_takes_its_place(
     run_of: Compose, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str

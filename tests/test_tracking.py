@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import Compose
+from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from test_experiment import SMALL
+from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lab import experiment
 from vae_lab.callbacks import Monitor, Pictures, TensorBoardPages
@@ -75,6 +77,50 @@ def test_the_projector_has_the_test_images_with_their_classes(run_of: Compose) -
     names = (folder / "metadata.tsv").read_text().splitlines()
     assert (len(points), len(points[0].split("\t")), len(names)) == (25, 8, 25)
     assert names[:3] == ["Ankle boot", "Pullover", "Trouser"]  # the first three of the test set
+
+
+class Noise(LightningDataModule):
+    """A user's images, with values on both sides of 0."""
+
+    def __init__(self, image_shape: list[int], num_train: int, batch_size: int) -> None:
+        super().__init__()
+        self.images = torch.randn(num_train, *image_shape, generator=torch.Generator().manual_seed(0))
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(self.images, torch.arange(len(self.images))), self.batch_size)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def of_noise(*image_shape: int) -> tuple[str, ...]:
+    others = (
+        "dataset", "root", "train_images", "test_images", "num_val", "num_test", "subset", "subset_seed",
+    )  # fmt: skip
+    return (
+        f"data._target_={__name__}.Noise", *(f"~data.{key}" for key in others), "data.num_train=20",
+        f"data.image_shape={[*image_shape]}", "latent.dim=4", "encoder=mlp", "decoder=mlp", "trainer.max_epochs=2",
+        "trainer.threads=1", "name=noise",
+    )  # fmt: skip
+
+
+def test_high_images_are_shown_and_so_are_values_beyond_those_of_pictures(run_of: Compose) -> None:
+    run = run_of(*of_noise(1, 24, 8))
+    assert experiment.run(run).error is None
+    events = EventAccumulator(str(run.directory))
+    events.Reload()
+    assert {*events.Tags()["images"]} >= PICTURES
+    (folder,) = (run.directory / "projector").iterdir()
+    assert "single_image_dim: 24\n    single_image_dim: 24" in (run.directory / "projector_config.pbtxt").read_text()
+    assert (folder / "sprite.png").exists()
+
+
+def test_what_cannot_be_shown_costs_no_model(run_of: Compose, caplog: pytest.LogCaptureFixture) -> None:
+    run = run_of(*of_noise(2, 12, 12), "trainer.precision=64-true")
+    result = experiment.run(run)
+    assert result.error is None
+    assert result.test.psnr is not None
+    assert "left out: the projector" in caplog.text
 
 
 def test_all_cells_are_laid_over_each_other_on_one_page(run_of: Compose) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from vae_lab import config, results, vae
 from vae_lab.checkpoint import load_weights
-from vae_lab.config import Config, ConfigError, DataConfig, MetricsConfig, Run
+from vae_lab.config import Config, DataConfig, FolderConfig, MetricsConfig, Run
 from vae_lab.data import DataError
 from vae_lab.loading import LoadError, load, read_settings
+from vae_lab.machine import on_gpu
 from vae_lab.match import matched
 from vae_lab.metrics import measure, symptoms
 from vae_lab.results import Result, foreign
@@ -33,7 +34,8 @@ def complete(run: Run, result: Result) -> Result:
         raise OSError(f"{weights} is missing, to measure by; remove {results.RESULT} to have the run done again")
     load_weights(model, weights)
     torch.set_num_threads(settings.trainer.threads)
-    return _measure(run.directory, result, settings, model, settings.metrics)
+    place = torch.device("cuda" if on_gpu(settings) else "cpu")
+    return _measure(run.directory, result, settings, model.to(place), settings.metrics)
 
 
 def evaluate(
@@ -73,7 +75,10 @@ def _evaluate(
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
     settings = read_settings(folder)
-    if not isinstance(settings.data, DataConfig) or not settings.data.dataset.startswith(f"{DATA_SETS}."):
+    trusted = isinstance(settings.data, FolderConfig) or (
+        isinstance(settings.data, DataConfig) and settings.data.dataset.rpartition(".")[0] == DATA_SETS
+    )
+    if not trusted:
         name = settings.data.dataset if isinstance(settings.data, DataConfig) else settings.data.target
         raise LoadError(
             f"{folder}: its images come from {name!r}, which is not of {DATA_SETS}; a run of your own is measured by "
@@ -87,25 +92,23 @@ def _evaluate(
 def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, asked: MetricsConfig) -> Result:
     known = result.measured()
     wanted = asked.with_all_of(known) if known else asked
-    data = config.build(settings.data)
     try:
+        data = config.build(settings.data)
         data.prepare_data()
-        data.setup("test")
+        for stage in ("fit", "test") if wanted.probe else ("test",):
+            data.setup(stage)
     except DataError:
         raise
-    except ConfigError as error:
-        raise DataError(str(error)) from error
+    except Exception as error:  # a data module or a data set may raise anything
+        raise DataError(f"{folder}: its images cannot be read ({type(error).__name__}: {error})") from error
     started = time.perf_counter()
     figures = measure(model, data, settings, wanted, result.test.model_dump())
-    history = results.read_history(folder)
-    both = [history[split]["kl"] for split in ("train", "val") if split in history]
-    kl = [max(epoch) for epoch in zip(*both, strict=False)]
     updated = result.model_copy(
         update={
             "test": result.test.model_copy(update=figures),
             "timing": result.timing.model_copy(update={"metrics_seconds": time.perf_counter() - started}),
             "metrics": wanted.model_dump(),
-            "warnings": symptoms(figures, kl),
+            "warnings": symptoms(figures, results.kl_of_epochs(results.read_history(folder))),
         }
     )
     results.write_result(folder, updated)

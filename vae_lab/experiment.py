@@ -5,7 +5,7 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,12 +14,12 @@ from lightning.pytorch import Trainer, seed_everything
 
 from vae_lab import __version__, config, results, resume, vae
 from vae_lab.blocks import shapes_only
-from vae_lab.callbacks import History, Quality, Row
+from vae_lab.callbacks import History, Quality
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
-from vae_lab.machine import device_name, environment, peak_memory, reset_peak_memory
+from vae_lab.machine import device_name, environment, reset_peak_memory
 from vae_lab.match import Matched, matched
 from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
@@ -255,17 +255,14 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
     return {
         "test": recorded["test"].model_copy(update=quality.figures),
         "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
-        "metrics": settings.metrics.model_dump(),
-        "warnings": symptoms(quality.figures, _kl(history.rows)),
+        "metrics": None if quality.error else settings.metrics.model_dump(),
+        "warnings": [
+            *([quality.error] if quality.error else []),
+            *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
+        ],
         "model": _size(settings, model),
-        "memory": results.Memory(peak_bytes=peak_memory(trainer.strategy.root_device) if trained_here else None),
+        "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
     }
-
-
-def _kl(rows: Sequence[Row]) -> list[float]:
-    """The KL divergence of each epoch, of its training or its validation, whichever is higher."""
-    epochs = dict.fromkeys(row.epoch for row in rows if row.split != "test")
-    return [max(row.kl for row in rows if row.epoch == epoch and row.split != "test") for epoch in epochs]
 
 
 def _size(settings: Config, model: vae.VAE) -> results.Model:

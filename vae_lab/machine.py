@@ -28,10 +28,14 @@ def environment(settings: Config) -> results.Environment:
     )
 
 
+def on_gpu(settings: Config) -> bool:
+    """Whether a run is trained on a GPU of CUDA's."""
+    return settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
 def device_name(settings: Config) -> str:
     """The GPU or the processor that a run is trained on."""
-    on_gpu = settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else _processor()
+    return torch.cuda.get_device_name() if on_gpu(settings) else _processor()
 
 
 def _processor() -> str:

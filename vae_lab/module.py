@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vae_lab.data import Batches, derived_seed
+from vae_lab.data import Batches, Streamed, derived_seed
 from vae_lab.objective import TERMS
 from vae_lab.vae import VAE, Output
 
@@ -140,7 +140,7 @@ class LitVAE(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start this epoch's streams: the order of the images, and Python's, NumPy's and torch's generators."""
         self.averages["train"] = Average()
-        if isinstance(self.trainer.train_dataloader, Batches):
+        if isinstance(self.trainer.train_dataloader, Batches | Streamed):
             self.trainer.train_dataloader.set_epoch(self.current_epoch)
         seed_everything(derived_seed(self.seed, "epoch", self.current_epoch), verbose=False)
 

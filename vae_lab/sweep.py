@@ -144,7 +144,8 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
     if len(missing) > MOST_HOLES:
         missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
-    for sign, sentences, style in (("•", prepared.findings, ""), ("!", [*missing, *prepared.study.notes], "yellow")):
+    wrong = [*missing, *prepared.study.symptoms, *prepared.study.notes]
+    for sign, sentences, style in (("•", prepared.findings, ""), ("!", wrong, "yellow")):
         for sentence in sentences:
             if "`" in sentence:  # a command, to be copied in one piece
                 console.print(f"{sign} {sentence.replace('`', '')}", soft_wrap=True, highlight=False, markup=False)
@@ -184,6 +185,9 @@ def show_evaluation(
             measured.append((told(folder), evaluate(folder, asked, allow, device, root)))
         except (LoadError, DataError, OSError) as error:
             errors.print(f"Not measured: {error}", soft_wrap=True, highlight=False, markup=False)
+        except Exception as error:  # a stranger's files may hold anything, and the other runs are measured all the same
+            told_error = f"{told(folder)} ({type(error).__name__}: {error})"
+            errors.print(f"Not measured: {told_error}", soft_wrap=True, highlight=False, markup=False)
     if measured:
         Console().print(report.measured(measured[:MOST_COLUMNS]))
         if len(measured) > MOST_COLUMNS:

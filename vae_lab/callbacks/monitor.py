@@ -18,16 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class Monitor(Callback):
-    """Logs once an epoch, and tells an exploding KL divergence at once.
+    """Logs once an epoch, and tells an exploding KL divergence at once; a run that goes on logs the epochs before anew.
 
     - `optimizer/learning_rate`: that of the epoch's last step.
     - `optimizer/gradient_norm`: Euclidean norm over all weights, before clipping, averaged over the epoch's first step
-      and every tenth after it.
+      and every tenth after it; steps that overflow in 16 bits, and are not taken, do not count.
     - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
     - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
       dimension, in nats.
-
-    The figures are part of every checkpoint: a run that goes on from one logs those of the epochs before it anew.
 
     Args:
         every_steps: steps from one gradient norm to the next; it costs a pass over all gradients.
@@ -44,18 +42,21 @@ class Monitor(Callback):
         self._steps = 0
         self._learning_rate = 0.0
         self._told = False
-        self._figures: dict[int, dict[str, float]] = {}
+        self._logged: dict[int, dict[str, float]] = {}
+        self._kl: dict[int, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"figures": {epoch: {**figures} for epoch, figures in self._figures.items()}}
+        return {"logged": {**self._logged}, "kl": {**self._kl}, "told": self._told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._figures = {epoch: {**figures} for epoch, figures in state_dict["figures"].items()}
+        self._logged, self._kl, self._told = ({**state_dict["logged"]}, {**state_dict["kl"]}, state_dict["told"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for epoch, figures in self._figures.items():
+        for epoch, figures in self._logged.items():
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=epoch)
+        for epoch, kl in self._kl.items():
+            _log_histogram(trainer, kl, epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
@@ -67,24 +68,31 @@ class Monitor(Callback):
         assert isinstance(pl_module, LitVAE)
         figures = {"optimizer/learning_rate": self._learning_rate}
         if self._norms:
-            figures["optimizer/gradient_norm"] = torch.stack(self._norms).mean().item()
+            norms = torch.stack(self._norms)
+            figures["optimizer/gradient_norm"] = norms[norms.isfinite()].mean().item()
         self._steps, self._norms = 0, []
         memory = peak_memory(pl_module.device)
         if memory is not None:
             figures["memory/peak_megabytes"] = memory / 1e6
         pl_module.log_dict(figures)
-        self._figures[pl_module.epochs_done] = figures
+        self._logged[pl_module.epochs_done] = figures
         self._tell(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
         kl = pl_module.averages["val"].kl_per_dimension()
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and kl is not None:
-                logger.experiment.add_histogram("val/kl_per_dimension", kl, pl_module.epochs_done)
+        if kl is not None and trainer.state.fn == "fit":
+            self._kl[pl_module.epochs_done] = kl.cpu()
+            _log_histogram(trainer, kl, pl_module.epochs_done)
 
     def _tell(self, module: LitVAE) -> None:
         kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
         if kl > MOST_KL and not self._told:
             self._told = True
             log.warning("%s", exploding(module.epochs_done, kl))
+
+
+def _log_histogram(trainer: Trainer, kl: Tensor, epoch: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram("val/kl_per_dimension", kl, epoch)

@@ -3,12 +3,15 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 from torch.utils.tensorboard import SummaryWriter
 
 from vae_lab import results
+from vae_lab.callbacks.spared import spared
 from vae_lab.metrics import labels_of
 from vae_lab.module import LitVAE, images_of
 
@@ -19,6 +22,10 @@ CHARTS = {
     "validation total": ["val/total"],
     "images a second": ["time/images_per_second"],
 }
+
+
+LARGEST_SPRITE = 64
+"""Height and width beyond which the projector's images are made smaller: browsers take a sheet of 8,192 pixels."""
 
 
 class TensorBoardPages(Callback):
@@ -38,7 +45,8 @@ class TensorBoardPages(Callback):
         if points < 0:
             raise ValueError(f"points must be at least 0, but is {points}")
         self.points = points
-        self._images: list[Tensor] = []
+        self._codes: list[Tensor] = []
+        self._sprites: list[Tensor] = []
         self._labels: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,26 +61,39 @@ class TensorBoardPages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        wanted = self.points - sum(map(len, self._images))
-        if wanted > 0:
-            self._images.append(images_of(batch)[:wanted])
-            labels = labels_of(batch)
+        assert isinstance(pl_module, LitVAE)
+        wanted = self.points - sum(map(len, self._codes))
+        if wanted <= 0 or not _writers(trainer):
+            return
+        images, labels, vae = images_of(batch)[:wanted], labels_of(batch), pl_module.vae
+        with spared("the projector"), torch.no_grad():
+            self._codes.append(vae.latent.posterior(vae.encoder(images)).mean)
+            self._sprites.append(_sprites(images))
             if labels is not None:
                 self._labels.append(labels[:wanted])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, LitVAE)
-        images, labels = self._images, self._labels
-        self._images, self._labels = [], []
-        if not images or not trainer.is_global_zero:
+        codes, sprites, labels = self._codes, self._sprites, self._labels
+        self._codes, self._sprites, self._labels = [], [], []
+        if not codes or not trainer.is_global_zero:
             return
-        names = None
-        if len(labels) == len(images):
-            classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
-            names = [classes[label] if classes else str(label) for label in torch.cat(labels).tolist()]
-        for writer in _writers(trainer):
-            codes = torch.cat([pl_module.vae.encode(some).mean for some in images])
-            writer.add_embedding(codes.float(), names, torch.cat(images).float(), results.PROJECTOR, "test images")
+        with spared("the projector"):
+            names = None
+            if len(labels) == len(codes):
+                classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
+                names = [classes[label] if classes else str(label) for label in torch.cat(labels).tolist()]
+            for writer in _writers(trainer):
+                points = torch.cat(codes).float()
+                writer.add_embedding(points, names, torch.cat(sprites), results.PROJECTOR, "test images")
+
+
+def _sprites(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
+    """Square and small, as the projector draws images."""
+    height, width = images.shape[2:]
+    size = max(height, width)
+    left, top = (size - width) // 2, (size - height) // 2
+    square = pad(images.float(), (left, size - width - left, top, size - height - top), value=1.0)
+    return interpolate(square, LARGEST_SPRITE, mode="area") if size > LARGEST_SPRITE else square
 
 
 def _writers(trainer: Trainer) -> list[SummaryWriter]:

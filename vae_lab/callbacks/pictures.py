@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from vae_lab import results
+from vae_lab.callbacks.spared import spared
 from vae_lab.module import LitVAE, images_of
 from vae_lab.tracking import log_image
 from vae_lab.vae import VAE
@@ -76,11 +77,12 @@ class Pictures(Callback):
         due = epoch % self.every_epochs == 0 or epoch == trainer.max_epochs
         if seen is None or not due or not trainer.loggers or not trainer.is_global_zero:
             return
-        taken = take_pictures(pl_module.vae, seen[: self.images], self.samples)
-        log_image(trainer.loggers, "val/reconstructions", _pairs(taken), epoch)
-        log_image(trainer.loggers, "latent/samples", _sheet(taken.samples, 10), epoch)
-        for name, images in take_walks(pl_module.vae, seen[: self.rows + 1], self.rows).items():
-            log_image(trainer.loggers, f"latent/{name}", _sheet(images, STEPS), epoch)
+        with spared(f"pictures of epoch {epoch}"):
+            taken = take_pictures(pl_module.vae, seen[: self.images], self.samples)
+            log_image(trainer.loggers, "val/reconstructions", _pairs(taken), epoch)
+            log_image(trainer.loggers, "latent/samples", _sheet(taken.samples, 10), epoch)
+            for name, images in take_walks(pl_module.vae, seen[: self.rows + 1], self.rows).items():
+                log_image(trainer.loggers, f"latent/{name}", _sheet(images, STEPS), epoch)
 
     def on_test_batch_start(
         self,
@@ -98,6 +100,10 @@ class Pictures(Callback):
         if self._originals is None or not trainer.is_global_zero:
             return
         originals, self._originals = self._originals, None
+        with spared("pictures of the test"):
+            self._keep(trainer, pl_module, originals)
+
+    def _keep(self, trainer: Trainer, pl_module: LitVAE, originals: Tensor) -> None:
         taken = take_pictures(pl_module.vae, originals, self.samples)
         with results.replacing(self.folder / results.PICTURES) as path:
             np.savez(path, allow_pickle=False, **taken._asdict())
@@ -127,13 +133,14 @@ def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -
     return TakenPictures(
         _as_bytes(originals),
         _as_bytes(vae(originals, noise).reconstruction),
-        _as_bytes(vae.decoder(z.to(originals.device))),
+        _as_bytes(vae.decoder(z.to(originals))),
     )
 
 
 @torch.no_grad()
 def take_walks(vae: VAE, images: Float[Tensor, "n c h w"], rows: int) -> dict[str, UInt8[np.ndarray, "m c h w"]]:
     """Walks through the latent space, nine images a row: `traversals` and, of two images or more, `interpolations`."""
+    images = images.clamp(0, 1)  # as they are drawn; a user's may lie beyond
     posterior = vae.encode(images)
     widest = vae.latent.kl(posterior).mean(0).argsort(descending=True)[:rows].tolist()
     walks = {"traversals": vae.traverse(images[0], widest, steps=STEPS).flatten(0, 1)}

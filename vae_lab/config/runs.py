@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vae_lab.config.errors import ConfigError, Problem, explain, is_complaint
 from vae_lab.config.schema import NOT_IDENTIFYING, Config, flatten
@@ -83,6 +83,9 @@ class Run:
                     if OmegaConf.is_config(value)
                     else value
                 )
+            except MissingMandatoryValue as error:
+                missing = error.full_key or str(key)
+                problems.append(Problem(missing, f"is missing; give it: {missing}=…"))
             except OmegaConfBaseException as error:
                 problems.append(Problem(error.full_key or str(key), str(error).splitlines()[0]))
         if problems:
@@ -232,12 +235,13 @@ def cores() -> int:
 
 
 def register_resolvers() -> None:
-    """Make `${vae_lab.…:}` known to OmegaConf: cores, steps, cell, run_folder and bundled."""
+    """Make `${vae_lab.…:}` known to OmegaConf: cores, steps, cell, run_folder, last_part and bundled."""
     resolvers: dict[str, Callable[..., Any]] = {
         "cores": cores,
         "steps": _steps,
         "cell": _cell,
         "run_folder": lambda *, _root_: run_folder(hydra_node(_root_)),
+        "last_part": lambda place: Path(str(place)).expanduser().absolute().name,
         "bundled": lambda folder: str(PACKAGE / "assets" / folder),
     }
     for name, resolver in resolvers.items():

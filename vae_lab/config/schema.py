@@ -22,7 +22,18 @@ from vae_lab.config.base import Count, Node, PartialNode, Section, Width
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
 # These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = ("seed", "name", "experiment", "logger", "callbacks", "metrics", "plan", "data.root")
+NOT_IDENTIFYING = (
+    "seed",
+    "name",
+    "experiment",
+    "logger",
+    "callbacks",
+    "metrics",
+    "plan",
+    "data.root",
+    "data.workers",
+    "data.in_memory",
+)
 
 Target = Annotated[str, Field(alias="_target_")]
 
@@ -51,6 +62,12 @@ class DecoderConfig(Network):
         return {key: value for key, value in handler(self).items() if (key, value) != ("head", "conv")}
 
 
+def _grey_or_colour(shape: list[int]) -> list[int]:
+    if shape[0] not in (1, 3):
+        raise ValueError("must have 1 channel (grey) or 3 (colour)")
+    return shape
+
+
 class DataConfig(Section):
     target: Target
     dataset: str
@@ -64,6 +81,20 @@ class DataConfig(Section):
     subset: Literal["first", "random", "stratified"]
     subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     batch_size: Width
+
+
+class FolderConfig(Section):
+    target: Target
+    root: str
+    dataset: str
+    image_shape: Annotated[list[Width], Field(min_length=3, max_length=3), AfterValidator(_grey_or_colour)]
+    num_train: Count
+    num_val: Annotated[int, Field(ge=0, le=10**9)]
+    num_test: Count
+    subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    batch_size: Width
+    workers: Annotated[int, Field(ge=0, le=1024)]
+    in_memory: bool | None = None
 
 
 class ForeignData(Node):
@@ -88,6 +119,11 @@ def _once_each(values: list[int]) -> list[int]:
 def _whose(value: Any) -> str:
     target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
     return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
+
+
+def _which_data(value: Any) -> str:
+    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+    return "folder" if target == "vae_lab.data.FolderData" else _whose(value)
 
 
 Ours = TypeVar("Ours", bound=BaseModel)
@@ -204,7 +240,12 @@ class Config(Section):
 
     name: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_folder_name)]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
-    data: Either[DataConfig, ForeignData]
+    data: Annotated[
+        Annotated[DataConfig, Tag("ours")]
+        | Annotated[FolderConfig, Tag("folder")]
+        | Annotated[ForeignData, Tag("foreign")],
+        Discriminator(_which_data),
+    ]
     encoder: Either[EncoderConfig, Node]
     latent: Either[LatentConfig, Node]
     decoder: Either[DecoderConfig, Node]

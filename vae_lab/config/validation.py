@@ -12,6 +12,7 @@ from vae_lab.config.schema import (
     DataConfig,
     DecoderConfig,
     EncoderConfig,
+    FolderConfig,
     LatentConfig,
     MatchConfig,
     MetricsConfig,
@@ -116,7 +117,7 @@ def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
     """The parts of a place, and whether each is pydantic's tag of a union: a key that no YAML has."""
     in_blocks = False
     for before, part in zip((None, *location), location, strict=False):
-        is_tag = part in ("ours", "foreign") or (in_blocks and isinstance(before, int))
+        is_tag = part in ("ours", "folder", "foreign") or (in_blocks and isinstance(before, int))
         yield part, is_tag
         in_blocks = in_blocks or part == "blocks"
 
@@ -125,6 +126,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` knows."""
     sections: dict[str, type[BaseModel]] = {
         "data": DataConfig,
+        "folder": FolderConfig,
         "encoder": EncoderConfig,
         "latent": LatentConfig,
         "decoder": DecoderConfig,

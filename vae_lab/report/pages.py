@@ -104,7 +104,10 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         "tables": tables(study, statistics),
         "pictures": pictures,
         "holes": study.holes,
-        "notes": notes,
+        "told": (
+            ("symptoms", "What is wrong with the models", study.symptoms),
+            ("notes", "What cannot be compared", notes),
+        ),
         "facts": list(facts(study)),
         "version": version("vae-lab"),
     }
@@ -351,7 +354,8 @@ def measured(found: Sequence[tuple[str, results.Result]]) -> Grid:
 
 def _number(name: str, value: float | None) -> str:
     told = metric(name)
-    return MISSING if value is None else f"{value * told.scale:,.{told.digits}f}"
+    places = 0 if isinstance(value, int) else told.digits
+    return MISSING if value is None else f"{value * told.scale:,.{places}f}".replace("-", "−")
 
 
 def failures(found: Sequence[tuple[str, str]]) -> Grid:

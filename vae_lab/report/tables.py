@@ -129,10 +129,10 @@ def figure(name: str, cell: Cell | None) -> str:
         return MISSING
     mean = cell.mean * told.scale
     if cell.low is None or cell.high is None or cell.high == cell.low:
-        return f"{mean:,.{told.digits}f}"
+        return f"{mean:,.{told.digits}f}".replace("-", "−")
     reach = (cell.high - cell.low) / 2 * told.scale
     places = decimals(reach)
-    return f"{mean:,.{places}f} ± {reach:,.{places}f}"
+    return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
 
 
 def interval(estimate: Pair | Effect, name: str = RECORD) -> str:

@@ -1,4 +1,4 @@
-"""Which way each figure of a result is better, and which mean something under one objective only."""
+"""Which way each figure of a result is better, and what its meaning hangs on."""
 
 import re
 from typing import Literal
@@ -22,19 +22,20 @@ _BETTER: dict[str, Direction] = {
     "peak_bytes": "lower",
 }
 
+
 _OF_OBJECTIVE = ("total", "elbo", "iwae", "bits_per_dim")
 
 
 def better(metric: str) -> Direction | None:
     """Whether less or more of a figure is better, by its dotted name; None where neither is."""
-    return _BETTER.get(_kind(metric))
+    return _BETTER.get(kind(metric))
 
 
-def hangs_on_objective(metric: str) -> bool:
-    """Whether the objective sets the very meaning of a figure: β is the likelihood's variance."""
-    return _kind(metric) in _OF_OBJECTIVE
+def of_objective(metric: str) -> bool:
+    """Whether the objective sets what a figure means: β is the likelihood's variance."""
+    return kind(metric) in _OF_OBJECTIVE
 
 
-def _kind(metric: str) -> str:
+def kind(metric: str) -> str:
     """What a figure measures: its name without its place in the result, and without the number of samples."""
     return re.sub(r"_\d+$", "", metric.rpartition(".")[2])

@@ -6,7 +6,7 @@ import math
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,7 +99,7 @@ class Model(Part):
 
 
 class Memory(Part):
-    """Highest memory of this run: of the process on a CPU, allocated on a GPU."""
+    """Highest memory of this run before its test metrics: of the process on a CPU, allocated on a GPU."""
 
     peak_bytes: Count = None
 
@@ -222,6 +222,15 @@ def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
         for values, number in zip(columns.values(), numbers, strict=True):
             values.append(number)
     return history
+
+
+def kl_of_epochs(history: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[int, float]:
+    """Epoch → its KL divergence, in training or in validation, whichever is higher."""
+    highest: dict[int, float] = {}
+    for split in ("train", "val"):
+        for epoch, kl in zip(*(history.get(split, {}).get(name, ()) for name in ("epoch", "kl")), strict=True):
+            highest[int(epoch)] = max(kl, highest.get(int(epoch), kl))
+    return highest
 
 
 def read_pictures(folder: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.directions import better, hangs_on_objective
+from vae_lab.results.directions import better, of_objective
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 from vae_lab.results.plain import PlainError, load_plain
 
@@ -99,7 +99,7 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
     of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
-    about = (*of_images, *(("objective",) if hangs_on_objective(metric) else ()))
+    about = (*of_images, *(("objective",) if of_objective(metric) else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
-from vae_lab.results.directions import hangs_on_objective
+from vae_lab.results.directions import of_objective
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
 from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
@@ -46,7 +46,6 @@ _NO_CONFOUND = (
     "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
     "trainer.limit_val_batches", *NOT_IDENTIFYING,
 )  # fmt: skip
-
 LARGEST = 1e150
 """Figures beyond this are taken for not finite: their squares are not."""
 
@@ -115,9 +114,14 @@ class Study:
     left_out: tuple[str, ...]
 
     @cached_property
+    def symptoms(self) -> tuple[str, ...]:
+        """What is wrong with a model, a sentence each."""
+        return tuple(_symptoms(self))
+
+    @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What is wrong with a model, what cannot be compared and why, a sentence each."""
-        return (*_symptoms(self), *self.left_out, *_comparability(self))
+        """What cannot be compared and why, a sentence each."""
+        return (*self.left_out, *_comparability(self))
 
     @cached_property
     def cells(self) -> tuple[str, ...]:
@@ -169,7 +173,7 @@ class Study:
             ground: tuple[Any, ...] = ()
             if family != "model":
                 ground = tuple(self.conditions[record.cell].items())
-            if hangs_on_objective(metric):
+            if of_objective(metric):
                 ground += self.objectives[record.cell]
             if family in CLOCKED:
                 ground += (self.hardware_of(record),)

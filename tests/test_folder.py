@@ -1,0 +1,157 @@
+"""Folders of images: classes or none, any size, splits by seed, in memory or read as they are wanted."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Compose
+from PIL import Image
+
+from vae_lab import experiment
+from vae_lab.config import ConfigError
+from vae_lab.data import Batches, DataError, FolderData, Streamed
+
+KINDS = ("boots", "coats", "hats")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """30 colour images of 12×16 pixels in three classes; the red of each is its number."""
+    random = np.random.default_rng(0)
+    for number in range(30):
+        pixels = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        pixels[..., 0] = number
+        folder = tmp_path / "clothes" / KINDS[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "clothes"
+
+
+def images(root: Path, **changes: Any) -> FolderData:
+    settings: dict[str, Any] = {
+        "root": str(root), "dataset": "clothes", "image_shape": [3, 12, 12], "num_train": 16, "num_val": 6,
+        "num_test": 8, "subset_seed": 0, "batch_size": 5, "workers": 0, "in_memory": True,
+    }  # fmt: skip
+    data = FolderData(**settings | changes)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def numbers(data: FolderData, split: str) -> list[int]:
+    return [int(image[0, 0, 0] * 255 + 0.5) for batch, _ in data.labelled(split) for image in batch]
+
+
+def test_the_splits_are_drawn_without_overlap_and_known_by_their_classes(root: Path) -> None:
+    data = images(root)
+    found = {split: numbers(data, split) for split in ("train", "val", "test")}
+    assert {split: len(one) for split, one in found.items()} == {"train": 16, "val": 6, "test": 8}
+    assert len({number for one in found.values() for number in one}) == 30
+    assert data.classes == [*KINDS]
+    labels = [int(label) for _, batch in data.labelled("test") for label in batch]
+    assert labels == [number % 3 for number in found["test"]]
+
+
+def test_more_training_images_change_neither_the_validation_nor_the_test(root: Path) -> None:
+    few, many = images(root, num_train=4), images(root)
+    for split in ("val", "test"):
+        assert numbers(few, split) == numbers(many, split)
+    assert numbers(few, "train") == numbers(many, "train")[:4]
+    assert numbers(images(root, subset_seed=1), "test") != numbers(many, "test")
+
+
+def test_images_are_brought_to_the_shape_that_was_asked_for(root: Path) -> None:
+    (batch,) = images(root, image_shape=[3, 12, 12], batch_size=16).train_dataloader()
+    assert batch.shape == (16, 3, 12, 12)
+    assert batch.min() >= 0
+    assert batch.max() <= 1
+    # The middle of the image, its pixels as they are.
+    with Image.open(root / KINDS[7 % 3] / "7.png") as file:
+        middle = torch.from_numpy(np.asarray(file)[:, 2:14].copy()).permute(2, 0, 1) / 255
+    assert any(torch.allclose(image, middle) for split in ("train", "val", "test") for image in
+               torch.cat([batch for batch, _ in images(root).labelled(split)]))  # fmt: skip
+    (grey,) = images(root, image_shape=[1, 6, 20], batch_size=16).train_dataloader()
+    assert grey.shape == (16, 1, 6, 20)
+
+
+def test_a_folder_without_classes_will_do(root: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in root.rglob("*.png"):
+        shutil.copy(file, flat)
+    (flat / "notes.txt").write_text("not an image")
+    data = images(flat)
+    assert data.classes is None
+    (batch,) = images(flat, batch_size=16).train_dataloader()
+    assert batch.shape == (16, 3, 12, 12)
+    assert isinstance(images(flat, in_memory=None).train_dataloader(), Batches)  # so few fit into memory
+    assert all(isinstance(batch, torch.Tensor) for batch in data.test_dataloader())
+
+
+def test_read_as_they_are_wanted_they_come_in_the_same_order(root: Path) -> None:
+    kept, streamed = images(root), images(root, in_memory=False)
+    one, other = kept.train_dataloader(), streamed.train_dataloader()
+    assert isinstance(other, Streamed)
+    assert len(one) == len(other) == 4
+    for epoch in (0, 1):
+        one.set_epoch(epoch)
+        other.set_epoch(epoch)
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert numbers(kept, "test") == numbers(streamed, "test")
+
+
+def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of: Compose, root: Path) -> None:
+    words = (
+        "data=image_folder", f"data.root={root}", "data.image_shape=[3,12,12]", "data.num_train=16", "data.num_val=6",
+        "data.num_test=8", "data.batch_size=5", "latent.dim=4", "trainer.max_epochs=2", "trainer.threads=1",
+        "logger=csv", "callbacks=quiet", "metrics=full", "metrics.iwae=[1,2]",
+    )  # fmt: skip
+    kept = experiment.run(run_of(*words, "data.in_memory=true", "name=kept"))
+    streamed = experiment.run(run_of(*words, "data.in_memory=false", "data.workers=1", "name=streamed"))
+    assert kept.finished, kept.error
+    assert (kept.train, kept.val, kept.test) == (streamed.train, streamed.val, streamed.test)
+    assert kept.test.probe_accuracy is not None
+    assert kept.test.fid_samples is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "data.root: is missing; give it: data.root=…"),
+        (("data.root=nowhere",), "there is no folder nowhere; data.root must name a folder of images"),
+        (("data.root=.", "data.num_test=10"), "has 30 images, but num_train + num_val + num_test is"),
+        (("data.root=.",), "try data.num_train=24 data.num_val=3 data.num_test=3"),
+        (("data.root=.", "data.image_shape=[2,8,8]"), "must have 1 channel (grey) or 3 (colour)"),
+        (("data.root=.", "+data.train_images=9"), "data.train_images: no such key"),
+        (("data.root=.", "+data.wrokers=9"), "did you mean 'workers'?"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    words: tuple[str, ...], told: str, run_of: Compose, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    with pytest.raises(ConfigError) as raised:
+        experiment.check_data(run_of("data=image_folder", *words).config)
+    assert told in str(raised.value)
+
+
+def test_an_image_that_cannot_be_read_is_named(root: Path) -> None:
+    for file in (root / KINDS[1]).glob("*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"coats/\d+\.png: the image cannot be read"):
+        images(root)
+
+
+def test_runs_on_another_folder_are_other_runs_and_a_moved_folder_is_the_same(run_of: Compose, root: Path) -> None:
+    moved = root.parent / "elsewhere" / "clothes"
+    other = root.parent / "shoes"
+    for place in (moved, other):
+        shutil.copytree(root, place)
+    here, there, apart = (run_of("data=image_folder", f"data.root={place}").config for place in (root, moved, other))
+    assert here.sha256() == there.sha256()
+    assert here.sha256() != apart.sha256()
+    streamed = run_of("data=image_folder", f"data.root={root}", "data.in_memory=false", "data.workers=7")
+    assert streamed.config.sha256() == here.sha256()

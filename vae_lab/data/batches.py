@@ -1,0 +1,218 @@
+"""From images to batches: those in memory, and those that are read from their files as they are wanted."""
+
+import hashlib
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 500
+
+
+class Split(NamedTuple):
+    """The images of one split, a byte a pixel, and their classes."""
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+
+
+Batch = Float[Tensor, "b c h w"] | tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]
+"""Images with values in [0, 1], or these and their classes."""
+
+
+Item = tuple[UInt8[Tensor, "c h w"], int]
+"""An image and its class."""
+
+
+class Batches:
+    """Batches of tensors that are already where the model is; the loader that Lightning iterates over.
+
+    With a `seed` the images come in another order each pass. The order depends on the seed and the number of
+    the pass alone, so that every model sees the same one and a later process can repeat it. With `labels` a batch is a
+    pair of images and labels.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        batch_size: int,
+        seed: int | None = None,
+        labels: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.labels = labels
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order().to(self.images.device)
+        for indices in torch.split(order, self.batch_size):
+            images = _as_float(self.images[indices])
+            yield images if self.labels is None else (images, self.labels[indices])
+
+    def _order(self) -> Int[Tensor, " n"]:
+        return order_of(len(self.images), self.seed, self.epoch)
+
+
+class Streamed:
+    """Batches of images that are read as they are wanted, by workers, in the order that `Batches` would have.
+
+    Args:
+        images: gives an image, a byte a pixel, and its class.
+        batch_size: images a step; the last batch may be smaller.
+        seed: see `Batches`.
+        workers: processes that read.
+        labelled: whether a batch is a pair of images and labels.
+    """
+
+    def __init__(
+        self, images: Dataset[Item], batch_size: int, seed: int | None, workers: int, *, labelled: bool = False
+    ) -> None:
+        self.order = _Order(len(images), seed)  # type: ignore[arg-type]  # torch's Dataset does not say that it has one
+        self.labelled = labelled
+        self.loader: DataLoader[Item] = DataLoader(
+            images,
+            batch_size,
+            sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it takes a number from torch's stream, which the noise of a step has
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.order.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.loader:
+            yield (_as_float(images), labels) if self.labelled else _as_float(images)
+
+
+class _Order(Sampler[int]):
+    def __init__(self, count: int, seed: int | None) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(order_of(self.count, self.seed, self.epoch).tolist())
+
+
+def order_of(count: int, seed: int | None, epoch: int) -> Int[Tensor, " n"]:
+    """The order of so many images in an epoch: as they lie without a seed, else one that seed and epoch decide."""
+    if seed is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
+
+
+def _as_float(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
+    """A seed of its own for each purpose and epoch of a run: streams that do not overlap."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+# --- Data modules ------------------------------------------------------------------------------------------
+
+SHARE = 0.5
+"""Of a device's free memory, or of the machine's, that images may take."""
+
+
+class ImageModule(LightningDataModule):
+    """What Lightning asks of images, whatever they are read from; `loader` is for the class that reads them.
+
+    Args:
+        batch_size: images a step.
+        seed: seed of the order of the training images.
+    """
+
+    def __init__(self, batch_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @abstractmethod
+    def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
+        """Batches of a split, in another order each epoch if there is a seed."""
+
+    def labelled(self, split: str) -> Batches | Streamed:
+        """Batches of a split's images and classes, in the order of the files; models never train on these."""
+        return self.loader(split, None, labelled=True)
+
+    def train_dataloader(self) -> Batches | Streamed:
+        """Batches of the training images, in another order each epoch."""
+        return self.loader("train", self.seed, labelled=False)
+
+    def val_dataloader(self) -> Batches | Streamed:
+        """Batches of the validation images."""
+        return self.loader("val", None, labelled=False)
+
+    def test_dataloader(self) -> Batches | Streamed:
+        """Batches of the test images and their classes."""
+        return self.labelled("test")
+
+    def size_of_batch(self, seed: int | None) -> int:
+        """Images a step: `batch_size` in training, as many as are quick elsewhere."""
+        return EVALUATION_BATCH if seed is None else self.batch_size
+
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Nothing to do where the images are there already."""
+        if isinstance(batch, tuple):
+            images, labels = batch
+            return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=True)
+
+
+def home_of(images: int, device: torch.device) -> torch.device:
+    """Where so many bytes of images are best kept: on the device if they take no more than half of what is free."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    if images <= SHARE * free:
+        return device
+    log.warning("images: %s do not fit on %s beside a model; they stay in memory", megabytes(images), device)
+    return torch.device("cpu")
+
+
+def fits_in_memory(images: int) -> bool:
+    """Whether so many bytes take no more than half of the machine's free memory; where that is unknown, 4 GB."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 8 * 10**9
+    return images <= SHARE * free
+
+
+def megabytes(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e6:,.1f} MB"

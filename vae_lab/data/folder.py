@@ -1,0 +1,185 @@
+"""Any folder of images."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
+
+from vae_lab.data.batches import (
+    Batches,
+    ImageModule,
+    Item,
+    Split,
+    Streamed,
+    fits_in_memory,
+    home_of,
+    megabytes,
+    order_of,
+)
+from vae_lab.data.files import DataError
+
+log = logging.getLogger(__name__)
+
+MODES = {1: "L", 3: "RGB"}
+
+
+class Files(Dataset[Item]):
+    """Image files as tensors of one shape, read when they are asked for.
+
+    An image is resized so that it covers the wanted size, and cropped to it around its middle.
+    """
+
+    def __init__(self, paths: list[tuple[str, int]], image_shape: tuple[int, int, int]) -> None:
+        self.paths = paths
+        self.image_shape = image_shape
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        path, label = self.paths[index]
+        channels, height, width = self.image_shape
+        try:
+            with Image.open(path) as file:
+                image = file.convert(MODES[channels])
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: the image cannot be read ({error}); mend it or take it away") from error
+        scale = max(height / image.height, width / image.width)
+        covering = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
+        if covering != [image.height, image.width]:
+            image = resize(image, covering, InterpolationMode.BILINEAR, antialias=True)
+        top, left = (image.height - height) // 2, (image.width - width) // 2
+        return pil_to_tensor(image.crop((left, top, left + width, top + height))), label
+
+
+class FolderData(ImageModule):
+    """The images in a folder: in a folder for each class, as `torchvision.datasets.ImageFolder` has it, or in no order.
+
+    The splits do not overlap and are drawn by `subset_seed`: first the test images, then those of the validation, then
+    the others, so that more training images change neither. Images are in memory, on a GPU if they fit there; where
+    they fit into neither they are read from their files in every epoch, by workers.
+
+    Args:
+        root: the folder.
+        dataset: its name, by which runs on other images are told apart.
+        image_shape: channels (1: grey, 3: colour), height and width that every image is brought to.
+        num_train: images for training.
+        num_val: images for validation.
+        num_test: images for testing.
+        subset_seed: seed of the draw.
+        batch_size: images a step; the last batch of an epoch may be smaller.
+        workers: processes that read images where they do not fit into memory.
+        in_memory: whether they are kept there; None decides by their size.
+        seed: seed of the order of the training images.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        dataset: str,
+        image_shape: list[int],
+        num_train: int,
+        num_val: int,
+        num_test: int,
+        subset_seed: int,
+        batch_size: int,
+        workers: int,
+        in_memory: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed)
+        self.root = Path(root)
+        self.dataset = dataset
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.counts = {"test": num_test, "val": num_val, "train": num_train}
+        self.subset_seed = subset_seed
+        self.workers = workers
+        self.in_memory = in_memory
+        self.classes: list[str] | None = None
+        self.files: dict[str, Files] = {}
+        self.splits: dict[str, Split] = {}
+        self._is_set_up = False
+
+    def prepare_data(self) -> None:
+        """Find the files, and read one.
+
+        Raises:
+            DataError: if there is no such folder, there are too few images in it, or one cannot be read.
+        """
+        self._find()
+        next(iter(self.files["train"]))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the files, and read them all if they fit into memory.
+
+        Raises:
+            DataError: as `prepare_data`.
+        """
+        if self._is_set_up:
+            return
+        self._is_set_up = True
+        self._find()
+        size = sum(self.counts.values()) * int(np.prod(self.image_shape))
+        if self.in_memory is None:
+            self.in_memory = fits_in_memory(size)
+        place = "in memory" if self.in_memory else f"read from their files in every epoch, by {self.workers} workers"
+        log.info("images: %s of %s, %s", f"{sum(self.counts.values()):,}", megabytes(size), place)
+        if self.in_memory:
+            self.splits = {name: _read(files, self.workers) for name, files in self.files.items()}
+
+    def _find(self) -> None:
+        if not self.root.is_dir():
+            raise DataError(f"there is no folder {self.root}; data.root must name a folder of images")
+        classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
+        found: list[tuple[str, int]] = []
+        if classes:
+            numbers = {name: number for number, name in enumerate(classes)}
+            found = make_dataset(self.root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+            self.classes = classes
+        if not found:  # no folders of classes: all are of one
+            found = [(str(path), 0) for path in sorted(self.root.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+            self.classes = None
+        wanted = sum(self.counts.values())
+        if len(found) < wanted:
+            told = " + ".join(f"{self.counts[split]:,}" for split in ("train", "val", "test"))
+            tenth = len(found) // 10
+            remedy = (
+                f"try data.num_train={len(found) - 2 * tenth} data.num_val={tenth} data.num_test={tenth}"
+                if tenth
+                else f"their names must end in {', '.join(IMG_EXTENSIONS)}"
+            )
+            raise DataError(
+                f"{self.root} has {len(found):,} images, but num_train + num_val + num_test is {told} = {wanted:,}; "
+                f"{remedy}"
+            )
+        order = order_of(len(found), self.subset_seed, 0).tolist()
+        for split, count in self.counts.items():
+            self.files[split] = Files([found[index] for index in order[:count]], self.image_shape)
+            order = order[count:]
+
+    def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
+        """Batches of a split, in another order each epoch if there is a seed."""
+        labelled = labelled and self.classes is not None
+        if not self.in_memory:
+            return Streamed(self.files[split], self.size_of_batch(seed), seed, self.workers, labelled=labelled)
+        images, labels = self.splits[split]
+        home = home_of(images.nbytes, self.device())
+        return Batches(images.to(home), self.size_of_batch(seed), seed, labels.to(home) if labelled else None)
+
+
+def _read(files: Files, workers: int) -> Split:
+    """All images of a split."""
+    images = torch.empty((len(files), *files.image_shape), dtype=torch.uint8)
+    start = 0
+    for batch in Streamed(files, 256, None, workers if len(files) > 1000 else 0).loader:
+        images[start : start + len(batch[0])] = batch[0]
+        start += len(batch[0])
+    labels: Any = [label for _, label in files.paths]
+    return Split(images, torch.tensor(labels, dtype=torch.int64))
