@@ -14,7 +14,7 @@ ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
     "checkpoint", "trust", "loading", "evaluation", "experiment",
-    "statistics", "plots", "report", "plan", "sweep", "cli",
+    "statistics", "plots", "report", "plan", "sweep", "cli", "benchmark",
 ]  # fmt: skip
 
 
