@@ -85,7 +85,7 @@ def figures() -> dict[str, Any]:
     return {
         "surroundings": measure.surroundings(measure.QUICK) | {"load_after": 1.0},
         "turns": {name: one | {"times_ours": few} for name in page.NAMES} | {"overhead": more},
-        "starts": {name: start for name in page.NAMES} | {"help": {"seconds": 0.5}, "mistake": {"seconds": 0.5}},
+        "starts": dict.fromkeys(page.NAMES, start) | {"help": {"seconds": 0.5}, "mistake": {"seconds": 0.5}},
         "machine": {"32-true": peak, "bf16-mixed": peak, "precision": "32-true", "flops_per_image": 6 * 10**6},
         "images": [size | {"image": count, "overhead": more} for count in (1000, 3000)],
         "widths": [size | {"width": 1, "overhead": more}],
@@ -117,8 +117,8 @@ def test_the_tables_hold_the_figures_and_go_into_a_document(tmp_path: Path) -> N
         page.insert(document, text)
     canvas = page.plot(found)
     assert canvas is not None
-    assert [axes.get_title() for axes in canvas.axes][0] == "images a second"
-    assert len(canvas.axes) == 4
+    titles = [axes.get_title() for axes in canvas.axes]
+    assert (titles[0], len(titles)) == ("images a second", 4)
     assert page.plot({"surroundings": found["surroundings"]}) is None
 
 
