@@ -20,7 +20,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 CHECKSUMS = "SHA256SUMS"
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 128
 
 
 class DataError(ValueError):

@@ -96,6 +96,8 @@ def _c_library() -> ctypes.CDLL | None:
 def reset_peak_memory() -> None:
     """Start the high-water mark of memory anew: on Linux the process's, on a GPU the allocator's."""
     gc.collect()  # an earlier run's trainer and module refer to each other
+    if not gc.get_freeze_count():
+        gc.freeze()  # what all runs share, modules above all, is not looked through again after each of them
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)  # what they freed is still held
