@@ -7,7 +7,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test chaos check format browser tensorboard clean
+.PHONY: help setup grid test bench chaos check format browser tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 grid: $(STAMP) ## train the 2×2 grid of encoders and decoders, print the table
 	@$(RUN)/python train.py -m encoder=vanilla,encdec decoder=vanilla,encdec
+
+bench: $(STAMP) ## measure speed beside other ways to train; a quiet machine and a quarter of an hour
+	@$(RUN)/python scripts/benchmark.py
 
 test: $(STAMP) ## run the test suite
 	@$(RUN)/python -m pytest

@@ -15,7 +15,7 @@ ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
     "checkpoint", "resume", "trust", "loading", "evaluation", "experiment",
-    "statistics", "plots", "report", "plan", "sweep", "cli",
+    "statistics", "plots", "report", "plan", "sweep", "cli", "benchmark",
 ]  # fmt: skip
 
 

@@ -5,21 +5,21 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from vae_lab import __version__, config, results, resume, vae
 from vae_lab.blocks import shapes_only
-from vae_lab.callbacks import History, Quality
+from vae_lab.callbacks import History, Quality, Unprofiled, lighten, without_idle_hooks
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
-from vae_lab.machine import device_name, environment, reset_peak_memory
+from vae_lab.machine import device_name, environment, keep_freed_memory, reset_peak_memory, search_no_gpu
 from vae_lab.match import Matched, matched
 from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
@@ -124,10 +124,11 @@ def _told(key: str) -> Iterator[None]:
         raise ConfigError(Problem(key, f"cannot be built ({type(error).__name__}: {error})")) from error
 
 
-def run(run: Run) -> results.Result:
+def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     """Train, validate, test and record one run; an error is recorded, not raised.
 
-    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted.
+    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted. Callbacks that
+    are `watching` come after those of the configuration.
 
     Raises:
         OSError: if its files cannot be written.
@@ -146,7 +147,7 @@ def run(run: Run) -> results.Result:
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(run, settings, history, goes_on=epochs > 0), None
+        measured, error = _train(run, settings, history, watching, goes_on=epochs > 0), None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         with suppress(OSError):
@@ -213,8 +214,12 @@ def epochs_kept(run: Run) -> int:
     return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
 
 
-def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> dict[str, Any]:
+def _train(
+    run: Run, settings: Config, history: History, watching: Sequence[Callback], *, goes_on: bool
+) -> dict[str, Any]:
     folder = run.directory
+    keep_freed_memory()
+    search_no_gpu()
     reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
@@ -226,6 +231,7 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
         config.build(settings.scheduler) if settings.scheduler else None,
         settings.seed,
     )
+    lighten(module)
     data = config.build(settings.data)
     data.seed = settings.seed
     has_validation = getattr(settings.data, "num_val", 1) > 0
@@ -235,15 +241,18 @@ def _train(run: Run, settings: Config, history: History, *, goes_on: bool) -> di
     quality = Quality(settings, parameters, history)
     with _quiet(), opened((settings.logger or {}).values(), parameters) as loggers:
         trainer = Trainer(
-            **SILENT | settings.trainer.arguments() | validated,
+            **SILENT | {"profiler": Unprofiled()} | settings.trainer.arguments() | validated,
             default_root_dir=folder,
             logger=loggers,
-            callbacks=[
-                history,
-                quality,
-                *(config.build(node) for node in (settings.callbacks or {}).values()),
-                resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
-            ],
+            callbacks=without_idle_hooks(
+                [
+                    history,
+                    quality,
+                    *(config.build(node) for node in (settings.callbacks or {}).values()),
+                    resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
+                    *watching,
+                ]
+            ),
             plugins=[resume.CheckpointFiles()],
         )
         last = str(checkpoints / resume.LAST) if goes_on else None

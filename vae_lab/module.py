@@ -116,6 +116,12 @@ class LitVAE(LightningModule):
         self.averages: dict[str, Average] = {}
         self._noise = torch.Generator()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it around every hook, and torch's way to set takes its time
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch to the loss that is minimised."""
         images = images_of(batch)
@@ -180,8 +186,10 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         # Drawn on the CPU, so that the stream is the same on every device.
         noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
-        output = self.vae(images, noise)
-        self.averages[split].add(self.objective(output, images), len(images), output.kl)
+        with torch.autocast(images.device.type, enabled=False):  # in 32 bits, however the model was trained
+            output = self.vae(images, noise)
+            losses = self.objective(output, images)
+        self.averages[split].add(losses, len(images), output.kl)
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}

@@ -2,7 +2,17 @@
 
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
-from vae_lab.config.runs import PACKAGE, SWEEP_RUNS, Position, Run, cell_name, identifying, register_resolvers, words
+from vae_lab.config.runs import (
+    PACKAGE,
+    SWEEP_RUNS,
+    Position,
+    Run,
+    cell_name,
+    identifying,
+    precision,
+    register_resolvers,
+    words,
+)
 from vae_lab.config.schema import (
     NOT_IDENTIFYING,
     Config,
@@ -103,6 +113,7 @@ __all__ = [
     "leaves",
     "likelihood_variance",
     "parse_blocks",
+    "precision",
     "register_resolvers",
     "unrolled",
     "validate",

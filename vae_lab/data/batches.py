@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 128
 
 
 class Split(NamedTuple):

@@ -1,0 +1,343 @@
+"""What `make bench` measures, part by part; every figure as a plain number."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import torchvision
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vae_lab import config, results
+from vae_lab.benchmark.turns import Middle, Turn, take_turn
+from vae_lab.cli import config_folder
+from vae_lab.config import PACKAGE, Config, Run
+from vae_lab.describe import describe
+from vae_lab.machine import environment
+
+BUNDLED = PACKAGE / "assets" / "fashion_mnist_3k"
+PUBLISHED = ("encoder.blocks=[{down:32},{down:64}]", "decoder.blocks=[{unflatten:64},{up:64},{up:32}]")
+"""A 32/64-channel pair, which with batches of 32 is likely what the published experiment trained."""
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured: repeats of each part, epochs of a training, and the sizes of what grows."""
+
+    repeats: int = 5
+    epochs: int = 10
+    images: tuple[int, ...] = (1000, 3000, 10_000, 30_000, 60_000)
+    widths: tuple[int, ...] = (1, 2, 4)
+    grid: tuple[str, ...] = ("encoder=vanilla,encdec", "decoder=vanilla,encdec", "seed=0,1")
+    size: int = 2048
+    overrides: tuple[str, ...] = ()
+
+    def changed(self, repeats: int | None, threads: int | None) -> "Amount":
+        """The same with as many repeats, on as many CPU threads, where given."""
+        words = () if threads is None else (f"trainer.threads={threads}",)
+        return replace(self, repeats=repeats or self.repeats, overrides=(*self.overrides, *words))
+
+
+FULL = Amount()
+QUICK = Amount(
+    repeats=1,
+    epochs=2,
+    images=(128, 256),
+    widths=(1,),
+    grid=("encoder=vanilla", "seed=0,1"),
+    size=256,
+    overrides=(
+        "data.num_train=128",
+        "data.num_val=64",
+        "data.num_test=64",
+        "trainer.threads=1",
+        "metrics.frechet=false",
+    ),
+)
+
+
+def composed(*overrides: str) -> Run:
+    """The run of these overrides, the shipped configuration beneath."""
+    config.register_resolvers()
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return Run.of(hydra.compose("train", ["name=benchmark", *overrides], return_hydra_config=True))
+
+
+def settings_of(variant: str, amount: Amount) -> Config:
+    """What is trained as `user` or `published`; both in 32 bits, with nothing of ours but modules and images."""
+    more = ("data.batch_size=32", *PUBLISHED) if variant == "published" else ()
+    return composed(*amount.overrides, *more).config
+
+
+def turns(amount: Amount) -> Figures:
+    """Ours, the bare loop, a user's and the published set-up in turns: speed, and time to the target."""
+    taken = []
+    for seed in range(amount.repeats):
+        overrides = (*amount.overrides, f"seed={seed}", f"trainer.max_epochs={amount.epochs}")
+        plainly = {name: (settings_of(name, amount), BUNDLED) for name in ("user", "published")}
+        taken.append(take_turn(composed(*overrides), plainly))
+    settings = composed(*amount.overrides).config
+    found: Figures = {"overhead": overhead(taken, settings)}
+    for name in ("ours", "bare", "user", "published"):
+        epochs = [epoch.seconds for turn in taken for epoch in turn.epochs[name][1:] or turn.epochs[name]]
+        times = [seconds for turn in taken if (seconds := turn.to_target(name)) is not None]
+        ratios = [
+            seconds / ours
+            for turn in taken
+            if (seconds := turn.to_target(name)) is not None and (ours := turn.to_target("ours"))
+        ]
+        found[name] = {
+            "epoch_seconds": Middle.of(epochs)._asdict(),
+            "images_per_second": settings.data.num_train / median(epochs),
+            "reached": f"{len(times)} of {len(taken)}",
+            "seconds_to_target": Middle.of(times)._asdict() if times else None,
+            "times_ours": Middle.of(ratios)._asdict() if ratios else None,
+        }
+    return found
+
+
+def overhead(taken: Sequence[Turn], settings: Config) -> Figures:
+    """What an epoch of ours takes beside the bare ones before and after it: their ratio, and microseconds a step."""
+    pairs = [pair for turn in taken for pair in turn.pairs()]
+    steps = math.ceil(settings.data.num_train / settings.data.batch_size)
+    return {
+        "ratio": Middle.of([ours / bare for ours, bare in pairs])._asdict(),
+        "microseconds_a_step": Middle.of([1e6 * (ours - bare) / steps for ours, bare in pairs])._asdict(),
+    }
+
+
+def images(amount: Amount) -> list[Figures]:
+    """Seconds an epoch and overhead by the number of training images: the bundled ones over and over."""
+    grown = []
+    for count in amount.images:
+        with tempfile.TemporaryDirectory() as folder:
+            repeat_images(Path(folder), count)
+            words = (f"data.root={folder}", f"data.num_train={count}", f"data.train_images={count}", "data.num_val=0")
+            grown.append({"image": count} | _growth(amount, *words))
+    return grown
+
+
+def widths(amount: Amount) -> list[Figures]:
+    """Seconds an epoch and overhead by the width of both networks, as a multiple of the default."""
+    grown = []
+    for width in amount.widths:
+        encoder = f"encoder.blocks=[{{down:{16 * width}}},{{down:{32 * width}}}]"
+        decoder = f"decoder.blocks=[{{unflatten:{32 * width}}},{{up:{32 * width}}},{{up:{16 * width}}}]"
+        grown.append({"width": width} | _growth(amount, encoder, decoder))
+    return grown
+
+
+def _growth(amount: Amount, *overrides: str) -> Figures:
+    """A training of seven epochs, which make six pairs; of two for a quick look."""
+    run = composed(*amount.overrides, f"trainer.max_epochs={max(2, 7 * (amount.repeats > 1))}", *overrides)
+    turn = take_turn(run)
+    seconds = median(ours for ours, _ in turn.pairs())
+    described = describe(run.config)
+    return {
+        "epoch_seconds": seconds,
+        "images_per_second": run.config.data.num_train / seconds,
+        "parameters": described.parameters,
+        "flops_per_image": described.flops,
+        "overhead": overhead([turn], run.config),
+    }
+
+
+def repeat_images(folder: Path, count: int) -> None:
+    """Files in IDX format with `count` training images, the bundled ones over and over, and the bundled test images."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (BUNDLED / "FashionMNIST" / "raw").glob("*-ubyte"):
+        content = file.read_bytes()
+        if file.name.startswith("train"):
+            head = 16 if "images" in file.name else 8
+            each = len(content[head:]) // int.from_bytes(content[4:8], "big")
+            body = np.resize(np.frombuffer(content, np.uint8, offset=head), count * each).tobytes()
+            content = content[:4] + count.to_bytes(4, "big") + content[8:head] + body
+        (raw / file.name).write_bytes(content)
+
+
+# --- Processes of their own --------------------------------------------------------------------------------
+
+FIRST_STEP = "first step at "
+
+
+class FirstStep(Callback):
+    """Prints when the first step has ended."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 1:
+            print(f"{FIRST_STEP}{time.time()}", flush=True)
+
+
+OURS = "from vae_lab.cli import main; main()"
+# What a user would write imports no Lightning and no Hydra.
+PLAIN = """
+import json, sys
+from pathlib import Path
+import torch
+from vae_lab import config
+from vae_lab.benchmark.loops import plain
+settings = config.validate(json.loads(sys.argv[1]))
+torch.set_num_threads(settings.trainer.threads)
+loop = plain(settings, Path(sys.argv[2]))
+loop.epoch()
+print(f"first step at {loop.first_step}")
+"""
+
+
+def starts(amount: Amount) -> Figures:
+    """From the command to the end of the first step, and the highest memory of a process that trains one epoch."""
+    commands = {
+        "ours": [
+            *(OURS, "train", "callbacks=quiet", f"+callbacks.first._target_={__name__}.FirstStep"),
+            *("trainer.max_epochs=1", "name=start", *amount.overrides),
+        ],
+        "user": [PLAIN, json.dumps(settings_of("user", amount).container()), str(BUNDLED)],
+        "published": [PLAIN, json.dumps(settings_of("published", amount).container()), str(BUNDLED)],
+    }
+    seen: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    for _ in range(amount.repeats):
+        for name, words in commands.items():
+            seen[name].append(_first_step(words))
+    found: Figures = {
+        name: {
+            "first_step_seconds": median(seconds for seconds, _ in both),
+            "peak_bytes": median(memory for _, memory in both),
+        }
+        for name, both in seen.items()
+    }
+    for name, word in (("help", "--help"), ("mistake", "latent.dim=0")):
+        found[name] = {"seconds": median(_call([OURS, "train", word])[0] for _ in range(amount.repeats))}
+    return found
+
+
+def _first_step(words: Sequence[str]) -> tuple[float, int]:
+    started = time.time()
+    _, told, memory = _call(words)
+    at = next(line for line in told.splitlines() if line.startswith(FIRST_STEP))
+    return float(at.removeprefix(FIRST_STEP)) - started, memory
+
+
+def _call(words: Sequence[str]) -> tuple[float, str, int]:
+    """Run Python code with arguments in an empty folder: seconds, what it printed, and its highest memory in bytes."""
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as told:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=told,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - started
+        told.seek(0)
+        return seconds, told.read(), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def grid(amount: Amount) -> Figures:
+    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures.
+
+    The overhead of a run is what lies between its result and the one before it, less the seconds of its training, its
+    validations, its test and its test metrics.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["train", "-m", *amount.grid, "name=grid", "~callbacks.pictures", *amount.overrides]
+        where = Path(folder)
+        code = f"import os; os.chdir({folder!r}); {OURS}"
+        began = time.time()
+        seconds, told, memory = _call([code, *words])
+        files = sorted(where.glob("outputs/grid/*/*/result.json"), key=lambda file: file.stat().st_mtime)
+        if not files:
+            raise RuntimeError(f"the grid that was to be measured left no results:\n{told}")
+        found, last = [], began
+        for file in files:
+            result, ended = results.read_result(file.parent), file.stat().st_mtime
+            assert result is not None
+            found.append(_run(result, results.read_history(file.parent), ended - last) | {"ended": ended - began})
+            last = ended
+        return {"seconds": seconds, "after_the_last_run": began + seconds - last, "peak_bytes": memory, "runs": found}
+
+
+def _run(result: results.Result, history: dict[str, dict[str, list[float]]], seconds: float) -> Figures:
+    timing = result.timing
+    accounted = [timing.train_seconds, timing.first_step_seconds, timing.metrics_seconds]
+    accounted += [second for split in ("val", "test") for second in history.get(split, {}).get("seconds", [])]
+    return {
+        "cell": result.cell,
+        "seed": result.seed,
+        "train_total": result.train.total,
+        "train_seconds": timing.train_seconds,
+        "peak_bytes": result.memory.peak_bytes,
+        "overhead_seconds": seconds - sum(second or 0.0 for second in accounted),
+    }
+
+
+# --- The machine -------------------------------------------------------------------------------------------
+
+
+def machine(amount: Amount) -> Figures:
+    """What this machine reaches at best: a large matrix product and a large convolution, in both types, in FLOP/s."""
+    size, channels = amount.size, max(8, amount.size // 16)
+    settings = composed(*amount.overrides).config
+    torch.set_num_threads(settings.trainer.threads)
+    found = {}
+    for name, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        a, b = torch.randn(2, size, size).to(dtype)
+        maps = torch.randn(64, channels, 28, 28).to(dtype, memory_format=torch.channels_last)
+        layer = torch.nn.Conv2d(channels, channels, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            found[name] = {
+                "matrix_product": 2 * size**3 / _best(lambda: a @ b, amount),  # noqa: B023
+                "convolution": 2 * 64 * 28 * 28 * 9 * channels**2 / _best(lambda: layer(maps), amount),  # noqa: B023
+            }
+    return found | {"precision": settings.trainer.precision, "flops_per_image": describe(settings).flops}
+
+
+def _best(work: Callable[[], Any], amount: Amount) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(1 + 4 * amount.repeats))
+
+
+def surroundings(amount: Amount) -> Figures:
+    """What the figures hang on: hardware, versions, the load of the machine and the date."""
+    settings = composed(*amount.overrides).config
+    return environment(settings).model_dump() | {
+        "precision": settings.trainer.precision,
+        "torchvision": torchvision.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "load": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+PARTS: dict[str, Callable[[Amount], Any]] = {
+    "machine": machine,
+    "turns": turns,
+    "starts": starts,
+    "images": images,
+    "widths": widths,
+    "grid": grid,
+}

@@ -1,0 +1,153 @@
+"""This project's training and others in turns, epoch by epoch, so that whatever slows the machine slows all of them."""
+
+import math
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from vae_lab import config, experiment, results, vae
+from vae_lab.benchmark.loops import Epoch, Loop, plain
+from vae_lab.config import Config, Run
+from vae_lab.data import Batches, ImageData
+from vae_lab.machine import keep_freed_memory
+
+TARGET = 0.0190
+"""The training total of the best published model."""
+
+
+def bare(settings: Config) -> Loop:
+    """The training step of this project in a loop written out, with the same weights, batches and allocator."""
+    keep_freed_memory()
+    torch.manual_seed(settings.seed)
+    model = vae.build(settings).to(memory_format=torch.channels_last)
+    optimizer = config.build(settings.optimizer)(model.parameters())
+    scheduler = config.build(settings.scheduler)(optimizer) if settings.scheduler else None
+    data = config.build(settings.data)
+    assert isinstance(data, ImageData)
+    data.setup()
+    loader = Batches(data.splits["train"].images, settings.data.batch_size, settings.seed)
+
+    def batches(epoch: int) -> Iterator[Tensor]:
+        loader.set_epoch(epoch)
+        yield from cast(Iterator[Tensor], loader)
+
+    precision = str(settings.trainer.precision)
+    return Loop(model, config.build(settings.objective), optimizer, batches, scheduler, precision)
+
+
+@contextmanager
+def elsewhere(settings: Config, root: Path) -> Iterator[Callable[[], Epoch]]:
+    """`loops.plain` in a process of its own, which works only while its caller waits for an epoch.
+
+    How memory is kept holds for a whole process: in ours a plain loop would have what it does without.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(settings.container(), root, theirs), daemon=True)
+    process.start()
+
+    def epoch() -> Epoch:
+        ours.send(None)
+        return Epoch(*ours.recv())
+
+    try:
+        assert ours.recv() == "ready"
+        yield epoch
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(container: dict[str, Any], root: Path, requests: Connection) -> None:
+    settings = config.validate(container)
+    torch.set_num_threads(settings.trainer.threads)
+    loop = plain(settings, root)
+    requests.send("ready")
+    while True:
+        requests.recv()
+        requests.send(tuple(loop.epoch()))
+
+
+class Interleaved(Callback):
+    """After each epoch of a training one of every other, until that has reached `TARGET` where it is to."""
+
+    def __init__(self, others: Mapping[str, Callable[[], Epoch]], until_target: bool = False) -> None:
+        self.others = dict(others)
+        self.until_target = until_target
+        self.epochs: dict[str, list[Epoch]] = {name: [] for name in others}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, epoch in self.others.items():
+            done = self.epochs[name]
+            if name == "bare" or not self.until_target or not done or done[-1].total > TARGET:
+                done.append(epoch())
+
+
+class Turn(NamedTuple):
+    """A training of ours, with the epochs of the others that were trained between its own."""
+
+    result: results.Result
+    epochs: dict[str, list[Epoch]]
+
+    def to_target(self, name: str) -> float | None:
+        """Seconds of training until an epoch's total is the target or less; None if it never was."""
+        seconds = (self.result.timing.first_step_seconds or 0.0) if name == "ours" else 0.0
+        for epoch in self.epochs[name]:
+            seconds += epoch.seconds
+            if epoch.total <= TARGET:
+                return seconds
+        return None
+
+    def pairs(self) -> list[tuple[float, float]]:
+        """Seconds of each of our epochs but the first, and of the bare loop's around it."""
+        ours, others = self.epochs["ours"], self.epochs["bare"]
+        return [
+            (ours[index].seconds, (others[index - 1].seconds + others[index].seconds) / 2)
+            for index in range(1, min(len(ours), len(others)))
+        ]
+
+
+def take_turn(run: Run, plainly: Mapping[str, tuple[Config, Path]] | None = None) -> Turn:
+    """Train a run of ours and beside it the bare loop, and by `loops.plain` whatever else is named.
+
+    Raises:
+        RuntimeError: if the run fails.
+    """
+    torch.set_num_threads(run.config.trainer.threads)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        others = {"bare": bare(run.config).epoch}
+        others |= {name: stack.enter_context(elsewhere(*what)) for name, what in (plainly or {}).items()}
+        interleaved = Interleaved(others, until_target=True)
+        result = experiment.run(replace(run, directory=Path(folder)), [interleaved])
+        if not result.finished:
+            raise RuntimeError(f"the training that was to be measured failed: {result.error}")
+        history = results.read_history(Path(folder))["train"]
+    ours = [Epoch(*figures) for figures in zip(history["seconds"], history["total"], strict=True)]
+    return Turn(result, {"ours": ours} | interleaved.epochs)
+
+
+class Middle(NamedTuple):
+    """A median with its 95 % interval, which takes no distribution for granted; null for fewer than six values."""
+
+    n: int
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Middle":
+        """The interval's ends are the order statistics that the median lies between in 95 % of all samples."""
+        ordered, n, rank = sorted(values), len(values), 0
+        while sum(math.comb(n, k) for k in range(rank + 1)) / 2**n <= 0.025:
+            rank += 1
+        return cls(n, median(ordered), *((ordered[rank - 1], ordered[n - rank]) if rank else (None, None)))
