@@ -1,5 +1,6 @@
 """The machine that a run's figures were measured on: its name, its memory, the commit of the code."""
 
+import atexit
 import ctypes
 import gc
 import os
@@ -102,6 +103,7 @@ def reset_peak_memory() -> None:
     gc.collect()  # an earlier run's trainer and module refer to each other
     if not gc.get_freeze_count():
         gc.freeze()  # what all runs share, modules above all, is not looked through again after each of them
+        atexit.register(gc.unfreeze)
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)  # what they freed is still held

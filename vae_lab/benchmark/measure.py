@@ -254,13 +254,13 @@ def _call(words: Sequence[str]) -> tuple[float, str, int]:
 
 
 def grid(amount: Amount) -> Figures:
-    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures.
+    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures and projector.
 
     The overhead of a run is what lies between its result and the one before it, less the seconds of its training, its
     validations, its test and its test metrics.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = ["train", "-m", *amount.grid, "name=grid", "~callbacks.pictures", *amount.overrides]
+        words = ["train", "-m", *amount.grid, "name=grid", "~callbacks.pictures", "~callbacks.pages", *amount.overrides]
         where = Path(folder)
         code = f"import os; os.chdir({folder!r}); {OURS}"
         began = time.time()
