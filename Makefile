@@ -29,7 +29,7 @@ bench: $(STAMP) ## measure speed beside other ways to train; a quiet machine and
 	@$(RUN)/python scripts/benchmark.py
 
 test: $(STAMP) ## run the test suite
-	@$(RUN)/python -m pytest
+	@$(RUN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 chaos: $(STAMP) ## kill, fill up and fuzz sweeps for some minutes; the figures go to chaos.json
 	@$(RUN)/python scripts/chaos.py

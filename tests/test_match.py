@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import Compose
 
-from vae_lab import config, experiment, match, sweep, vae
+from vae_lab import config, experiment, match, plan, vae
 from vae_lab.config import ConfigError
 from vae_lab.describe import describe
 
@@ -98,7 +98,7 @@ def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
     run = run_of("encoder=mlp", "match=parameters", *SMALL)
     result = experiment.run(run)
     assert result.finished, result.error
-    assert sweep.finished(run) is not None
+    assert plan.finished(run) is not None
     stored = yaml.safe_load((run.directory / "config.yaml").read_text())
     again = config.validate(stored)
     assert stored["encoder"]["blocks"][0]["dense"] != 256
