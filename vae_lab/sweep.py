@@ -192,7 +192,7 @@ def show_evaluation(
         Console().print(report.measured(measured[:MOST_COLUMNS]))
         if len(measured) > MOST_COLUMNS:
             Console().print(f"and {len(measured) - MOST_COLUMNS} more runs, in their result.json")
-        again = " ".join(map(told, folders))
+        again = " ".join(dict.fromkeys(told(folder.parents[1]) for folder in found))
         Console().print(f"The report with them: vae-lab report {again}", soft_wrap=True, highlight=False, markup=False)
     return len(measured) == len(found)
 
