@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 # Data flows one way: a module imports only from those before it.
 ORDER = [
     "config", "data", "blocks", "networks", "latent", "vae", "match", "describe",
-    "objective", "module", "features", "metrics", "results", "machine", "tracking", "callbacks",
+    "objective", "module", "features", "metrics", "results", "machine", "tracking", "loop", "callbacks",
     "checkpoint", "resume", "trust", "loading", "evaluation", "experiment",
     "statistics", "plots", "report", "plan", "sweep", "cli", "benchmark",
 ]  # fmt: skip

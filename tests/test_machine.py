@@ -4,15 +4,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import Compose
-from lightning.pytorch import Callback
 
-from vae_lab import callbacks, config, experiment, machine
-from vae_lab.callbacks import idle
+from vae_lab import config, experiment, machine
 from vae_lab.config import runs
 from vae_lab.module import LitVAE
 
@@ -81,38 +78,6 @@ def test_where_the_processor_cannot_be_read_it_is_32_bits(monkeypatch: pytest.Mo
 def test_the_precision_is_part_of_what_a_run_is(run_of: Compose) -> None:
     assert run_of().config.trainer.precision == config.precision()
     assert run_of("trainer.precision=32-true").config.sha256() != run_of("trainer.precision=bf16-mixed").config.sha256()
-
-
-class Counting(Callback):
-    """Has one of the hooks of a step."""
-
-    steps = 0
-
-    def on_before_backward(self, *arguments: Any) -> None:
-        self.steps += 1
-
-
-def test_hooks_that_do_something_are_called_and_the_others_are_not_there() -> None:
-    counting, kept = Counting(), callbacks.without_idle_hooks([Counting(), callbacks.Monitor()])
-    assert callable(kept[0].on_before_backward)
-    assert kept[0].on_train_batch_end is None
-    assert callable(kept[1].on_before_optimizer_step)
-    assert counting.on_train_batch_end is not None, "only what was given is changed"
-
-
-def test_a_training_is_the_same_with_and_without_its_idle_hooks(
-    run_of: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counting = Counting()
-    fast = experiment.run(run_of(*SMALL, "name=fast"), [counting])
-    assert counting.steps == 4
-    monkeypatch.setattr(experiment, "without_idle_hooks", list)
-    monkeypatch.setattr(experiment, "lighten", lambda module: None)
-    monkeypatch.setattr(experiment, "Unprofiled", idle.PassThroughProfiler)
-    plain = experiment.run(run_of(*SMALL, "name=plain"))
-    assert fast.finished, fast.error
-    assert (fast.train, fast.val) == (plain.train, plain.val)
-    assert fast.test.total == plain.test.total
 
 
 def test_validation_and_test_are_in_32_bits_however_the_model_is_trained(run_of: Compose) -> None:

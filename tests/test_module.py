@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import Compose
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vae_lab import config, vae
 from vae_lab.data import Batches
@@ -58,7 +58,7 @@ def test_the_first_loss_that_is_no_number_is_found_also_when_looked_for_later() 
     assert (batch, term, math.isnan(value)) == (4, "kl", True)
 
 
-def test_a_loss_that_is_no_number_stops_the_training_in_that_step(
+def test_a_loss_that_is_no_number_stops_the_training_and_its_step_is_told(
     run_of: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, steps = module_of(run_of), 0
@@ -73,7 +73,7 @@ def test_a_loss_that_is_no_number_stops_the_training_in_that_step(
     batches = Batches(store(16), 4, seed=0)
     with pytest.raises(LossError, match=r"not finite in step 6 \(epoch 2, step 2 of 4\): kl is inf; a lower"):
         trainer().fit(module, batches, Batches(store(4), 4))
-    assert steps == 8  # two of them of the validation
+    assert steps == 1 + 4 + 1 + 4  # two of a validation; not looked for in each step, but before the epoch ends
 
 
 def test_a_batch_may_be_images_or_begin_with_them() -> None:
@@ -133,3 +133,22 @@ def test_training_average_is_that_of_the_steps(run_of: Compose) -> None:
     for term in TERMS:
         expected = (16 * last[0][term].item() + 8 * last[1][term].item()) / 24
         assert module.averages["train"].value()[term] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("algorithm", "most"), [("norm", 1e-3), ("value", 1e-5)])
+def test_gradients_are_clipped_also_before_a_fused_optimizer_in_mixed_precision(
+    run_of: Compose, algorithm: str, most: float
+) -> None:
+    module, seen = module_of(run_of), []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *arguments: object) -> None:
+            gradients = torch.cat([weight.grad.flatten() for weight in module.parameters() if weight.grad is not None])
+            seen.append((gradients.norm().item(), gradients.abs().max().item()))
+
+    clipping = {"gradient_clip_val": most, "gradient_clip_algorithm": algorithm}
+    trainer(**clipping, precision="bf16-mixed", callbacks=[Watch()]).fit(
+        module, Batches(store(16), 8, seed=0), Batches(store(4), 4)
+    )
+    norms, largest = zip(*seen, strict=True)
+    assert max(largest if algorithm == "value" else norms) == pytest.approx(most, rel=1e-3)

@@ -14,11 +14,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from vae_lab import __version__, config, results, resume, vae
 from vae_lab.blocks import shapes_only
-from vae_lab.callbacks import History, Quality, Unprofiled, lighten, without_idle_hooks
+from vae_lab.callbacks import History, Quality
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
+from vae_lab.loop import Unprofiled, lighten
 from vae_lab.machine import device_name, environment, keep_freed_memory, reset_peak_memory, search_no_gpu
 from vae_lab.match import Matched, matched
 from vae_lab.metrics import symptoms
@@ -231,7 +232,6 @@ def _train(
         config.build(settings.scheduler) if settings.scheduler else None,
         settings.seed,
     )
-    lighten(module)
     data = config.build(settings.data)
     data.seed = settings.seed
     has_validation = getattr(settings.data, "num_val", 1) > 0
@@ -244,17 +244,16 @@ def _train(
             **SILENT | {"profiler": Unprofiled()} | settings.trainer.arguments() | validated,
             default_root_dir=folder,
             logger=loggers,
-            callbacks=without_idle_hooks(
-                [
-                    history,
-                    quality,
-                    *(config.build(node) for node in (settings.callbacks or {}).values()),
-                    resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
-                    *watching,
-                ]
-            ),
+            callbacks=[
+                history,
+                quality,
+                *(config.build(node) for node in (settings.callbacks or {}).values()),
+                resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
+                *watching,
+            ],
             plugins=[resume.CheckpointFiles()],
         )
+        lighten(trainer, module)
         last = str(checkpoints / resume.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -22,8 +23,8 @@ EVALUATION_SEED = 20140214
 Objective = Callable[[Output, Tensor], dict[str, Tensor]]
 
 
-LOOK_EVERY = 50
-"""Steps between two looks at the losses where a look would keep a device waiting."""
+LOOK_EVERY = 20
+"""Steps between two looks at the losses, each of which keeps a device waiting."""
 
 
 class LossError(ArithmeticError):
@@ -37,45 +38,49 @@ class LossError(ArithmeticError):
 
 
 class Average:
-    """Mean of the loss terms over the images of an epoch, each image weighted alike; kept on the device."""
+    """Mean of the loss terms over the images of an epoch, each image weighted alike.
+
+    The terms of a batch stay on the device until somebody looks, and are then added up in 64 bits.
+    """
 
     def __init__(self) -> None:
         self.images = 0
         self.batches = 0
-        self._sum: Tensor | None = None
+        self._sums = dict.fromkeys(TERMS, 0.0)
+        self._waiting: list[tuple[int, list[Tensor]]] = []
+        self._first_wrong: tuple[int, str, float] | None = None
         self._kl: Tensor | None = None
-        self._recent: list[Tensor] = []
 
     def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
         """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
-        weighted = torch.stack([losses[term].detach() for term in TERMS]).float() * images
-        self._sum = weighted if self._sum is None else self._sum + weighted
-        self._recent.append(weighted)
+        self._waiting.append((images, [losses[term].detach() for term in TERMS]))
         self.images += images
+        self.batches += 1
         if kl is not None:
             self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
-        self.batches += 1
+
+    def _fetch(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows = torch.stack([torch.stack(terms) for _, terms in waiting]).tolist()
+        for batch, (row, (images, _)) in enumerate(zip(rows, waiting, strict=True), self.batches - len(waiting) + 1):
+            values = dict(zip(TERMS, row, strict=True))
+            term = not_finite(values)
+            if term is not None and self._first_wrong is None:
+                self._first_wrong = batch, term, values[term]
+            for term, value in values.items():
+                self._sums[term] += images * value
 
     def first_not_finite(self) -> tuple[int, str, float] | None:
-        """The first batch since the last look (from 1) with a loss that is no number: which, its term and that value.
-
-        Fetches the sum from the device, and the batches one by one only if there is such a loss in it.
-        """
-        recent, self._recent = self._recent, []
-        if self._sum is None or all(map(math.isfinite, self._sum.tolist())):
-            return None
-        for batch, weighted in enumerate(recent, start=self.batches - len(recent) + 1):
-            values = dict(zip(TERMS, weighted.tolist(), strict=True))
-            term = not_finite(values)
-            if term is not None:
-                return batch, term, values[term]
-        return None
+        """The first batch (from 1) with a loss that is no number: which, its term and that value; fetches."""
+        self._fetch()
+        return self._first_wrong
 
     def value(self) -> dict[str, float]:
-        """The mean of each term so far; fetches it from the device."""
-        if self._sum is None:
-            return {}
-        return dict(zip(TERMS, (self._sum / self.images).tolist(), strict=True))
+        """The mean of each term so far; fetches from the device."""
+        self._fetch()
+        return {term: total / self.images for term, total in self._sums.items()} if self.images else {}
 
     def kl_per_dimension(self) -> Float[Tensor, " z"] | None:
         """The mean KL divergence of each latent dimension in nats, where it was kept."""
@@ -127,12 +132,9 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         losses = self.objective(self.vae(images), images)
         self.averages["train"].add(losses, len(images))
-        if images.device.type == "cpu" or (batch_idx + 1) % LOOK_EVERY == 0 or self._is_last(batch_idx):
+        if (batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self._look()
         return losses["total"]
-
-    def _is_last(self, batch_idx: int) -> bool:
-        return batch_idx + 1 == self.trainer.num_training_batches
 
     def _look(self) -> None:
         average = self.averages["train"]
@@ -199,6 +201,23 @@ class LitVAE(LightningModule):
     def epochs_done(self) -> int:
         """Epochs trained, the current one included."""
         return self.current_epoch + 1 if self.trainer.state.fn == "fit" else self.current_epoch
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `trainer.gradient_clip_val` and `gradient_clip_algorithm` say, by norm unless told otherwise.
+
+        In mixed precision Lightning refuses fused optimisers, which could unscale gradients themselves; where nothing
+        is scaled, as in bfloat16, there is no reason to.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_val:
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
         """The optimiser, and the scheduler that advances with each step."""

@@ -1,7 +1,6 @@
 """What watches a training and a test: clock, progress bar, monitor, pictures, metrics, TensorBoard's pages."""
 
 from vae_lab.callbacks.history import History, Row
-from vae_lab.callbacks.idle import Unprofiled, lighten, without_idle_hooks
 from vae_lab.callbacks.monitor import Monitor
 from vae_lab.callbacks.pages import TensorBoardPages
 from vae_lab.callbacks.pictures import PRIOR_SEED, Pictures, TakenPictures, take_pictures
@@ -18,9 +17,6 @@ __all__ = [
     "Row",
     "TakenPictures",
     "TensorBoardPages",
-    "Unprofiled",
-    "lighten",
     "remaining",
     "take_pictures",
-    "without_idle_hooks",
 ]

@@ -1,0 +1,123 @@
+"""The shorter way through a step computes what Lightning's own does, and is left where it would not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+
+from vae_lab import experiment, loop, results
+
+SMALL = ("data.num_train=90", "data.num_val=32", "data.num_test=32", "trainer.max_epochs=2", "trainer.threads=1",
+         "data.batch_size=40", "encoder.blocks=[{down:4}]", "decoder.blocks=[{unflatten:4},{up:4},{up:4}]",
+         "latent.dim=4", "metrics.frechet=false")  # fmt: skip
+STEPS = 2 * 3
+
+
+class Listening(Callback):
+    """Has the usual hooks of a step."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.heard.append(("start", batch_idx))
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        assert all(weight.grad is not None for weight in module.parameters())
+        self.heard.append(("step", trainer.global_step))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        module.log("loss_of_step", outputs["loss"])
+        self.heard.append(("end", batch_idx))
+
+
+class Rare(Listening):
+    """Has one of those that Lightning's own way alone calls."""
+
+    def on_after_backward(self, *arguments: Any) -> None:
+        self.heard.append(("backward", 0))
+
+
+@pytest.fixture
+def short_ways(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batches that took the shorter way."""
+    taken: list[int] = []
+    step = loop.Steps._step
+
+    def counted(self: loop.Steps, batch: Any, index: int) -> torch.Tensor:
+        taken.append(index)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(loop.Steps, "_step", counted)
+    return taken
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / results.WEIGHTS)
+
+
+@pytest.mark.parametrize("scheduler", ["one_cycle", "constant"])
+def test_both_ways_train_the_same_model_bit_by_bit(
+    run_of: Compose, monkeypatch: pytest.MonkeyPatch, short_ways: list[int], scheduler: str
+) -> None:
+    run, other = (run_of(*SMALL, f"scheduler={scheduler}", f"name={name}") for name in ("short", "long"))
+    heard, heard_there = Listening(), Listening()
+    short = experiment.run(run, [heard])
+    assert short.finished, short.error
+    assert len(short_ways) == STEPS
+    monkeypatch.setattr(experiment, "lighten", lambda trainer, module: None)
+    monkeypatch.setattr(experiment, "Unprofiled", loop.PassThroughProfiler)
+    long = experiment.run(other, [heard_there])
+    assert len(short_ways) == STEPS
+    assert heard.heard == heard_there.heard
+    assert len(heard.heard) == 3 * STEPS
+    assert (short.train, short.val, short.test) == (long.train, long.val, long.test)
+    there = weights(other.directory)
+    assert all(torch.equal(value, there[name]) for name, value in weights(run.directory).items())
+    checkpoints = [
+        torch.load(one.directory / results.CHECKPOINTS / "last.ckpt", weights_only=True) for one in (run, other)
+    ]
+    ways = [one["loops"]["fit_loop"] for one in checkpoints]
+    assert ways[0] == ways[1], "a checkpoint tells how far it is in the same way"
+
+
+@pytest.mark.parametrize(
+    ("more", "watching"),
+    [
+        (["+trainer.accumulate_grad_batches=2"], []),
+        (["+trainer.gradient_clip_val=0.1"], []),
+        (["optimizer={_target_:torch.optim.LBFGS,lr:0.01}", "scheduler=constant"], []),
+        (["optimizer._target_=test_loop.Own", "scheduler=constant"], []),
+        ([], [Rare()]),
+    ],
+    ids=["accumulated", "clipped", "closure", "own", "hook"],
+)
+def test_what_is_not_ordinary_goes_lightnings_way(
+    run_of: Compose, short_ways: list[int], more: list[str], watching: list[Listening]
+) -> None:
+    result = experiment.run(run_of(*SMALL, *more), watching)
+    assert result.finished, result.error
+    assert not short_ways
+    assert all(one.heard.count(("backward", 0)) == STEPS for one in watching)
+
+
+class Own(torch.optim.SGD):
+    """An optimiser of somebody's own."""
+
+
+def test_another_lightning_trains_in_its_own_loop(
+    run_of: Compose, monkeypatch: pytest.MonkeyPatch, short_ways: list[int]
+) -> None:
+    monkeypatch.setattr(loop.lightning, "__version__", "2.7.0")
+    assert experiment.run(run_of(*SMALL)).finished
+    assert not short_ways
+
+
+def test_a_training_that_is_stopped_in_an_epoch_stops_there(run_of: Compose, short_ways: list[int]) -> None:
+    result = experiment.run(run_of(*SMALL, "+trainer.max_steps=4"))
+    assert result.finished, result.error
+    assert short_ways == [0, 1, 2, 0]
