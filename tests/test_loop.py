@@ -90,11 +90,10 @@ def test_both_ways_train_the_same_model_bit_by_bit(
     [
         (["+trainer.accumulate_grad_batches=2"], []),
         (["+trainer.gradient_clip_val=0.1"], []),
-        (["optimizer={_target_:torch.optim.LBFGS,lr:0.01}", "scheduler=constant"], []),
         (["optimizer._target_=test_loop.Own", "scheduler=constant"], []),
         ([], [Rare()]),
     ],
-    ids=["accumulated", "clipped", "closure", "own", "hook"],
+    ids=["accumulated", "clipped", "own", "hook"],
 )
 def test_what_is_not_ordinary_goes_lightnings_way(
     run_of: Compose, short_ways: list[int], more: list[str], watching: list[Listening]
@@ -107,6 +106,14 @@ def test_what_is_not_ordinary_goes_lightnings_way(
 
 class Own(torch.optim.SGD):
     """An optimiser of somebody's own."""
+
+
+def test_an_optimizer_that_asks_for_losses_in_its_midst_is_none_for_the_shorter_way() -> None:
+    weights = [torch.zeros(1, requires_grad=True)]
+    assert not loop.takes_no_closure(torch.optim.LBFGS(weights))
+    assert not loop.takes_no_closure(Own(weights))
+    assert loop.takes_no_closure(torch.optim.Adam(weights))
+    assert loop.takes_no_closure(torch.optim.SGD(weights))
 
 
 def test_another_lightning_trains_in_its_own_loop(
