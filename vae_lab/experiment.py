@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.plugins.precision import DoublePrecision
 
 from vae_lab import __version__, config, group, results, resume, share, vae
 from vae_lab.blocks import shapes_only
@@ -278,6 +279,7 @@ def attempt(
     )
     data = config.build(settings.data)
     data.seed = settings.seed
+    arguments = _arguments(settings)
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = folder / results.CHECKPOINTS
@@ -286,7 +288,7 @@ def attempt(
     nodes = (settings.logger or {}).values() if part.is_first else ()
     with _quiet(), opened(nodes, parameters) as loggers:
         trainer = Trainer(
-            **SILENT | {"profiler": Unprofiled()} | _arguments(settings) | validated,
+            **SILENT | {"profiler": Unprofiled()} | arguments | validated,
             default_root_dir=folder,
             logger=loggers,
             callbacks=[
@@ -299,7 +301,12 @@ def attempt(
             ],
             plugins=[resume.CheckpointFiles(), *([_Group()] if part.processes > 1 else [])],
         )
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
         lighten(trainer, module)
+        told = share.apart(model) if not arguments.get("sync_batchnorm") else []
+        for sentence in told if part.is_first else ():
+            log.warning("%s: %s", run, sentence)
         last = str(checkpoints / resume.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
@@ -315,6 +322,7 @@ def attempt(
         "warnings": [
             *([quality.error] if quality.error else []),
             *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
+            *told,
         ],
         "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),

@@ -44,6 +44,10 @@ class Part(NamedTuple):
 WHOLE = Part(0, 1)
 
 
+BATCH_NORM = "batch normalisation"
+"""What `apart` tells of."""
+
+
 def mine() -> Part:
     """The part of this process: the whole, unless it is one of several that `vae_lab.rank` has brought together."""
     if distributed.is_available() and distributed.is_initialized():
@@ -75,6 +79,18 @@ def align_buffers(module: nn.Module) -> None:
     if mine().processes > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def apart(module: nn.Module) -> list[str]:
+    """What sets a model trained on CPUs in several processes apart from one trained in one, as `kind: sentence`."""
+    processes = mine().processes
+    if processes == 1 or not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+        return []
+    return [
+        f"{BATCH_NORM}: each of the {processes} processes normalises its own part of a batch, since on CPUs it "
+        "cannot be synchronised, so that the model is not the one of a single process; normalization=group has no such "
+        "difference"
+    ]
 
 
 def _placed(tensor: Tensor) -> Tensor:

@@ -171,10 +171,10 @@ def _across_groups(config: Config) -> Iterable[Problem]:
 def _of_processes(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:
     """What must hold where several processes train one run."""
     devices, processes = config.trainer.devices, config.trainer.processes
-    if isinstance(devices, list) and config.trainer.accelerator == "cpu":
-        yield Problem("trainer.devices", f"must be a number of processes on a CPU, but is {devices!r}")
     if processes == 1:
         return
+    if isinstance(devices, list) and config.trainer.accelerator == "cpu":
+        yield Problem("trainer.devices", f"must be a number of processes on a CPU, but is {devices!r}")
     if not config.trainer.is_shared:
         strategy = extra.get("strategy", "auto")
         if "strategy" in extra:
