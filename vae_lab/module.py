@@ -177,11 +177,13 @@ class LitVAE(LightningModule):
             count = len(images)
             images = images[part.taken(count)]
         if self._train_noise is None or batch_idx == 0:
-            # The stream that a single process draws z from. All else that is drawn at random, such as what is dropped
-            # out, differs between processes, whose images differ.
-            self._train_noise = torch.Generator(images.device).manual_seed(derived_seed(self.seed, "epoch", epoch))
-            if not part.is_first:
-                torch.manual_seed(derived_seed(self.seed, f"epoch of process {part.rank}", epoch))
+            # What a single process draws z from. All else that is drawn at random, such as what is dropped out, is
+            # another stream in each process, whose images differ.
+            on_gpu = images.device.type == "cuda"
+            state = torch.cuda.get_rng_state(images.device) if on_gpu else torch.get_rng_state()
+            self._train_noise = torch.Generator(images.device)
+            self._train_noise.set_state(state)
+            torch.manual_seed(derived_seed(self.seed, f"epoch of process {part.rank}", epoch))
         noise = torch.randn(count, self.vae.latent.dim, generator=self._train_noise, device=images.device)
         losses = self.objective(self.vae(images, noise[part.taken(count)]), images)
         own = part.rows(count)

@@ -88,8 +88,8 @@ def apart(module: nn.Module) -> list[str]:
         return []
     return [
         f"{BATCH_NORM}: each of the {processes} processes normalises its own part of a batch, since on CPUs it "
-        "cannot be synchronised, so that the model is not the one of a single process; normalization=group has no such "
-        "difference"
+        "cannot be synchronised: the model is not the one of a single process; encoder.normalization=group and "
+        "decoder.normalization=group have no such difference"
     ]
 
 

@@ -274,8 +274,8 @@ def _check_single(model: VAE, image: Tensor, processes: int) -> None:
         model(image)
     except ValueError as error:  # batch normalisation of a vector
         raise FitError(
-            f"data.batch_size: leaves {'a process with' if processes > 1 else 'a batch of'} one image, which these blocks "
-            f"cannot be trained on ({error}); take another batch_size or num_train, or normalization: none"
+            f"data.batch_size: leaves {'a process with' if processes > 1 else 'a batch of'} one image, which these "
+            f"blocks cannot be trained on ({error}); take another batch_size or num_train, or normalization: none"
         ) from error
 
 
