@@ -173,7 +173,7 @@ def _of_processes(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]
     devices, processes = config.trainer.devices, config.trainer.processes
     if processes == 1:
         return
-    if isinstance(devices, list) and config.trainer.accelerator == "cpu":
+    if config.trainer.is_shared and isinstance(devices, list) and config.trainer.accelerator == "cpu":
         yield Problem("trainer.devices", f"must be a number of processes on a CPU, but is {devices!r}")
     if not config.trainer.is_shared:
         strategy = extra.get("strategy", "auto")
