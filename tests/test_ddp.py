@@ -115,12 +115,12 @@ def history_of(folder: Path) -> list[list[float]]:
         return [[float(row[term]) for term in ("total", "reconstruction", "kl")] for row in csv.DictReader(file)]
 
 
-def assert_close(one: Path, other: Path) -> None:
-    assert np.array(history_of(one)) == pytest.approx(np.array(history_of(other)), rel=TOLERANCE)
+def assert_close(one: Path, other: Path, tolerance: float = TOLERANCE) -> None:
+    assert np.array(history_of(one)) == pytest.approx(np.array(history_of(other)), rel=tolerance)
     weights, there = (load_file(folder / results.WEIGHTS) for folder in (one, other))
     assert weights.keys() == there.keys()
     for name, value in weights.items():
-        assert (value - there[name]).abs().max() <= TOLERANCE * there[name].abs().max(), name
+        assert (value - there[name]).abs().max() <= tolerance * there[name].abs().max(), name
 
 
 # --- Without processes -------------------------------------------------------------------------------------
@@ -320,6 +320,14 @@ def test_three_processes_match_one_and_write_every_file_once(run_of: Compose) ->
         seen, expected = ([(e.step, e.value) for e in found.Scalars(tag)] for found in (events, events_of_one))
         assert [step for step, _ in seen] == [1, 2, 3]
         assert [value for _, value in seen] == pytest.approx([value for _, value in expected], rel=1e-4)
+
+
+def test_in_64_bits_two_processes_match_one_to_the_last_digits(run_of: Compose) -> None:
+    words = [*SMALL, "trainer.precision=64-true", "scheduler=one_cycle", "+trainer.gradient_clip_val=0.1"]
+    runs = run_of(*words, "name=one"), run_of(*words, "trainer=ddp", "trainer.precision=64-true", "name=two")
+    for run in runs:
+        assert experiment.run(run).finished
+    assert_close(*(run.directory for run in runs), tolerance=1e-11)
 
 
 def test_a_command_that_is_killed_takes_its_processes_with_it_and_goes_on(

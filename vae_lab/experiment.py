@@ -87,6 +87,9 @@ def check_data(settings: Config) -> None:
 def _check_trainer(settings: Config) -> None:
     config.check_trainer(settings.trainer, Trainer)
     group.check(settings)
+    if settings.trainer.processes > 1 and not torch.distributed.is_available():
+        problem = f"must be 1: torch {torch.__version__} is built without torch.distributed"
+        raise ConfigError(Problem("trainer.devices", problem))
     accelerator = settings.trainer.accelerator
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problem = f"is {accelerator!r}, but torch {torch.__version__} finds no GPU here; take trainer=default"

@@ -1,6 +1,5 @@
 """One run trained by several processes: started for that run alone, watched, and ended together."""
 
-import importlib.util
 import os
 import pickle
 import signal
@@ -92,8 +91,6 @@ def check(settings: Config) -> None:
     if kind == "cpu" and processes > cores():
         problem = f"must be at most the {cores()} cores that this process may use, but is {processes}"
         raise ConfigError(Problem("trainer.devices", problem))
-    if importlib.util.find_spec("torch.distributed") is None:
-        raise ConfigError(Problem("trainer.devices", "must be 1: this torch has no torch.distributed"))
 
 
 def _other_starter() -> str | None:
