@@ -728,10 +728,11 @@ GUIDE = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="u
 
 
 def test_the_examples_of_the_guide_work(
-    small: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(lambda: sys.modules.pop("my_package", None))
     (tmp_path / "my_package.py").write_text("from torch import nn\n\nclass Block(nn.Identity):\n    pass\n")
     for name in ("study", "mine"):
         run = tmp_path / "outputs" / name / "vanilla-vanilla" / "seed-0"
@@ -746,7 +747,6 @@ def test_the_examples_of_the_guide_work(
     assert names["rows"].shape == (4, 9, 1, 28, 28)
     assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "walk.png", "traversal.png"}
     assert message.replace("my_package", "their_package") in " ".join(GUIDE.split())
-    sys.modules.pop("my_package")
 
 
 def test_the_guide_has_every_method_with_its_arguments() -> None:

@@ -90,10 +90,11 @@ def test_both_ways_train_the_same_model_bit_by_bit(
     [
         (["+trainer.accumulate_grad_batches=2"], []),
         (["+trainer.gradient_clip_val=0.1"], []),
+        (["trainer.precision=64-true"], []),
         (["optimizer._target_=test_loop.Own", "scheduler=constant"], []),
         ([], [Rare()]),
     ],
-    ids=["accumulated", "clipped", "own", "hook"],
+    ids=["accumulated", "clipped", "double", "own", "hook"],
 )
 def test_what_is_not_ordinary_goes_lightnings_way(
     run_of: Compose, short_ways: list[int], more: list[str], watching: list[Listening]

@@ -152,6 +152,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
         (13, ("+trainer.check_val_every_n_epoch=2", "scheduler=constant"), [2]),
         (13, ("data.num_val=0", "optimizer=adamw", "scheduler=cosine"), [2]),
         (13, ("logger=csv",), [2]),
+        (13, ("trainer.precision=64-true",), [2]),
         (13, ("+trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"), [2]),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vae_lab import config, results, vae
+from vae_lab import config, results, share, vae
 from vae_lab.checkpoint import load_weights
 from vae_lab.config import Config, DataConfig, FolderConfig, MetricsConfig, Run
 from vae_lab.data import DataError
@@ -108,7 +108,10 @@ def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, ask
             "test": result.test.model_copy(update=figures),
             "timing": result.timing.model_copy(update={"metrics_seconds": time.perf_counter() - started}),
             "metrics": wanted.model_dump(),
-            "warnings": symptoms(figures, results.kl_of_epochs(results.read_history(folder))),
+            "warnings": [
+                *symptoms(figures, results.kl_of_epochs(results.read_history(folder))),
+                *(told for told in result.warnings if told.startswith(share.BATCH_NORM)),  # of the training
+            ],
         }
     )
     results.write_result(folder, updated)

@@ -10,17 +10,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.plugins.precision import DoublePrecision
 
-from vae_lab import __version__, config, results, resume, vae
+from vae_lab import __version__, config, group, results, resume, share, vae
 from vae_lab.blocks import shapes_only
-from vae_lab.callbacks import History, Quality
+from vae_lab.callbacks import History, Quality, Together
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
 from vae_lab.describe import describe, matching, text
 from vae_lab.loop import Unprofiled, lighten
-from vae_lab.machine import device_name, environment, keep_freed_memory, reset_peak_memory, search_no_gpu
+from vae_lab.machine import device_name, environment, keep_freed_memory, on_gpu, reset_peak_memory, search_no_gpu
 from vae_lab.match import Matched, matched
 from vae_lab.metrics import symptoms
 from vae_lab.module import LitVAE
@@ -35,6 +37,8 @@ QUIET = (
     "Checkpoint directory .* exists",
     "You defined a `validation_step` but have no `val_dataloader`",  # data.num_val=0
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # averages are brought together before they are logged
+    "Grad strides do not match bucket view strides",  # weights lie channels last
 )
 
 
@@ -82,12 +86,16 @@ def check_data(settings: Config) -> None:
 
 def _check_trainer(settings: Config) -> None:
     config.check_trainer(settings.trainer, Trainer)
+    group.check(settings)
+    if settings.trainer.processes > 1 and not torch.distributed.is_available():
+        problem = f"must be 1: torch {torch.__version__} is built without torch.distributed"
+        raise ConfigError(Problem("trainer.devices", problem))
     accelerator = settings.trainer.accelerator
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         problem = f"is {accelerator!r}, but torch {torch.__version__} finds no GPU here; take trainer=default"
         raise ConfigError(Problem("trainer.accelerator", problem))
     try:
-        Trainer(**SILENT | settings.trainer.arguments(), logger=False, enable_checkpointing=False)
+        Trainer(**SILENT | _arguments(settings), logger=False, enable_checkpointing=False)
     except Exception as error:  # Lightning raises its own and many others
         raise ConfigError(Problem("trainer", f"Lightning's Trainer refuses it: {error}")) from error
 
@@ -148,8 +156,17 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
-        measured, error = _train(run, settings, history, watching, goes_on=epochs > 0), None
+        if settings.trainer.processes > 1:
+            assert not watching, "callbacks of this process do not see the processes of a run"
+            measured = group.train(run, settings, goes_on=epochs > 0, on_history=history.take)
+        else:
+            measured = attempt(run, settings, history, watching, goes_on=epochs > 0)
+        error = None
         measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
+    except group.RankError as failure:
+        with suppress(OSError):
+            results.write_text(folder / results.TRACEBACK, failure.told or f"{failure.error}\n")
+        measured, error = {}, failure.error
     except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
         with suppress(OSError):
             results.write_text(folder / results.TRACEBACK, traceback.format_exc())
@@ -215,10 +232,41 @@ def epochs_kept(run: Run) -> int:
     return resume.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
 
 
-def _train(
-    run: Run, settings: Config, history: History, watching: Sequence[Callback], *, goes_on: bool
+class _Group(LightningEnvironment):
+    """Tells Lightning of the processes that `group` has started."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def local_rank(self) -> int:
+        return share.mine().rank
+
+
+def _arguments(settings: Config) -> dict[str, Any]:
+    """What goes to Lightning's `Trainer`; several processes share batches and statistics in our way."""
+    arguments = settings.trainer.arguments()
+    if settings.trainer.processes == 1:
+        return arguments
+    return {"sync_batchnorm": on_gpu(settings)} | arguments | {"use_distributed_sampler": False}
+
+
+def attempt(
+    run: Run, settings: Config, history: History, watching: Sequence[Callback] = (), *, goes_on: bool
 ) -> dict[str, Any]:
-    folder = run.directory
+    """Train, validate and test a run in this process, alone or together with others of a group.
+
+    Args:
+        run: the run.
+        settings: its configuration, with the widths that were found for it.
+        history: its clock and record.
+        watching: further callbacks.
+        goes_on: whether it goes on from its last checkpoint.
+
+    Returns:
+        What was measured, as fields of `results.Result`; nothing in a group's further processes.
+    """
+    folder, part = run.directory, share.mine()
     keep_freed_memory()
     search_no_gpu()
     reset_peak_memory()
@@ -234,29 +282,39 @@ def _train(
     )
     data = config.build(settings.data)
     data.seed = settings.seed
+    arguments = _arguments(settings)
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
     checkpoints = folder / results.CHECKPOINTS
     parameters = hyperparameters(run)
     quality = Quality(settings, parameters, history)
-    with _quiet(), opened((settings.logger or {}).values(), parameters) as loggers:
+    nodes = (settings.logger or {}).values() if part.is_first else ()
+    with _quiet(), opened(nodes, parameters) as loggers:
         trainer = Trainer(
-            **SILENT | {"profiler": Unprofiled()} | settings.trainer.arguments() | validated,
+            **SILENT | {"profiler": Unprofiled()} | arguments | validated,
             default_root_dir=folder,
             logger=loggers,
             callbacks=[
+                *([Together()] if part.processes > 1 else []),
                 history,
                 quality,
                 *(config.build(node) for node in (settings.callbacks or {}).values()),
                 resume.Checkpoints(checkpoints, origin(run), "val" if has_validation else "train"),
                 *watching,
             ],
-            plugins=[resume.CheckpointFiles()],
+            plugins=[resume.CheckpointFiles(), *([_Group()] if part.processes > 1 else [])],
         )
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
         lighten(trainer, module)
+        told = share.apart(model) if not arguments.get("sync_batchnorm") else []
+        for sentence in told if part.is_first else ():
+            log.warning("%s: %s", run, sentence)
         last = str(checkpoints / resume.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
+    if not part.is_first:
+        return {}
     save_weights(model, folder / results.WEIGHTS)
     recorded = _recorded(history)
     trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # not only what came after the last epoch
@@ -267,6 +325,7 @@ def _train(
         "warnings": [
             *([quality.error] if quality.error else []),
             *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
+            *told,
         ],
         "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
@@ -69,6 +70,7 @@ class Steps(_TrainingEpochLoop):
             and isinstance(module, LitVAE)
             and isinstance(trainer.datamodule, ImageModule)
             and type(trainer.strategy) is SingleDeviceStrategy
+            and type(trainer.precision_plugin) in (Precision, MixedPrecision)  # others convert what a model is given
             and getattr(trainer.precision_plugin, "scaler", None) is None
             and trainer.accumulate_grad_batches == 1
             and trainer.gradient_clip_val is None

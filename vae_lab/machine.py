@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from vae_lab import config, results
+from vae_lab import config, results, share
 from vae_lab.config import Config
 
 
@@ -26,6 +26,7 @@ def environment(settings: Config) -> results.Environment:
         lightning=lightning.__version__,
         device=device_name(settings),
         threads=settings.trainer.threads,
+        processes=settings.trainer.processes,
         commit=_commit(),
     )
 
@@ -114,7 +115,16 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Highest memory in bytes since the mark was reset: allocated on a GPU, resident elsewhere; None if unknown."""
+    """Highest memory in bytes since the mark was reset: allocated on a GPU, resident elsewhere; None if unknown.
+
+    Of several processes that train a run it is the sum; all call it.
+    """
+    own = _own_peak_memory(device)
+    every = [memory for (memory,) in share.gathered([-1 if own is None else own])]
+    return None if min(every) < 0 else int(sum(every))
+
+
+def _own_peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vae_lab import share
 from vae_lab.data import Batches, Streamed, derived_seed
 from vae_lab.objective import TERMS
 from vae_lab.vae import VAE, Output
@@ -45,6 +46,7 @@ class Average:
 
     def __init__(self) -> None:
         self.images = 0
+        self.first_images = 0
         self.batches = 0
         self._sums = dict.fromkeys(TERMS, 0.0)
         self._waiting: list[tuple[int, list[Tensor]]] = []
@@ -55,6 +57,8 @@ class Average:
         """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
         self._waiting.append((images, [losses[term].detach() for term in TERMS]))
         self.images += images
+        if not self.batches:
+            self.first_images = images
         self.batches += 1
         if kl is not None:
             self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
@@ -73,9 +77,24 @@ class Average:
                 self._sums[term] += images * value
 
     def first_not_finite(self) -> tuple[int, str, float] | None:
-        """The first batch (from 1) with a loss that is no number: which, its term and that value; fetches."""
+        """The first batch (from 1) with a loss that is no number: which, its term and that value; fetches.
+
+        Several processes look together, and find the same one.
+        """
         self._fetch()
-        return self._first_wrong
+        batch, term, value = self._first_wrong or (math.inf, TERMS[0], 0.0)
+        number, index, value = min(share.gathered([batch, TERMS.index(term), value]), key=lambda found: found[0])
+        return None if math.isinf(number) else (int(number), TERMS[int(index)], value)
+
+    def bring_together(self) -> None:
+        """Count what the other processes have counted; all call it, once, when the epoch has ended."""
+        self._fetch()
+        every = share.gathered([self.images, self.first_images, *self._sums.values()])
+        images, first_images, *sums = (sum(numbers) for numbers in zip(*every, strict=True))
+        self.images, self.first_images = int(images), int(first_images)
+        self._sums = dict(zip(TERMS, sums, strict=True))
+        if self._kl is not None:
+            self._kl = share.added_up(self._kl).to(self._kl)
 
     def value(self) -> dict[str, float]:
         """The mean of each term so far; fetches from the device."""
@@ -102,6 +121,9 @@ class LitVAE(LightningModule):
         optimizer: parameters to an optimiser.
         scheduler: optimiser to a scheduler that advances once a training step, or None.
         seed: seed of the noise. Each epoch has a stream of its own, so that an epoch can be repeated.
+
+    Several processes that train one run each compute their part of a batch (`share`). All draw the z of the whole batch
+    and take the rows of their part, so that an image has the z that it has with one process.
     """
 
     def __init__(
@@ -120,6 +142,8 @@ class LitVAE(LightningModule):
         self.seed = seed
         self.averages: dict[str, Average] = {}
         self._noise = torch.Generator()
+        self._part = share.mine()
+        self._train_noise: torch.Generator | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it around every hook, and torch's way to set takes its time
@@ -129,12 +153,41 @@ class LitVAE(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch to the loss that is minimised."""
-        images = images_of(batch)
-        losses = self.objective(self.vae(images), images)
-        self.averages["train"].add(losses, len(images))
+        if self._part.processes > 1:
+            losses, images, weight = self._shared(images_of(batch), batch_idx)
+            self.averages["train"].add(losses, images)
+            total = losses["total"] * weight
+        else:
+            losses = self.objective(self.vae(images_of(batch)), images_of(batch))
+            self.averages["train"].add(losses, len(images_of(batch)))
+            total = losses["total"]
         if (batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self._look()
-        return losses["total"]
+        return total
+
+    def _shared(self, images: Float[Tensor, "b c h w"], batch_idx: int) -> tuple[dict[str, Tensor], int, float]:
+        """The losses of this process's part of a batch, its images, and what they weigh in the mean over processes.
+
+        Our own loaders give the part, a user's the whole batch.
+        """
+        loader, part, epoch = self.trainer.train_dataloader, self._part, self.current_epoch
+        if isinstance(loader, Batches | Streamed):
+            count = loader.images_in(batch_idx)
+        else:
+            count = len(images)
+            images = images[part.taken(count)]
+        if self._train_noise is None or batch_idx == 0:
+            # What a single process draws z from. All else that is drawn at random, such as what is dropped out, is
+            # another stream in each process, whose images differ.
+            on_gpu = images.device.type == "cuda"
+            state = torch.cuda.get_rng_state(images.device) if on_gpu else torch.get_rng_state()
+            self._train_noise = torch.Generator(images.device)
+            self._train_noise.set_state(state)
+            torch.manual_seed(derived_seed(self.seed, f"epoch of process {part.rank}", epoch))
+        noise = torch.randn(count, self.vae.latent.dim, generator=self._train_noise, device=images.device)
+        losses = self.objective(self.vae(images, noise[part.taken(count)]), images)
+        own = part.rows(count)
+        return losses, own.stop - own.start, part.weight(count)
 
     def _look(self) -> None:
         average = self.averages["train"]
@@ -188,10 +241,12 @@ class LitVAE(LightningModule):
         images = images_of(batch)
         # Drawn on the CPU, so that the stream is the same on every device.
         noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
+        own, taken = self._part.rows(len(images)), self._part.taken(len(images))
+        images, noise, count = images[taken], noise[taken], own.stop - own.start
         with torch.autocast(images.device.type, enabled=False):  # in 32 bits, however the model was trained
             output = self.vae(images, noise)
             losses = self.objective(output, images)
-        self.averages[split].add(losses, len(images), output.kl)
+        self.averages[split].add(losses, count, output.kl[:count])
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}

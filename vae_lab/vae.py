@@ -251,8 +251,11 @@ def _check_fit(settings: config.Config) -> None:
     with shapes_only():
         model = build(settings)
         check_shapes(model, settings.data.image_shape)
-        if settings.data.num_train % settings.data.batch_size == 1 or settings.data.batch_size == 1:
-            _check_single(model, torch.empty(1, *settings.data.image_shape))
+        # On GPUs batch normalisation is synchronised.
+        processes = settings.trainer.processes if settings.trainer.accelerator == "cpu" else 1
+        size = settings.data.batch_size
+        if any(batch // processes <= 1 for batch in (size, settings.data.num_train % size or size)):
+            _check_single(model, torch.empty(1, *settings.data.image_shape), processes)
 
 
 def check_shapes(model: VAE, image_shape: Sequence[int]) -> None:
@@ -266,13 +269,13 @@ def check_shapes(model: VAE, image_shape: Sequence[int]) -> None:
     _check_side("decoder", model.decoder, torch.empty(2, model.latent.dim), shape)
 
 
-def _check_single(model: VAE, image: Tensor) -> None:
+def _check_single(model: VAE, image: Tensor, processes: int) -> None:
     try:
         model(image)
     except ValueError as error:  # batch normalisation of a vector
         raise FitError(
-            "data.batch_size: leaves a batch of one image, which these blocks cannot be trained on "
-            f"({error}); take another batch_size or num_train, or normalization: none"
+            f"data.batch_size: leaves {'a process with' if processes > 1 else 'a batch of'} one image, which these "
+            f"blocks cannot be trained on ({error}); take another batch_size or num_train, or normalization: none"
         ) from error
 
 

@@ -6,6 +6,7 @@ from vae_lab.callbacks.pages import TensorBoardPages
 from vae_lab.callbacks.pictures import PRIOR_SEED, Pictures, TakenPictures, take_pictures
 from vae_lab.callbacks.progress import Progress, remaining
 from vae_lab.callbacks.quality import Quality
+from vae_lab.callbacks.together import Together
 
 __all__ = [
     "PRIOR_SEED",
@@ -17,6 +18,7 @@ __all__ = [
     "Row",
     "TakenPictures",
     "TensorBoardPages",
+    "Together",
     "remaining",
     "take_pictures",
 ]

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab.module import LitVAE, LossError, images_of, not_finite
+from vae_lab.module import LitVAE, LossError, not_finite
 from vae_lab.objective import TERMS
 
 
@@ -44,7 +44,7 @@ class History(Callback):
         self.epoch_images: list[int] = []
         self.resumed: list[int] = []
         self._is_first_step = True
-        self._first_batch = 0
+        self._had_first_step = False
         self._seconds = 0.0
         self._running_since: float | None = None
         self._evaluation_since = 0.0
@@ -65,11 +65,18 @@ class History(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.take(state_dict)
+        self.resumed.append(len(self.epoch_seconds))
+
+    def take(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what another clock has recorded, nothing if it has not begun."""
+        if not state_dict:
+            return
         self.rows = [Row(*row) for row in state_dict["rows"]]
         self.epoch_seconds = [*state_dict["epoch_seconds"]]
         self.first_step_seconds = state_dict["first_step_seconds"]
         self.epoch_images = [*state_dict["epoch_images"]]
-        self.resumed = [*state_dict["resumed"], len(self.epoch_seconds)]
+        self.resumed = [*state_dict["resumed"]]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
@@ -83,7 +90,7 @@ class History(Callback):
                 logger.log_metrics(values, step=row.epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_batch = 0
+        self._had_first_step = False
         self._seconds, self._val_seconds = 0.0, None
         self._running_since = time.perf_counter()
 
@@ -99,7 +106,7 @@ class History(Callback):
             if math.isnan(self.first_step_seconds):
                 self.first_step_seconds = self._seconds
             self._is_first_step, self._seconds = False, 0.0
-            self._first_batch = len(images_of(batch))
+            self._had_first_step = True
             self._running_since = time.perf_counter()
         if batch_idx + 1 == trainer.num_training_batches:
             self._stop(pl_module)
@@ -116,7 +123,8 @@ class History(Callback):
         assert isinstance(pl_module, LitVAE)
         self._stop(pl_module)
         self.epoch_seconds.append(self._seconds)
-        images = pl_module.averages["train"].images - self._first_batch
+        average = pl_module.averages["train"]
+        images = average.images - (average.first_images if self._had_first_step else 0)
         self.epoch_images.append(images)
         self._record(pl_module, "train", self._seconds)
         if self._val_seconds is not None:

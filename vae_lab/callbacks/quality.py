@@ -41,9 +41,11 @@ class Quality(Callback):
         assert isinstance(pl_module, LitVAE)
         losses = self.history.last("test")
         data = getattr(trainer, "datamodule", None)
-        if not trainer.is_global_zero or losses is None or data is None:
+        if losses is None or data is None:
             return
         self.peak_bytes = peak_memory(pl_module.device)
+        if not trainer.is_global_zero:
+            return
         started = time.perf_counter()
         try:
             self.figures = measure(pl_module.vae, data, self.settings, self.settings.metrics, losses._asdict())

@@ -4,10 +4,12 @@ from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import (
     PACKAGE,
+    SWEEP_POSITION,
     SWEEP_RUNS,
     Position,
     Run,
     cell_name,
+    cores,
     identifying,
     precision,
     register_resolvers,
@@ -62,6 +64,7 @@ __all__ = [
     "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
+    "SWEEP_POSITION",
     "SWEEP_RUNS",
     "AnyBlock",
     "Attention",
@@ -104,6 +107,7 @@ __all__ = [
     "check_targets",
     "check_trainer",
     "choices",
+    "cores",
     "explain",
     "flatten",
     "found_by",

@@ -26,6 +26,8 @@ PACKAGE = Path(__file__).parents[1]
 LONGEST_CELL = 120
 # Set by a sweep for its jobs, which Hydra tells their own number but not how many there are.
 SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
+# Set by a job for the processes that train its run together, to which Hydra tells nothing.
+SWEEP_POSITION = "VAE_LAB_SWEEP_POSITION"
 
 
 def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
@@ -132,6 +134,10 @@ class Position(NamedTuple):
     @classmethod
     def current(cls) -> Self | None:
         """From the sweep that started this process or holds it; None outside a sweep."""
+        told = os.environ.get(SWEEP_POSITION)
+        if told is not None:
+            number, of = told.split("/")
+            return cls(int(number), int(of))
         runs = os.environ.get(SWEEP_RUNS)
         if runs is None or not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
             return None
@@ -234,6 +240,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _cores_each(*, _root_: DictConfig) -> int:
+    """The cores of each process that trains a run together with others."""
+    devices = _root_.trainer.get("devices")
+    count = len(devices) if OmegaConf.is_list(devices) else devices
+    return max(1, cores() // count) if isinstance(count, int) and count > 0 else 1  # validation tells what is wrong
+
+
 @lru_cache
 def precision() -> str:
     """`bf16-mixed` where the processor multiplies 16-bit floats natively, else `32-true`.
@@ -248,9 +261,10 @@ def precision() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${vae_lab.…:}` known to OmegaConf: cores, precision, steps, cell, run_folder, last_part and bundled."""
+    """Make `${vae_lab.…:}` known to OmegaConf: cores, cores_each, precision, steps, cell, and places."""
     resolvers: dict[str, Callable[..., Any]] = {
         "cores": cores,
+        "cores_each": _cores_each,
         "precision": precision,
         "steps": _steps,
         "cell": _cell,

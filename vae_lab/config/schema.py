@@ -185,10 +185,12 @@ class OptimizerConfig(PartialNode):
     lr: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 
 
-def _one_device(value: Any) -> Any:
-    indices = value if isinstance(value, list) else [0] if value in (1, "1") and value is not True else []
-    if len(indices) != 1 or type(indices[0]) is not int:
-        raise ValueError("must be 1, or a list with the number of one GPU, such as [0]")
+def _devices(value: Any) -> Any:
+    numbers = value if isinstance(value, list) else [value]
+    whole = all(type(number) is int and 0 <= number < MOST_DEVICES for number in numbers)
+    once_each = whole and len({*numbers}) == len(numbers) > 0
+    if value != "1" and not (once_each and (isinstance(value, list) or value > 0)):
+        raise ValueError("must be a number of processes, 1 to 1023, or a list of GPUs, each once, such as [0]")
     return value
 
 
@@ -199,8 +201,13 @@ def _precision(value: Any) -> Any:
     return value
 
 
+MOST_DEVICES = 1024
+STRATEGIES = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+"""How several processes train one run: Lightning's names for copies of the model whose gradients are averaged."""
+
+
 class TrainerConfig(BaseModel):
-    """Arguments of Lightning's `Trainer`, and the number of CPU threads."""
+    """Arguments of Lightning's `Trainer`, and the number of CPU threads of a process."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     # What a run folder holds depends on these.
@@ -215,14 +222,27 @@ class TrainerConfig(BaseModel):
     )
 
     accelerator: str
-    devices: Annotated[Any, AfterValidator(_one_device)]
+    devices: Annotated[Any, AfterValidator(_devices)]
     precision: Annotated[Any, AfterValidator(_precision)]
     max_epochs: Count
     threads: Annotated[int, Field(ge=1, le=1024)]
 
     def arguments(self) -> dict[str, Any]:
         """What goes to `Trainer`, under its names."""
-        return self.model_dump(exclude={"threads"})
+        left_out = {"threads"}
+        if self.processes == 1 and self.is_shared:
+            left_out.add("strategy")  # one process is an ordinary run
+        return self.model_dump(exclude=left_out)
+
+    @property
+    def processes(self) -> int:
+        """How many train a run together."""
+        return len(self.devices) if isinstance(self.devices, list) else int(self.devices)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the strategy is one of several processes."""
+        return (self.model_extra or {}).get("strategy") in STRATEGIES
 
 
 def _number_as_text(value: Any) -> Any:
@@ -279,9 +299,13 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The flattened keys that decide what a run computes, the seed left out."""
+        container = self.container()
+        if self.trainer.is_shared:  # which GPUs, and how the processes find their gradients, changes nothing
+            container["trainer"]["devices"] = self.trainer.processes
+            del container["trainer"]["strategy"]
         return {
             key: value
-            for key, value in flatten(self.container()).items()
+            for key, value in flatten(container).items()
             if not any(key == free or key.startswith(f"{free}.") for free in NOT_IDENTIFYING)
         }
 

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.schema import (
+    STRATEGIES,
     Config,
     DataConfig,
     DecoderConfig,
@@ -157,6 +158,7 @@ def _across_groups(config: Config) -> Iterable[Problem]:
                 f"must be at most the {data.test_images:,} images in the test files, but is {data.num_test:,}",
             )
     extra = config.trainer.model_extra or {}
+    yield from _of_processes(config, extra)
     for key in TrainerConfig.RESERVED:
         if key in extra:
             yield Problem(f"trainer.{key}", "is set by vae_lab, since the files of a run depend on it; remove it")
@@ -164,3 +166,36 @@ def _across_groups(config: Config) -> Iterable[Problem]:
         if extra.get(f"limit_{split}_batches") == 0:
             other = "; data.num_val=0 does without validation" if split == "val" else ""
             yield Problem(f"trainer.limit_{split}_batches", f"must be greater than 0, but is 0{other}")
+
+
+def _of_processes(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:
+    """What must hold where several processes train one run."""
+    devices, processes = config.trainer.devices, config.trainer.processes
+    if processes == 1:
+        return
+    if config.trainer.is_shared and isinstance(devices, list) and config.trainer.accelerator == "cpu":
+        yield Problem("trainer.devices", f"must be a number of processes on a CPU, but is {devices!r}")
+    if not config.trainer.is_shared:
+        strategy = extra.get("strategy", "auto")
+        if "strategy" in extra:
+            known = ", ".join(STRATEGIES)
+            yield Problem("trainer.strategy", f"must be one of {known} for several processes, but is {strategy!r}")
+        else:
+            problem = (
+                f"must be 1, or a list of one GPU, but is {devices!r}; trainer=ddp trains a run in several processes"
+            )
+            yield Problem("trainer.devices", problem)
+    if processes > config.data.batch_size:
+        problem = (
+            f"must be at most the {config.data.batch_size} images of a batch (data.batch_size), of which each process "
+            f"takes its part, but is {devices!r}"
+        )
+        yield Problem("trainer.devices", problem)
+    if extra.get("num_nodes", 1) != 1:
+        problem = f"must be 1, but is {extra['num_nodes']!r}: the processes of a run share one machine; leave it out"
+        yield Problem("trainer.num_nodes", problem)
+    if "use_distributed_sampler" in extra:
+        yield Problem("trainer.use_distributed_sampler", "is set by vae_lab, which divides the batches; remove it")
+    if extra.get("sync_batchnorm") and config.trainer.accelerator == "cpu":
+        problem = "must be false on a CPU, where batch normalisation cannot be synchronised; take normalization: group"
+        yield Problem("trainer.sync_batchnorm", problem)

@@ -13,6 +13,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vae_lab.share import WHOLE, Part, mine
+
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 128
@@ -38,7 +40,7 @@ class Batches:
 
     With a `seed` the images come in another order each pass. The order depends on the seed and the number of
     the pass alone, so that every model sees the same one and a later process can repeat it. With `labels` a batch is a
-    pair of images and labels.
+    pair of images and labels. A process that trains together with others gets its `part` of each batch.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Batches:
         batch_size: int,
         seed: int | None = None,
         labels: Int[Tensor, " n"] | None = None,
+        part: Part = WHOLE,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.labels = labels
+        self.part = part
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,9 +65,14 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
+    def images_in(self, number: int) -> int:
+        """The images of a batch, counted from 0, the other processes' parts included."""
+        return size_of(number, len(self.images), self.batch_size)
+
     def __iter__(self) -> Iterator[Batch]:
         order = self._order().to(self.images.device)
-        for indices in torch.split(order, self.batch_size):
+        for whole in torch.split(order, self.batch_size):
+            indices = whole[self.part.taken(len(whole))]
             images = _as_float(self.images[indices])
             yield images if self.labels is None else (images, self.labels[indices])
 
@@ -80,17 +89,25 @@ class Streamed:
         seed: see `Batches`.
         workers: processes that read.
         labelled: whether a batch is a pair of images and labels.
+        part: see `Batches`.
     """
 
     def __init__(
-        self, images: Dataset[Item], batch_size: int, seed: int | None, workers: int, *, labelled: bool = False
+        self,
+        images: Dataset[Item],
+        batch_size: int,
+        seed: int | None,
+        workers: int,
+        *,
+        labelled: bool = False,
+        part: Part = WHOLE,
     ) -> None:
-        self.order = _Order(len(images), seed)  # type: ignore[arg-type]  # torch's Dataset does not say that it has one
+        count = len(images)  # type: ignore[arg-type]  # torch's Dataset does not say that it has one
+        self.order = _Order(count, batch_size, seed, part)
         self.labelled = labelled
         self.loader: DataLoader[Item] = DataLoader(
             images,
-            batch_size,
-            sampler=self.order,
+            batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else it takes a number from torch's stream, which the noise of a step has
@@ -101,24 +118,38 @@ class Streamed:
         self.order.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.order)
+
+    def images_in(self, number: int) -> int:
+        """The images of a batch, counted from 0, the other processes' parts included."""
+        return size_of(number, self.order.count, self.order.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self.loader:
             yield (_as_float(images), labels) if self.labelled else _as_float(images)
 
 
-class _Order(Sampler[int]):
-    def __init__(self, count: int, seed: int | None) -> None:
+class _Order(Sampler[list[int]]):
+    """The images of each batch, or of a process's part of it."""
+
+    def __init__(self, count: int, batch_size: int, seed: int | None, part: Part) -> None:
         self.count = count
+        self.batch_size = batch_size
         self.seed = seed
+        self.part = part
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.count
+        return -(-self.count // self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(order_of(self.count, self.seed, self.epoch).tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        for whole in torch.split(order_of(self.count, self.seed, self.epoch), self.batch_size):
+            yield whole[self.part.taken(len(whole))].tolist()
+
+
+def size_of(number: int, images: int, batch_size: int) -> int:
+    """The images of a batch, counted from 0, of so many: all but the last are full."""
+    return min(batch_size, images - number * batch_size)
 
 
 def order_of(count: int, seed: int | None, epoch: int) -> Int[Tensor, " n"]:
@@ -176,6 +207,10 @@ class ImageModule(LightningDataModule):
     def test_dataloader(self) -> Batches | Streamed:
         """Batches of the test images and their classes."""
         return self.labelled("test")
+
+    def part(self, seed: int | None) -> Part:
+        """This process's part of a batch in training; elsewhere each gets the whole, of which it takes its part."""
+        return WHOLE if seed is None else mine()
 
     def size_of_batch(self, seed: int | None) -> int:
         """Images a step: `batch_size` in training, as many as are quick elsewhere."""

@@ -168,10 +168,12 @@ class FolderData(ImageModule):
         """Batches of a split, in another order each epoch if there is a seed."""
         labelled = labelled and self.classes is not None
         if not self.in_memory:
-            return Streamed(self.files[split], self.size_of_batch(seed), seed, self.workers, labelled=labelled)
+            size, part = self.size_of_batch(seed), self.part(seed)
+            return Streamed(self.files[split], size, seed, self.workers, labelled=labelled, part=part)
         images, labels = self.splits[split]
         home = home_of(images.nbytes, self.device())
-        return Batches(images.to(home), self.size_of_batch(seed), seed, labels.to(home) if labelled else None)
+        classes = labels.to(home) if labelled else None
+        return Batches(images.to(home), self.size_of_batch(seed), seed, classes, self.part(seed))
 
 
 def _read(files: Files, workers: int) -> Split:

@@ -142,7 +142,8 @@ class ImageData(ImageModule):
         """Batches of a split, in another order each epoch if there is a seed."""
         images, labels = self.splits[split]
         home = home_of(images.nbytes, self.device())
-        return Batches(images.to(home), self.size_of_batch(seed), seed, labels.to(home) if labelled else None)
+        classes = labels.to(home) if labelled else None
+        return Batches(images.to(home), self.size_of_batch(seed), seed, classes, self.part(seed))
 
 
 def in_words(shape: tuple[int, ...] | torch.Size) -> str:

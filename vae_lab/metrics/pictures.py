@@ -28,6 +28,7 @@ def reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) ->
     sets = ("reconstructions", *(("samples",) if hasattr(vae.latent, "sample_prior") else ()))
     distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
+    # Not synchronised: of several processes that train a run the first one measures all images.
     with channels:
         for batch in test:
             images = images_of(batch)
@@ -36,9 +37,11 @@ def reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) ->
             noise = torch.zeros(len(images), vae.latent.dim, device=images.device)
             reconstructions = vae.decoder(vae.latent.sample(posteriors[-1], noise)).to(images.dtype)
             if not quality:
-                quality["psnr"] = PeakSignalNoiseRatio((0.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3))
+                quality["psnr"] = PeakSignalNoiseRatio(
+                    (0.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3), sync_on_compute=False
+                )
                 if min(images.shape[2:]) >= SMALLEST_SSIM:
-                    quality["ssim"] = StructuralSimilarityIndexMeasure(data_range=(0.0, 1.0))
+                    quality["ssim"] = StructuralSimilarityIndexMeasure(data_range=(0.0, 1.0), sync_on_compute=False)
                 quality = {name: metric.to(images.device) for name, metric in quality.items()}
             for metric in quality.values():
                 metric.update(reconstructions, images)
@@ -75,7 +78,7 @@ class FrechetDistance:
 
         features: Any = nn.Identity()  # not Inception's: they come from outside, so that each image is looked at once
         features.num_features = num_features
-        self._metric = FrechetInceptionDistance(features)
+        self._metric = FrechetInceptionDistance(features, sync_on_compute=False)
 
     def add(self, features: Float[Tensor, "b f"], *, real: bool) -> None:
         """Count images to the one set or the other."""

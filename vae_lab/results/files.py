@@ -111,7 +111,8 @@ class Environment(Part):
     torch: str
     lightning: str
     device: str
-    threads: int
+    threads: int  # of each process
+    processes: int = 1
     commit: str | None
 
 

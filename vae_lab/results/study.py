@@ -211,7 +211,8 @@ class Study:
         """What a run was timed on: processor or GPU and, unless they were swept, the threads."""
         environment = record.result.environment
         swept = "trainer.threads" in self.factors
-        return environment.device if swept else f"{environment.device}, {environment.threads} threads"
+        together = f", {environment.processes} processes" if environment.processes > 1 else ""
+        return (environment.device if swept else f"{environment.device}, {environment.threads} threads") + together
 
     def of(self, cell: str) -> list[Record]:
         """The compared runs of a cell, by seed."""
