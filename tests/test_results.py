@@ -59,7 +59,7 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
         "flops_per_image",
         "match",
     }
-    assert set(loaded["environment"]) == {"python", "torch", "lightning", "device", "threads", "commit"}
+    assert set(loaded["environment"]) == {"python", "torch", "lightning", "device", "threads", "processes", "commit"}
 
 
 def test_a_figure_that_cannot_be_had_is_null(tmp_path: Path) -> None:
