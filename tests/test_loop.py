@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import Compose
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from safetensors.torch import load_file
 
 from vae_lab import experiment, loop, results
@@ -92,9 +93,10 @@ def test_both_ways_train_the_same_model_bit_by_bit(
         (["+trainer.gradient_clip_val=0.1"], []),
         (["trainer.precision=64-true"], []),
         (["optimizer._target_=test_loop.Own", "scheduler=constant"], []),
+        (["+trainer.profiler=simple"], []),
         ([], [Rare()]),
     ],
-    ids=["accumulated", "clipped", "double", "own", "hook"],
+    ids=["accumulated", "clipped", "double", "own", "profiled", "hook"],
 )
 def test_what_is_not_ordinary_goes_lightnings_way(
     run_of: Compose, short_ways: list[int], more: list[str], watching: list[Listening]
@@ -123,6 +125,14 @@ def test_another_lightning_trains_in_its_own_loop(
     monkeypatch.setattr(loop.lightning, "__version__", "2.7.0")
     assert experiment.run(run_of(*SMALL)).finished
     assert not short_ways
+
+
+def test_hooks_that_an_object_alone_has_are_called(run_of: Compose, short_ways: list[int]) -> None:
+    heard: list[int] = []
+    watching = LambdaCallback(on_train_batch_end=lambda *arguments: heard.append(arguments[-1]))
+    assert experiment.run(run_of(*SMALL), [watching]).finished
+    assert heard == [0, 1, 2, 0, 1, 2]
+    assert len(short_ways) == STEPS
 
 
 def test_a_training_that_is_stopped_in_an_epoch_stops_there(run_of: Compose, short_ways: list[int]) -> None:

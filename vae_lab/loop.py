@@ -32,12 +32,12 @@ RARE = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
 def lighten(trainer: Trainer, module: LitVAE) -> None:
     """Leave out of a training's steps what does nothing in them: the results are the same, bit by bit.
 
-    Hooks of a step are None where their class has none: Lightning then passes them by. With eight callbacks it would
-    open and close a profile forty times a step around functions without a body.
+    Hooks of a step are None where neither their class nor their owner has one: Lightning then passes them by. With
+    eight callbacks it would open and close a profile forty times a step around functions without a body.
     """
     for owner, base in [(module, LightningModule), *((callback, Callback) for callback in _callbacks(trainer))]:
         for hook in (*HERE, *RARE):
-            if getattr(type(owner), hook) is getattr(base, hook):
+            if getattr(getattr(owner, hook), "__func__", None) is getattr(base, hook):
                 setattr(owner, hook, None)
     if lightning.__version__.startswith(KNOWN):
         loop = trainer.fit_loop.epoch_loop
@@ -67,7 +67,8 @@ class Steps(_TrainingEpochLoop):
         return (
             not self.restarting
             and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
-            and isinstance(module, LitVAE)
+            and type(module) is LitVAE
+            and type(trainer.profiler) is Unprofiled  # a profile names what Lightning's way does
             and isinstance(trainer.datamodule, ImageModule)
             and type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.precision_plugin) in (Precision, MixedPrecision)  # others convert what a model is given
