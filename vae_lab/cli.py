@@ -20,7 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import __version__, plan, results, sweep
+from vae_lab import __version__, launchers, plan, results, sweep
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ def train(overrides: Sequence[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
     register_resolvers()
+    try:
+        launchers.prepare(overrides)
+    except ConfigError as error:
+        sweep.stop(error)
     # Hydra then raises its errors instead of printing them; a user who sets it wants the traceback.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -84,10 +88,15 @@ def train(overrides: Sequence[str]) -> None:
     except Exception as error:
         # Hydra's complaints about missing files are OSErrors too, with no number.
         unwritten = next((one for one in (error, error.__cause__) if isinstance(one, OSError) and one.errno), None)
-        if wants_traceback or not (unwritten or is_complaint(error)):
+        if wants_traceback:
             raise
         if unwritten:
             sweep.give_up(unwritten)
+        if sweep.launched():
+            sweep.end_without(launchers.failure(error))
+        if not is_complaint(error):
+            raise
+        launchers.offer(error)
         sweep.stop(explain(error))
 
 

@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from vae_lab import plan, results
+from vae_lab import launchers, plan, results
 from vae_lab.config import (
     SWEEP_RUNS,
     Config,
@@ -51,14 +51,28 @@ class SweepCallback(Callback):
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        self.launcher = "basic"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes with a run to another process: not the other runs."""
+        return {"surroundings": launchers.Surroundings()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        state["surroundings"].restore()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run."""
         self._start([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check all runs of the sweep."""
+        """Check all runs of the sweep, and fit the launcher to them."""
         self._start(expand(config), is_sweep=True)
+        with _ending_on_error():
+            self.launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
+            sentence = launchers.fit(config.hydra, launchers.Taken.by(self.runs))
+            if sentence:
+                Console().print(sentence, soft_wrap=True, highlight=False, markup=False)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Sum up the run."""
@@ -202,6 +216,27 @@ def give_up(error: OSError) -> NoReturn:
     place = f": {error.filename}" if error.filename else ""
     sentence = f"Stopped: {error.strerror or error}{place}. The same command with the same name goes on."
     Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)
+    _sum_up()
+
+
+def launched() -> bool:
+    """Whether a sweep is under way whose launcher is a plugin's: what is raised then is the launcher's."""
+    return any(callback.launcher != "basic" for callback in SweepCallback.started)
+
+
+def end_without(failure: str) -> NoReturn:
+    """Tell that the launcher cannot go on, sum up what has been done, and end the process with 1."""
+    sweep = SweepCallback.started[0]
+    has_begun = any(run.directory.exists() for run in sweep.runs)
+    kept = "The same command with the same name goes on." if has_begun else "Nothing was run."
+    sentence = f"Stopped by the launcher {sweep.launcher}: {failure}. {kept}"
+    Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)
+    if has_begun:
+        _sum_up()
+    raise SystemExit(1)
+
+
+def _sum_up() -> NoReturn:
     for callback in [*SweepCallback.started]:
         callback._end()
     raise SystemExit(1)

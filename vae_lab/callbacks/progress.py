@@ -1,6 +1,7 @@
 """The progress bar of a training."""
 
 import math
+import os
 import time
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from vae_lab.config import Position
+from vae_lab.config import WORKER, Position
 from vae_lab.module import LitVAE
 
 
@@ -33,7 +34,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         console = Console(stderr=True)
-        if not console.is_terminal or not trainer.is_global_zero:
+        if not console.is_terminal or not trainer.is_global_zero or WORKER in os.environ:  # several would share it
             return
         self._started = time.perf_counter()
         self._bar = RichProgress(

@@ -3,9 +3,14 @@
 from vae_lab.config.base import Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import (
+    CORES,
+    CORES_OF_A_RUN,
+    GPUS_OF_A_RUN,
     PACKAGE,
+    PRECISION,
     SWEEP_POSITION,
     SWEEP_RUNS,
+    WORKER,
     Position,
     Run,
     cell_name,
@@ -61,11 +66,16 @@ from vae_lab.config.vocabulary import (
 
 __all__ = [
     "BLOCKS",
+    "CORES",
+    "CORES_OF_A_RUN",
+    "GPUS_OF_A_RUN",
     "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
+    "PRECISION",
     "SWEEP_POSITION",
     "SWEEP_RUNS",
+    "WORKER",
     "AnyBlock",
     "Attention",
     "Block",

@@ -28,6 +28,10 @@ LONGEST_CELL = 120
 SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
 # Set by a job for the processes that train its run together, to which Hydra tells nothing.
 SWEEP_POSITION = "VAE_LAB_SWEEP_POSITION"
+# Set where a launcher has taken a run: what a configuration takes from the machine is that of the command.
+WORKER, CORES, PRECISION = "VAE_LAB_WORKER", "VAE_LAB_CORES", "VAE_LAB_PRECISION"
+# Set by a sweep for its launcher.
+CORES_OF_A_RUN, GPUS_OF_A_RUN = "VAE_LAB_CORES_OF_A_RUN", "VAE_LAB_GPUS_OF_A_RUN"
 
 
 def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
@@ -236,7 +240,10 @@ def _steps(*, _root_: DictConfig) -> int:
 
 
 def cores() -> int:
-    """The CPU cores this process may use."""
+    """The CPU cores this process may use; where a launcher has taken a run, those of the command."""
+    told = os.environ.get(CORES)
+    if told is not None:
+        return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -247,9 +254,27 @@ def _cores_each(*, _root_: DictConfig) -> int:
     return max(1, cores() // count) if isinstance(count, int) and count > 0 else 1  # validation tells what is wrong
 
 
-@lru_cache
+def _cores_of_a_run() -> int:
+    """The cores that each run of the sweep takes: its threads, of all its processes."""
+    return int(os.environ.get(CORES_OF_A_RUN, cores()))
+
+
+def _at_once() -> int:
+    """The runs that this machine holds at once."""
+    return max(1, cores() // _cores_of_a_run())
+
+
 def precision() -> str:
     """`bf16-mixed` where the processor multiplies 16-bit floats natively, else `32-true`.
+
+    Where a launcher has taken a run, that of the command's machine.
+    """
+    return os.environ.get(PRECISION) or _native_precision()
+
+
+@lru_cache
+def _native_precision() -> str:
+    """What pays on this processor.
 
     Known of x86 processors under Linux, by `avx512_bf16` or `amx_bf16`; of others it is not known that it pays.
     """
@@ -261,10 +286,13 @@ def precision() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${vae_lab.…:}` known to OmegaConf: cores, cores_each, precision, steps, cell, and places."""
+    """Make `${vae_lab.…:}` known to OmegaConf: cores, precision, steps, cell, places, and what a launcher asks for."""
     resolvers: dict[str, Callable[..., Any]] = {
         "cores": cores,
         "cores_each": _cores_each,
+        "cores_of_a_run": _cores_of_a_run,
+        "gpus_of_a_run": lambda: int(os.environ.get(GPUS_OF_A_RUN, 0)) or None,
+        "at_once": _at_once,
         "precision": precision,
         "steps": _steps,
         "cell": _cell,

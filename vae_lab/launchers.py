@@ -1,0 +1,225 @@
+"""Hydra's launchers: which are here, what they need to know of a sweep, and what its runs need to know elsewhere.
+
+A launcher takes runs to other processes, perhaps of other machines. What makes a result must not depend on that: the
+values that a configuration takes from the machine are those of the command, wherever a run is trained.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from hydra.core import plugins
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.errors import MissingConfigException
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, open_dict
+
+from vae_lab.config import (
+    CORES,
+    CORES_OF_A_RUN,
+    GPUS_OF_A_RUN,
+    PRECISION,
+    SWEEP_RUNS,
+    WORKER,
+    ConfigError,
+    Problem,
+    Run,
+    cores,
+    precision,
+    register_resolvers,
+)
+
+
+class Plugin(NamedTuple):
+    """A plugin of Hydra's with launchers: its package, its module in `hydra_plugins`, our extra that installs it."""
+
+    package: str
+    module: str
+    extra: str
+
+
+JOBLIB = Plugin("hydra-joblib-launcher", "hydra_joblib_launcher", "local")
+SUBMITIT = Plugin("hydra-submitit-launcher", "hydra_submitit_launcher", "slurm")
+RAY = Plugin("hydra-ray-launcher", "hydra_ray_launcher", "ray")
+LAUNCHERS = {
+    "local": JOBLIB,
+    "joblib": JOBLIB,
+    "slurm": SUBMITIT,
+    "submitit_slurm": SUBMITIT,
+    "submitit_local": SUBMITIT,
+    "ray": RAY,
+    "ray_aws": RAY,
+}
+"""The choices of `hydra/launcher` beside `basic`, which is Hydra's own and takes one run after another."""
+
+NAMING = re.compile(r"[+~]*(hydra/launcher|hydra/hydra_launcher|hydra|experiment)(@[^=]*)?=(.*)")
+ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "hydra.searchpath", "defaults")
+"""Words after which files that are not ours may choose a launcher."""
+
+
+def prepare(words: Sequence[str]) -> None:
+    """Load the plugin of the launcher that a command line chooses, and none that it does not choose.
+
+    Hydra would import all that are installed, and copy what they can be told once for every group that `--help` shows.
+
+    Raises:
+        ConfigError: if the chosen one is not installed.
+    """
+    chosen, may_be_any = set[str](), False
+    for word in words:
+        named = NAMING.fullmatch(word)
+        if named and named[1] == "hydra/launcher":
+            chosen.add(named[3].strip("'\""))
+        elif named or word.lstrip("+~").startswith(ELSEWHERE):
+            may_be_any = True
+    wanted = [LAUNCHERS[name] for name in sorted(chosen) if name in LAUNCHERS]
+    for name in sorted(chosen):
+        plugin = LAUNCHERS.get(name)
+        if plugin is not None and not _installed(plugin):
+            problem = f"{name} needs the package {plugin.package}, which is not installed"
+            way_out = f"pip install 'vae-lab[{plugin.extra}]', or pip install {plugin.package}"
+            raise ConfigError(Problem("hydra/launcher", f"{problem}: {way_out}"))
+    if Plugins not in Singleton._instances:
+        with _passing_by({one.module for one in LAUNCHERS.values()}):
+            Plugins.instance()
+    for plugin in filter(_installed, {*LAUNCHERS.values()} if may_be_any else wanted):
+        _load(plugin)
+
+
+def _installed(plugin: Plugin) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{plugin.module}") is not None
+    except ModuleNotFoundError:  # no plugin at all is installed
+        return False
+
+
+@contextmanager
+def _passing_by(modules: set[str]) -> Iterator[None]:
+    """Keep these modules from Hydra's search for plugins."""
+
+    class Finder:
+        @staticmethod
+        def walk_packages(*arguments: Any, **options: Any) -> Iterator[pkgutil.ModuleInfo]:
+            for found in pkgutil.walk_packages(*arguments, **options):
+                if found.name.removeprefix("hydra_plugins.").partition(".")[0] not in modules:
+                    yield found
+
+    vars(plugins)["pkgutil"] = Finder  # what Hydra's module calls by that name
+    try:
+        yield
+    finally:
+        vars(plugins)["pkgutil"] = pkgutil
+
+
+def _load(plugin: Plugin) -> None:
+    """Import a plugin as Hydra does, and make its launchers known."""
+    package = importlib.import_module(f"hydra_plugins.{plugin.module}")
+    for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if not found.name.rpartition(".")[2].startswith("_"):
+            for thing in vars(importlib.import_module(found.name)).values():
+                if inspect.isclass(thing) and issubclass(thing, Launcher) and not inspect.isabstract(thing):
+                    Plugins.instance().register(thing)
+
+
+def offer(error: Exception) -> None:
+    """Name the launchers of plugins that were passed by in Hydra's complaint about one that does not exist."""
+    group = str(getattr(error, "missing_cfg_file", "")).rpartition("/")[0]
+    if group == "hydra/launcher" and isinstance(error, MissingConfigException):
+        theirs = [name for name, plugin in LAUNCHERS.items() if _installed(plugin)]
+        error.options = sorted({*(error.options or ()), *theirs})
+
+
+class Taken(NamedTuple):
+    """What the largest run of a sweep takes of a machine at a time."""
+
+    cores: int
+    gpus: int
+
+    @classmethod
+    def by(cls, runs: Sequence[Run]) -> Self:
+        """What these runs take; a run on a GPU takes as many as it has processes."""
+        settings = [run.config.trainer for run in runs]
+        return cls(
+            max(one.threads * one.processes for one in settings),
+            max(one.processes if one.accelerator in ("gpu", "cuda") else 0 for one in settings),
+        )
+
+    def tell(self) -> None:
+        """Set what the presets of `conf/hydra/launcher` ask for."""
+        os.environ[CORES_OF_A_RUN], os.environ[GPUS_OF_A_RUN] = str(self.cores), str(self.gpus)
+
+
+def fit(hydra_config: DictConfig, taken: Taken) -> str:
+    """Fit a sweep's launcher to its runs.
+
+    Ray's plugin has no preset of ours: each of its tasks would count as one core, however many threads a run has.
+
+    Returns:
+        A sentence about how many runs there will be at once; empty for Hydra's own launcher.
+    """
+    taken.tell()
+    name, launcher = str(hydra_config.runtime.choices.get("hydra/launcher")), hydra_config.launcher
+    if name in ("ray", "ray_aws"):
+        with open_dict(launcher):
+            launcher.ray.remote.setdefault("num_cpus", taken.cores)
+            launcher.ray.remote.setdefault("num_gpus", taken.gpus)
+    if LAUNCHERS.get(name) is not JOBLIB:
+        return "" if name == "basic" else f"Launcher {name}: {_needs(taken)}."
+    at_once = int(launcher.n_jobs)
+    at_once = at_once if at_once > 0 else max(1, cores() + 1 + at_once)
+    each = f"each with {taken.cores} of {cores()} cores"
+    if at_once > 1:
+        return f"Launcher {name}: {at_once} runs at once, {each}."
+    most = "" if taken.cores == 1 else "; trainer.threads=1 would run more at once, and is part of what makes a result"
+    return f"Launcher {name}: one run at a time, {each}{most}."
+
+
+def _needs(taken: Taken) -> str:
+    gpus = f" and {taken.gpus} GPU{'s' if taken.gpus > 1 else ''}" if taken.gpus else ""
+    return f"each run takes {taken.cores} core{'s' if taken.cores > 1 else ''} (trainer.threads){gpus}"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run finds in the process that the sweep was started in, to be found wherever a launcher takes it.
+
+    It is made where the sweep's callback is pickled, and takes effect where that is read.
+    """
+
+    folder: str = field(default_factory=os.getcwd)
+    places: tuple[str, ...] = field(default_factory=lambda: tuple(place or os.getcwd() for place in sys.path))
+    values: tuple[tuple[str, str], ...] = field(
+        default_factory=lambda: (
+            (WORKER, "1"),
+            (SWEEP_RUNS, os.environ.get(SWEEP_RUNS, "1")),
+            (CORES, str(cores())),
+            (PRECISION, precision()),
+        )
+    )
+
+    def restore(self) -> None:
+        """Make this process's surroundings those."""
+        os.environ.update(self.values)
+        sys.path.extend(place for place in self.places if place not in sys.path)
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)  # a relative outputs/ is the one of the command
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its launcher
+        register_resolvers()
+
+
+def failure(error: Exception) -> str:
+    """What a launcher that could not go on has to say, in a sentence."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0].rstrip('.')}" if words else type(error).__name__
