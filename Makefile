@@ -7,7 +7,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test bench chaos check format browser tensorboard clean
+.PHONY: help setup grid test bench chaos scale check format browser tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -33,6 +33,9 @@ test: $(STAMP) ## run the test suite
 
 chaos: $(STAMP) ## kill, fill up and fuzz sweeps for some minutes; the figures go to chaos.json
 	@$(RUN)/python scripts/chaos.py
+
+scale: $(STAMP) ## a sweep of a thousand runs, and runs side by side; a quarter of an hour, figures in scale.json
+	@$(RUN)/python scripts/scale.py
 
 check: $(STAMP) ## lint, formatting and types
 	@$(RUN)/ruff check

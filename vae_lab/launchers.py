@@ -174,6 +174,8 @@ def fit(hydra_config: DictConfig, taken: Taken) -> str:
         with open_dict(launcher):
             launcher.ray.remote.setdefault("num_cpus", taken.cores)
             launcher.ray.remote.setdefault("num_gpus", taken.gpus)
+            if launcher.ray.init.get("address") is not None:  # Ray refuses what the plugin would say of its store
+                launcher.ray.init.setdefault("object_store_memory", None)
     if LAUNCHERS.get(name) is not JOBLIB:
         return "" if name == "basic" else f"Launcher {name}: {_needs(taken)}."
     at_once = int(launcher.n_jobs)

@@ -1,0 +1,317 @@
+"""Every engine gives the serial sweep's results, table of failures and exit code; what is not chosen is not loaded."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Compose
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
+
+from vae_lab import config, launchers, sweep
+from vae_lab.callbacks import Progress
+from vae_lab.config import ConfigError
+from vae_lab.launchers import Surroundings, Taken, prepare
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "latent.dim=4", "data.num_train=100", "data.num_val=20", "data.num_test=20", "data.batch_size=20",
+    "trainer.max_epochs=2", "trainer.threads=1", "callbacks=quiet", "metrics.frechet=false",
+)  # fmt: skip
+# The published grid; a third decoder's loss overflows.
+GRID = ("-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec,explodes", *SMALL)
+ENGINES = {
+    "local": ("hydra/launcher=local",),
+    "submitit": ("hydra/launcher=submitit_local",),
+    "ray": ("hydra/launcher=ray",),
+}
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """`python train.py …` in a folder with a decoder of its own."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "mine" / "decoder").mkdir(parents=True)
+    (folder / "mine" / "decoder" / "explodes.yaml").write_text(
+        "blocks: [{unflatten: 4}, {up: 4}, {_target_: theirs.Exploding}, {up: 4}]\n"
+    )
+    (folder / "theirs.py").write_text(
+        "from torch import nn\nclass Exploding(nn.Module):\n    def forward(self, x):\n        return x * 1e30 * 1e30\n"
+    )
+
+    def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "train.py"), *words, "--config-dir", "mine"]
+        return subprocess.run(
+            command, cwd=folder, env=environment(**variables), capture_output=True, text=True, check=False
+        )
+
+    call.folder = folder  # type: ignore[attr-defined]
+    return call
+
+
+def environment(**variables: str) -> dict[str, str]:
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "COLUMNS": "100"}
+    return os.environ | quiet | variables
+
+
+def found(train: Train, name: str) -> dict[str, dict[str, Any]]:
+    """What the runs of a sweep recorded, but for what differs from one time to the next."""
+    place: Path = train.folder / "outputs" / name  # type: ignore[attr-defined]
+    every = {}
+    for path in sorted(place.rglob("result.json")):
+        whole = json.loads(path.read_text())
+        kept = ("status", "error", "cell", "seed", "config_sha256", "train", "val", "test", "model",
+                "position", "environment")  # fmt: skip
+        every[str(path.parent.relative_to(place))] = {key: whole[key] for key in kept}
+        every[str(path.parent.relative_to(place))]["weights"] = whole["files"].get("model.safetensors")
+    return every
+
+
+def failures(printed: str, name: str) -> str:
+    """The table of failures of a sweep, without its name."""
+    return printed[printed.index("Failed runs") :].replace(name, "NAME")
+
+
+@pytest.fixture(scope="module")
+def serial(train: Train) -> tuple[dict[str, dict[str, Any]], str]:
+    done = train(*GRID, "name=on_one")
+    assert done.returncode == 1
+    every = found(train, "on_one")
+    assert [one["status"] for one in every.values()].count("failed") == 2
+    assert [one["status"] for one in every.values()].count("finished") == 4
+    return every, failures(done.stdout, "on_one")
+
+
+@pytest.mark.parametrize("engine", ["local", "submitit", "ray"])
+def test_every_engine_gives_the_same(train: Train, serial: tuple[dict[str, dict[str, Any]], str], engine: str) -> None:
+    name = f"on_{engine[:3]}"
+    words = (*GRID, *ENGINES[engine], f"name={name}")
+    with cluster() if engine == "ray" else nothing() as more:
+        ended = train(*words, *more)
+        assert ended.returncode == 1, ended.stderr
+        assert "Traceback" not in ended.stdout + ended.stderr
+        every = found(train, name)
+        assert every == serial[0]
+        assert failures(ended.stdout, name) == serial[1]
+        assert "Report: outputs/" in ended.stdout
+
+        # The same name goes on: what has finished is kept, what has failed is done again.
+        place: Path = train.folder / "outputs" / name  # type: ignore[attr-defined]
+        kept = {path: path.stat().st_mtime_ns for path in place.glob("*/*/result.json") if "explodes" not in str(path)}
+        assert len(kept) == 4
+        if engine != "submitit":  # which is the slowest to start its processes
+            again = train(*words, *more)
+            assert again.returncode == 1
+            assert "4 finished, 2 to do again" in again.stdout
+            assert kept == {path: path.stat().st_mtime_ns for path in kept}
+            assert failures(again.stdout, name) == serial[1]
+
+
+class nothing:  # noqa: N801
+    """No cluster."""
+
+    def __enter__(self) -> tuple[str, ...]:
+        return ()
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class cluster:  # noqa: N801
+    """A Ray cluster of two nodes with a core each, so that two runs are trained at once, one on each."""
+
+    def __enter__(self) -> tuple[str, ...]:
+        ray_cluster = pytest.importorskip("ray.cluster_utils")
+        self.cluster = ray_cluster.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self.cluster.add_node(num_cpus=1)
+        return (f"hydra.launcher.ray.init.address='{self.cluster.address}'",)
+
+    def __exit__(self, *error: object) -> None:
+        self.cluster.shutdown()
+
+
+def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> None:
+    folder: Path = train.folder  # type: ignore[attr-defined]
+    (folder / "deadly.py").write_text(
+        "import os, signal\nfrom torch import nn\nclass Deadly(nn.Module):\n    def forward(self, x):\n"
+        "        if x.device.type == 'cpu' and self.training and not os.path.exists('spared'):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n        return x\n"
+    )
+    (folder / "mine" / "encoder").mkdir(exist_ok=True)
+    (folder / "mine" / "encoder" / "deadly.yaml").write_text("blocks: [{down: 4}, {_target_: deadly.Deadly}]\n")
+    words = ("-m", "encoder=vanilla,deadly", *SMALL, "hydra/launcher=local", "name=killed")
+    ended = train(*words)
+    assert ended.returncode == 1
+    assert "Stopped by the launcher local: TerminatedWorkerError" in ended.stderr
+    assert ended.stderr.rstrip().endswith("The same command with the same name goes on.")
+    assert "deadly-vanilla" in failures(ended.stdout, "killed")
+    (folder / "spared").touch()
+    again = train(*words)
+    assert again.returncode == 0, again.stderr
+    assert {one["status"] for one in found(train, "killed").values()} == {"finished"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
+def test_ctrl_c_ends_the_processes_too_and_the_same_command_goes_on(train: Train) -> None:
+    folder: Path = train.folder  # type: ignore[attr-defined]
+    words = ("-m", *SMALL, "seed=0,1", "trainer.max_epochs=2000", "hydra/launcher=local", "name=stopped")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words], cwd=folder, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    place = folder / "outputs" / "stopped"
+    until = time.monotonic() + 100
+    while not list(place.glob("*/*/checkpoints/last.ckpt")) and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped by SIGINT" in errors
+    assert "Traceback" not in errors
+    assert members(process.pid) == set()
+    assert not list(place.glob("*/*/result.json"))
+
+
+def members(group: int) -> set[int]:
+    """The processes of a group that are alive, within two seconds."""
+    until = time.monotonic() + 2
+    alive = {group}
+    while alive and time.monotonic() < until:
+        listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split() for line in listed.splitlines()[1:]]
+        alive = {int(pid) for pid, of, state in rows if int(of) == group and not state.startswith("Z")}
+        time.sleep(0.1)
+    return alive
+
+
+def test_runs_elsewhere_have_the_commands_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(config.CORES, "64")
+    monkeypatch.setenv(config.PRECISION, "bf16-mixed")
+    monkeypatch.setenv(config.SWEEP_RUNS, "9")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    callback = sweep.SweepCallback()
+    callback.runs = ["too much to be sent with each run"]  # type: ignore[list-item]
+    sent = pickle.dumps(callback)
+    code = (
+        "import pickle, sys, os, signal; from vae_lab import config; callback = pickle.load(sys.stdin.buffer); "
+        "print(config.cores(), config.precision(), os.environ[config.SWEEP_RUNS], os.getcwd(), callback.runs, "
+        "signal.getsignal(signal.SIGINT) is signal.SIG_IGN, sys.path[-1] if sys.argv[1] in sys.path else '')"
+    )
+    fresh = {key: value for key, value in os.environ.items() if not key.startswith("VAE_LAB")}
+    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], input=sent, env=fresh, capture_output=True,
+                          check=True, cwd="/")  # fmt: skip
+    words = told.stdout.decode().split()
+    assert words[:6] == ["64", "bf16-mixed", "9", str(tmp_path), "[]", "True"]
+    assert len(words) == 7
+
+
+def test_a_bar_is_for_a_terminal_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.WORKER, "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bar, model = Progress(), LightningModule()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    bar.on_train_start(trainer, model)
+    assert bar._bar is None
+    monkeypatch.delenv(config.WORKER)
+    trainer.fit_loop.max_batches = 3
+    bar.on_train_start(trainer, model)
+    assert bar._bar is not None
+    bar.on_train_end(trainer, model)
+
+
+@pytest.fixture
+def with_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    yield lambda count: monkeypatch.setenv(config.CORES, str(count))
+    for name in (config.CORES_OF_A_RUN, config.GPUS_OF_A_RUN):
+        os.environ.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "n_jobs", "told"),
+    [
+        (["trainer.threads=2"], 8, 4, "4 runs at once, each with 2 of 8 cores."),
+        (["trainer.threads=8"], 8, 1, "one run at a time, each with 8 of 8 cores; trainer.threads=1 would run more"),
+        (["trainer.threads=1"], 1, 1, "one run at a time, each with 1 of 1 cores."),
+        (["trainer=ddp", "trainer.devices=2", "trainer.threads=2"], 8, 2, "2 runs at once, each with 4 of 8 cores."),
+    ],
+)
+def test_local_runs_as_many_as_the_cores_hold(
+    run_of: Compose, with_cores: Callable[[int], None], words: list[str], cores: int, n_jobs: int, told: str
+) -> None:
+    with_cores(cores)
+    node = OmegaConf.create(
+        {"runtime": {"choices": {"hydra/launcher": "local"}}, "launcher": {"n_jobs": "${vae_lab.at_once:}"}}
+    )
+    sentence = launchers.fit(node, Taken.by([run_of(*words)]))
+    assert sentence.startswith(f"Launcher local: {told}")
+    assert node.launcher.n_jobs == n_jobs
+
+
+def test_ray_and_slurm_are_told_what_a_run_takes(run_of: Compose, with_cores: Callable[[int], None]) -> None:
+    with_cores(8)
+    taken = Taken.by([run_of("trainer.threads=3"), run_of("trainer.threads=1")])
+    assert taken == Taken(cores=3, gpus=0)
+    assert Taken.by([run_of("trainer=gpu", "trainer.threads=2")]) == Taken(cores=2, gpus=1)
+    node = OmegaConf.create(
+        {"runtime": {"choices": {"hydra/launcher": "ray"}}, "launcher": {"ray": {"remote": {"num_gpus": 0.5}}}}
+    )
+    assert launchers.fit(node, taken) == "Launcher ray: each run takes 3 cores (trainer.threads)."
+    assert node.launcher.ray.remote == {"num_cpus": 3, "num_gpus": 0.5}
+    preset = OmegaConf.load(ROOT / "conf/hydra/launcher/slurm.yaml")
+    assert (preset.cpus_per_task, preset.gpus_per_node) == (3, None)
+    Taken(cores=4, gpus=2).tell()
+    assert (preset.cpus_per_task, preset.gpus_per_node) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "loaded"),
+    [
+        (["--help"], ""),
+        (["hydra/launcher=local", "--cfg", "job"], "hydra_joblib_launcher"),
+        (["hydra/launcher=slurm", "--cfg", "job"], "hydra_submitit_launcher"),
+    ],
+)
+def test_plugins_load_when_chosen(words: list[str], loaded: str) -> None:
+    code = (
+        "import sys; from vae_lab.cli import main\ntry: main(['train', *sys.argv[1:]])\nexcept SystemExit: pass\n"
+        "names = [name for name in sys.modules if name.startswith('hydra_plugins.') and name.count('.') > 1]\n"
+        "print('loaded:', *sorted({name.split('.')[1] for name in names}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == f"loaded: {loaded}".strip()
+
+
+def test_a_plugin_that_is_not_there_is_told_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "_installed", lambda plugin: False)
+    with pytest.raises(ConfigError, match=r"local needs the package hydra-joblib-launcher.*'vae-lab\[local\]'"):
+        prepare(["-m", "hydra/launcher=local"])
+
+
+def test_mistakes_are_told_in_a_sentence(train: Train) -> None:
+    wrong = train("-m", "seed=0,1", "hydra/launcher=loca")
+    assert wrong.returncode == 1
+    assert "hydra/launcher: there is no choice 'loca'; did you mean 'local'?" in wrong.stderr
+    assert "ray" in wrong.stderr
+    no_cluster = train("-m", "seed=0,1", *SMALL, "hydra/launcher=slurm", "name=no_cluster", PATH=os.defpath)
+    assert no_cluster.returncode == 1
+    assert 'Stopped by the launcher slurm: RuntimeError: Could not detect "srun"' in no_cluster.stderr
+    assert no_cluster.stderr.rstrip().endswith("Nothing was run.")
+    assert "Traceback" not in no_cluster.stderr
+
+
+def test_surroundings_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(config.SWEEP_RUNS, raising=False)
+    assert Surroundings().folder == str(tmp_path)
+    assert dict(Surroundings().values)[config.SWEEP_RUNS] == "1"
