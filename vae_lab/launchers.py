@@ -171,6 +171,7 @@ def fit(hydra_config: DictConfig, taken: Taken) -> str:
     taken.tell()
     name, launcher = str(hydra_config.runtime.choices.get("hydra/launcher")), hydra_config.launcher
     if name in ("ray", "ray_aws"):
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the lines of the runs are alike, and each is wanted
         with open_dict(launcher):
             launcher.ray.remote.setdefault("num_cpus", taken.cores)
             launcher.ray.remote.setdefault("num_gpus", taken.gpus)
