@@ -260,8 +260,9 @@ def job(composed: DictConfig) -> float | None:
             harm = plan.damage(run)
             if harm:
                 log.warning("%s: done again, since %s", label, harm)
-            from vae_lab import experiment  # imports torch
+            from vae_lab import experiment, machine  # import torch
 
+            machine.freeze_imports()
             result = experiment.run(run)
     except Stopped as ending:
         ending.run = run

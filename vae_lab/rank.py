@@ -76,8 +76,9 @@ def _take_part(job: group.Job, outcome: group.Outcome) -> None:
 
     from vae_lab import experiment
     from vae_lab.callbacks import History, Row
-    from vae_lab.machine import on_gpu
+    from vae_lab.machine import freeze_imports, on_gpu
 
+    freeze_imports()
     processes = job.settings.trainer.processes
     torch.set_num_threads(job.settings.trainer.threads)
     gpu = on_gpu(job.settings)

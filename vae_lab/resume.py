@@ -37,6 +37,7 @@ class Checkpoints(Checkpoint):
         self.origin = dict(origin)
         self.split = split
         self.best: float | None = None
+        self._is_best = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -46,20 +47,29 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and self.split == "val":
-            self._keep_best(trainer, pl_module)
+            self._judge(pl_module)
+            if self._is_best and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                trainer.save_checkpoint(self.folder / BEST)  # in the midst of an epoch: the last one will be another
+                self._is_best = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.split == "train":
-            self._keep_best(trainer, pl_module)
-        # After the best one: a process that dies between the two repeats the epoch, and finds the best one again.
-        trainer.save_checkpoint(self.folder / LAST)
+            self._judge(pl_module)
+        is_best, self._is_best = self._is_best, False
+        if not is_best:
+            trainer.save_checkpoint(self.folder / LAST)
+            return
+        # The best one first: a process that dies between the two repeats the epoch, and finds the best one again.
+        trainer.save_checkpoint(self.folder / BEST)
+        if trainer.is_global_zero:
+            results.write_same(self.folder / LAST, self.folder / BEST)
 
-    def _keep_best(self, trainer: Trainer, module: LightningModule) -> None:
+    def _judge(self, module: LightningModule) -> None:
         assert isinstance(module, LitVAE)
         total = module.averages[self.split].value()["total"]
-        if self.best is None or total < self.best:
+        self._is_best = self.best is None or total < self.best
+        if self._is_best:
             self.best = total
-            trainer.save_checkpoint(self.folder / BEST)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]

@@ -12,8 +12,8 @@ from vae_lab.metrics.batches import Codes, generator_for, in_double, joined, lab
 from vae_lab.module import images_of
 from vae_lab.vae import VAE
 
-ROWS = 500
-"""Samples that are decoded at once."""
+ROWS, PART = 500, 125
+"""Samples that are drawn and counted at once, and that are decoded at once, which takes the memory."""
 
 SMALLEST_SSIM = 11
 """Height and width from which on an image holds a window of SSIM's (Wang et al. 2004)."""
@@ -56,7 +56,8 @@ def reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) ->
         generator = generator_for("samples")
         for rows in torch.split(torch.arange(count), ROWS):
             z = vae.latent.sample_prior(len(rows), generator).to(images)
-            _add([distances["samples"]], classifier.features(vae.decoder(z).float()), real=False)
+            features = [classifier.features(vae.decoder(part).float()) for part in torch.split(z, PART)]
+            _add([distances["samples"]], torch.cat(features), real=False)
     figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
     return joined(posteriors, labels), figures
 

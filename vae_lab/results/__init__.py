@@ -31,7 +31,7 @@ from vae_lab.results.files import (
 )
 from vae_lab.results.integrity import SHOWN, checksums, damaged
 from vae_lab.results.locks import Owner, holder, in_turn, locked
-from vae_lab.results.writing import replacing, write_bytes, write_text
+from vae_lab.results.writing import replacing, write_bytes, write_same, write_text
 
 __all__ = [
     "CHECKPOINTS",
@@ -70,5 +70,6 @@ __all__ = [
     "write_config",
     "write_history",
     "write_result",
+    "write_same",
     "write_text",
 ]

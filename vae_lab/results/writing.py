@@ -1,6 +1,7 @@
 """Files that are whole or not there: what a crash, a kill or a full disk leaves is the old file or the new one."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,3 +48,18 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` for text, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_same(path: Path, source: Path) -> None:
+    """Let `path` be the file that `source` is now: another name for it, or a copy where the disk knows no such names.
+
+    As files are replaced and not changed, each stays as it is when the other is written anew.
+    """
+    if path.exists() and path.samefile(source):
+        return
+    with replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
