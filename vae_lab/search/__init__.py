@@ -4,6 +4,7 @@ What is tried next depends on nothing but the record of what was tried (`outputs
 that was killed goes on as if it had not been.
 """
 
-from vae_lab.search.sweeper import Planned, is_chosen, plan, register, runs, searches
+from vae_lab.search.study import load
+from vae_lab.search.sweeper import Planned, is_chosen, plan, register
 
-__all__ = ["Planned", "is_chosen", "plan", "register", "runs", "searches"]
+__all__ = ["Planned", "is_chosen", "load", "plan", "register"]

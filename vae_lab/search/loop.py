@@ -1,6 +1,6 @@
 """Ask, run, tell, and write down each of them before the next."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vae_lab.results.trials import Trial, Trials, Value, write_trials
@@ -31,20 +31,14 @@ def search(
     left: set[int] = set()
     while batch := [one for one in record.trials if one.state == "open" and one.number not in left][:at_once]:
         record = _told(record, folder, launch(batch), left)
-    while count := min(at_once, trials - len(record.trials)):
-        if count < 0:
-            break
+    while (known := len(record.trials)) < trials:
         asked: list[Trial] = []
-        for number in _numbers(record, count):
+        for number in range(known, min(known + at_once, trials)):
             values = propose(record, asked)
             asked.append(Trial(number=number, values=values, run=run_of(values)))
         record = record.plus(asked)
         write_trials(folder, record)
         record = _told(record, folder, launch(asked), left)
-
-
-def _numbers(record: Trials, count: int) -> Iterator[int]:
-    yield from range(len(record.trials), len(record.trials) + count)
 
 
 def _told(record: Trials, folder: Path, trials: Sequence[Trial], left: set[int]) -> Trials:
