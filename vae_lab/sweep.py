@@ -63,6 +63,8 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run."""
+        if search.is_chosen(config):
+            stop(ConfigError(Problem("hydra/sweeper", "a search makes several runs: add -m to the command")))
         self._start([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -17,8 +17,8 @@ def search(
 ) -> None:
     """Go on with a search until it has so many trials.
 
-    Trials that are open, since a kill left them so, come first and with the values that they had. A trial is written down
-    before it is run, and its loss before the next is chosen.
+    Trials that are open, since a kill left them so, come first and with the values that they had. A trial is written
+    down before it is run, and its loss before the next is chosen.
 
     Args:
         record: the search so far.

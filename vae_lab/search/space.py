@@ -34,7 +34,8 @@ def parse(words: Sequence[str], config: DictConfig, loader: ConfigLoader | None 
         key = override.get_key_element()
         parsed.pop(key, None)
         parsed[key] = override
-    space, problems = {}, []
+    space: dict[str, Choice | Number] = {}
+    problems: list[Problem] = []
     for key, override in parsed.items():
         if not override.is_sweep_override():
             continue

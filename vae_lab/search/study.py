@@ -21,8 +21,8 @@ IMPORTANCE_FROM = 4
 def propose(record: Trials, trials: list[Trial]) -> dict[str, Value]:
     """The values of the next trial.
 
-    They follow from the record, the trials that are under way and the seed: each trial has a random stream of its own, so
-    that it does not matter in how many sittings a search was made.
+    They follow from the record, the trials that are under way and the seed: each trial has a random stream of its own,
+    so that it does not matter in how many sittings a search was made.
     """
     number = len(record.trials) + len(trials)
     study = as_study(record.plus(trials))
@@ -72,9 +72,10 @@ def load(folder: Path | str) -> "optuna.Study":
 
 
 def importances(record: Trials) -> Mapping[str, float]:
-    """How much of the variance of the loss over the space each key accounts for, by fANOVA; empty where too few finished.
+    """Which part of the loss's variance over the space each key accounts for; empty where too few trials have finished.
 
-    The parts sum to 1. Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter Importance, 2014.
+    The parts sum to 1. By fANOVA: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
+    Importance, 2014.
     """
     if len(record.finished) < IMPORTANCE_FROM or len({one.loss for one in record.finished}) < 2:
         return {}

@@ -150,7 +150,7 @@ class Planned:
         return trial.model_copy(update={"state": "failed" if has_failed else "open", "loss": None})
 
     def _as_found(self, trial: Trial) -> Trial:
-        """A trial of the record; open again if its run has lost its files, or lacks test metrics that are asked for now."""
+        """A trial of the record; open again if its run has lost files, or lacks test metrics that are asked for now."""
         name = self.name(trial.values)
         run = self._by_name[name]
         result = plans.finished(run) if trial.state == "finished" else results.read_result(run.directory)
@@ -210,7 +210,9 @@ def plan(config: DictConfig) -> Planned:
         given = node.get("params") or {}
         typed = [*(f"{key}={value}" for key, value in given.items()), *words(config.hydra)]
         space, fixed = parse(typed, config, GlobalHydra.instance().config_loader())
-    asked = Trials(metric=chosen.metric, sampler=chosen.sampler, seed=chosen.seed, fixed=sorted(fixed), space=space)
+    asked = Trials(
+        metric=chosen.metric, sampler=chosen.sampler, seed=chosen.seed, fixed=sorted(fixed), space=dict(space)
+    )
     folder = Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
     try:
         found = read_trials(folder)
@@ -218,7 +220,7 @@ def plan(config: DictConfig) -> Planned:
         raise ConfigError(Problem("name", f"{error}; choose another name, or delete that file")) from error
     if found is not None:
         _check_same(found, asked, folder)
-    planned = Planned(config, chosen, asked if found is None else found)
+    planned = Planned(config, chosen, asked.plus(found.trials if found is not None else []))
     Planned.under_way[:] = [planned]
     return planned
 
