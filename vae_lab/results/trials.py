@@ -74,6 +74,7 @@ class Trial(_Strict):
     values: dict[str, Value]
     state: Literal["open", "finished", "failed"] = "open"
     loss: float | None = None
+    """What is to be as low as can be: the figure, or −1 times one that is to be high."""
     run: str
     """Its run: `<cell>/seed-<n>`."""
 
@@ -108,6 +109,21 @@ class Trials(_Strict):
                 if not self.space[key].holds(value):
                     raise ValueError(f"{key} of trial {place} lies outside the space")
         return self
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Whether the figure that the search goes by is a loss."""
+        return self.metric != "val.elbo"
+
+    @property
+    def goal(self) -> str:
+        """Which way it looks."""
+        return "lowest" if self.is_lower_better else "highest"
+
+    def shown(self, trial: Trial) -> float:
+        """The figure of a finished trial, as a person reads it."""
+        assert trial.loss is not None
+        return trial.loss if self.is_lower_better else -trial.loss
 
     @property
     def finished(self) -> list[Trial]:

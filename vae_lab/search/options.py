@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vae_lab.config import ConfigError, Problem, choices
 
 Sampler = Literal["tpe", "random", "gp"]
-Metric = Literal["val.total", "val.reconstruction", "val.kl"]
+Metric = Literal["val.total", "val.reconstruction", "val.kl", "val.elbo"]
 
 
 class Options(BaseModel):

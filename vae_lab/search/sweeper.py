@@ -1,6 +1,7 @@
 """Hydra's sweeper of that name, and what is checked and said before it starts."""
 
 import importlib.util
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -134,6 +135,11 @@ class Planned:
         if any(getattr(run.config.data, "num_val", 1) == 0 for run in corners):
             problem = f"must be at least 1, since the search goes by {self.options.metric}, but is 0"
             raise ConfigError(Problem("data.num_val", problem))
+        if self.options.metric == "val.elbo" and any(run.config.likelihood_variance is None for run in corners):
+            problem = (
+                "val.elbo is the bound under the likelihood that objective.beta stands for, and here it stands for none"
+            )
+            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; known else: val.total, val.reconstruction"))
         owner = results.holder(self.folder)
         if owner is not None:
             raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
@@ -142,7 +148,7 @@ class Planned:
         """A trial with what came of its run."""
         run = self._by_name[trial.run]
         result = plans.finished(run)
-        loss = None if result is None else getattr(result.val, self.options.metric.partition(".")[2])
+        loss = None if result is None else _loss(run, result, self.options.metric)
         if loss is not None:
             return trial.model_copy(update={"state": "finished", "loss": loss})
         found = results.read_result(run.directory)
@@ -167,7 +173,7 @@ class Planned:
         named = {"finished": "finished", "failed": "failed", "open": "to go on with", "to do": "to do"}
         stands = ", ".join(f"{counts[state]} {text}" for state, text in named.items() if counts[state])
         folder = os.path.relpath(self.folder)
-        what = f"a search of {most} trial{'s' if most > 1 else ''} for the lowest {self.options.metric}"
+        what = f"a search of {most} trial{'s' if most > 1 else ''} for the {self.record.goal} {self.options.metric}"
         yield f"Plan: {what} under {folder}: {stands}. {self._time(counts['open'] + counts['to do'])}".rstrip()
         for key, parameter in self.record.space.items():
             yield f"  {bare(key)}: {told(parameter)}"
@@ -180,6 +186,18 @@ class Planned:
             return "How long it takes is not known before a run has finished."
         seconds = max(1, round(todo * mean(walls)))
         return f"About {timedelta(seconds=seconds)} one after another, judged by {len(walls)} finished runs."
+
+
+def _loss(run: Run, result: results.Result, metric: str) -> float | None:
+    """What is to be as low as can be."""
+    if metric != "val.elbo":
+        return cast("float | None", getattr(result.val, metric.partition(".")[2]))
+    from vae_lab.metrics.likelihood import elbo  # imports torch
+
+    losses, variance = result.val.model_dump(), run.config.likelihood_variance
+    if variance is None or losses["reconstruction"] is None or losses["kl"] is None:
+        return None
+    return -elbo(losses, variance, math.prod(run.config.data.image_shape), run.config.latent_dim)
 
 
 def told(parameter: Choice | Number) -> str:
