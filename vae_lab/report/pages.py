@@ -18,7 +18,7 @@ from rich.text import Text
 from vae_lab import plots, results
 from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
-from vae_lab.report import searches
+from vae_lab.report import searches as searching
 from vae_lab.report.tables import (
     COST,
     METRICS,
@@ -53,7 +53,7 @@ class Report:
     study: Study
     statistics: Mapping[str, Comparison]
     findings: Sequence[str]
-    searches: Sequence[searches.Search] = ()
+    searches: Sequence[searching.Search] = ()
     notes: Sequence[str] = ()
     """What could not be read of a search."""
 
@@ -66,8 +66,8 @@ def prepare(folders: Sequence[Path]) -> Report:
     """
     study = gather(folders)
     statistics = analyse(study) if study.compared else {}
-    searched, notes = searches.searches(study)
-    found = [sentence for one in searched for sentence in searches.sentences(one)]
+    searched, notes = searching.searches(study)
+    found = [sentence for one in searched for sentence in searching.sentences(one)]
     return Report(study, statistics, [*found, *told.findings(study, statistics)], searched, notes)
 
 
@@ -91,7 +91,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         for stale in (path for name in FIGURES for kind in ("png", "svg") for path in folder.glob(f"{name}.{kind}")):
             stale.unlink()
     pictures, notes = [], [*study.notes, *report.notes, *_left_out(study, statistics, pictured)]
-    of_searches = [draw for one in report.searches for draw in searches.drawings(one)]
+    of_searches = [draw for one in report.searches for draw in searching.drawings(one)]
     for draw in (*of_searches, *plots.drawings(study, statistics, pictured, is_grid=not report.searches)):
         try:
             drawing = draw()
@@ -108,7 +108,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
-        "tables": [*map(searches.table, report.searches), *tables(study, statistics)],
+        "tables": [*searching.tables(report.searches), *tables(study, statistics)],
         "pictures": pictures,
         "holes": study.holes,
         "told": (

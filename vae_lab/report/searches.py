@@ -1,13 +1,15 @@
 """The searches among the runs: what was found, in a table, in figures and in a sentence."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.plots import Drawing
 from vae_lab.report.tables import MISSING, Entry, Table, metric
 from vae_lab.results.study import Study
 from vae_lab.results.trials import Trials, TrialsError, Value, read_trials
+from vae_lab.search.options import WEIGHTED, weighs_what_it_searches
 from vae_lab.search.space import bare
 
 MOST_TRIALS = 10
@@ -63,7 +65,12 @@ def figure(record: Trials, value: float) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def table(found: Search) -> Table:
+def tables(found: Sequence[Search]) -> list[Table]:
+    """The table of each search in which a trial has finished."""
+    return [_table(one) for one in found if one.record.finished]
+
+
+def _table(found: Search) -> Table:
     """The best trials; the test total of the first only, since test images choose nothing."""
     record = found.record
     rows = []
@@ -74,26 +81,17 @@ def table(found: Search) -> Table:
         shown = record.shown(trial)
         rows.append((Entry(str(trial.number), trial.number), *values, Entry(figure(record, shown), shown), tested))
     columns = ("trial", *map(bare, record.space), record.metric, "test total")
-    states = [trial.state for trial in record.trials]
-    counts = ", ".join(
-        f"{states.count(state)} {told}"
-        for state, told in (("finished", "finished"), ("failed", "failed"), ("open", "did not end"))
-        if states.count(state)
+    counts = Counter[str](trial.state for trial in record.trials)
+    named = {"finished": "finished", "failed": "failed", "open": "did not end"}
+    told = ", ".join(f"{counts[state]} {word}" for state, word in named.items() if counts[state])
+    note = (
+        f"The {len(rows)} best of {len(record.trials)} trials ({told}), chosen by {record.sampler} for the "
+        f"{record.goal} {record.metric}. The test total is the best trial's alone: test images choose nothing. Each "
+        "trial has one seed; what the best owes to chance, other seeds tell."
     )
-    shown = (
-        f"The {len(rows)} best of {len(states)} trials ({counts}), chosen by {record.sampler} for the {record.goal} "
-    )
-    note = f"{shown}{record.metric}. The test total is the best trial's: test images are used once. One seed each: what"
-    note += " the best owes to chance, other seeds tell."
-    if record.metric == "val.total" and any(bare(key).startswith("objective.") for key in record.space):
+    if weighs_what_it_searches(record):
         note += f" {WEIGHTED}"
     return Table(f"Search {found.name}", columns, tuple(rows), note)
-
-
-WEIGHTED = (
-    "val.total weighs the KL term by the objective that is searched, so that a small weight looks good by itself; "
-    "hydra.sweeper.metric=val.elbo compares across weights."
-)
 
 
 def _entry(value: Value) -> Entry:

@@ -102,7 +102,7 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
         key, parameter = [*record.space.items()][place]
         at = [trial.values[key] for trial in found]
         if isinstance(parameter, Choice):
-            places = [parameter.choices.index(str(value)) for value in at]
+            places = [float(parameter.choices.index(str(value))) for value in at]
             axes.set_xticks(range(len(parameter.choices)), parameter.choices)
             if sum(map(len, parameter.choices)) > 24:
                 axes.tick_params(axis="x", labelrotation=30, labelsize=8)
@@ -126,7 +126,7 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
     bar.ax.set_title("trial", fontsize=8)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    bar.outline.set_edgecolor(GRID)  # type: ignore[operator]
+    bar.outline.set_edgecolor(GRID)
     return f"{record.metric} of each trial by each key, later trials darker", figure
 
 

@@ -24,7 +24,7 @@ from vae_lab import results
 from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, read_trials
 from vae_lab.search.loop import search
-from vae_lab.search.options import Options, options
+from vae_lab.search.options import WEIGHTED, Options, options, weighs_what_it_searches
 from vae_lab.search.space import bare, ends, overrides, parse
 
 TARGET = "hydra_plugins.vae_lab.Optuna"
@@ -137,9 +137,9 @@ class Planned:
             raise ConfigError(Problem("data.num_val", problem))
         if self.options.metric == "val.elbo" and any(run.config.likelihood_variance is None for run in corners):
             problem = (
-                "val.elbo is the bound under the likelihood that objective.beta stands for, and here it stands for none"
+                "is val.elbo, the bound under the likelihood that objective.beta stands for; here it stands for none"
             )
-            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; known else: val.total, val.reconstruction"))
+            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; take val.reconstruction"))
         owner = results.holder(self.folder)
         if owner is not None:
             raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
@@ -177,6 +177,8 @@ class Planned:
         yield f"Plan: {what} under {folder}: {stands}. {self._time(counts['open'] + counts['to do'])}".rstrip()
         for key, parameter in self.record.space.items():
             yield f"  {bare(key)}: {told(parameter)}"
+        if weighs_what_it_searches(self.record):
+            yield f"  Note: {WEIGHTED}"
 
     def _time(self, todo: int) -> str:
         if not todo:
@@ -203,7 +205,7 @@ def _loss(run: Run, result: results.Result, metric: str) -> float | None:
 def told(parameter: Choice | Number) -> str:
     """A parameter in words."""
     if isinstance(parameter, Choice):
-        return " or ".join(parameter.choices)
+        return ", ".join(parameter.choices)
     step = f" in steps of {parameter.step:g}" if parameter.step is not None else ""
     kind = f"{', whole numbers' if parameter.whole and not step else ''}{', logarithmic' if parameter.log else ''}"
     return f"{parameter.low:g} to {parameter.high:g}{step}{kind}"
