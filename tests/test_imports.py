@@ -15,7 +15,7 @@ ORDER = [
     "config", "launchers", "share", "data", "blocks", "networks", "latent", "vae", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "loop", "callbacks",
     "checkpoint", "resume", "trust", "loading", "evaluation", "group", "experiment", "rank",
-    "statistics", "plots", "report", "plan", "sweep", "cli", "benchmark",
+    "plan", "statistics", "plots", "search", "report", "sweep", "cli", "benchmark",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_modules_import_only_upwards(path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["vae_lab", "vae_lab.config", "vae_lab.results", "vae_lab.sweep", "vae_lab.cli"])
 def test_nothing_that_takes_long_is_imported_until_it_is_needed(module: str) -> None:
-    slow = {"torch", "lightning", "matplotlib", "pandas", "scipy"}
+    slow = {"torch", "lightning", "matplotlib", "pandas", "scipy", "optuna"}
     code = f"import {module}, sys; sys.exit(bool({slow} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -20,7 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import __version__, launchers, plan, results, sweep
+from vae_lab import __version__, launchers, plan, results, search, sweep
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def train(overrides: Sequence[str]) -> None:
     register_resolvers()
     try:
         launchers.prepare(overrides)
+        search.register()
     except ConfigError as error:
         sweep.stop(error)
     # Hydra then raises its errors instead of printing them; a user who sets it wants the traceback.

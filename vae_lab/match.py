@@ -10,15 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config, vae
 from vae_lab.blocks import FitError, shapes_only
-from vae_lab.config import Config, ConfigError, Group, Network, Problem, leaves
+from vae_lab.config import WIDEST, Config, ConfigError, Problem, Widths, least, multiples_of, times, with_widths
 
 Side = Literal["encoder", "decoder"]
 SIDES: tuple[Side, Side] = ("encoder", "decoder")
-WIDEST = 2**20
 REACH = 4
 """By how many steps a second width is moved where one alone does not do."""
-Widths = Mapping[int, int]
-"""A width of the architecture file to what stands for it, wherever it appears in the network."""
 
 
 class Matched(NamedTuple):
@@ -104,13 +101,13 @@ def _half(side: Side, frozen: _Frozen) -> tuple[dict[str, Any], float]:
     except FitError as error:
         problem = f"is {getattr(settings.match, side)!r}, which does not fit: {error}"
         raise ConfigError(Problem(f"match.{side}", problem)) from error
-    multiples = _multiples(side, network)
+    multiples = multiples_of(side, network)
 
     @functools.cache
     def cost(new: tuple[int, ...]) -> int:
         widths = dict(zip(multiples, new, strict=True))
         try:
-            return cost_of(side, settings.model_copy(update={side: _with_widths(network, widths)}))
+            return cost_of(side, settings.model_copy(update={side: with_widths(network, widths)}))
         except FitError as error:
             key, _, text = str(error).partition(": ")
             problem = (
@@ -124,7 +121,7 @@ def _half(side: Side, frozen: _Frozen) -> tuple[dict[str, Any], float]:
     ratio = cost(found) / goal if goal else math.inf
     if abs(ratio - 1) > settings.match.tolerance:
         raise ConfigError(_out_of_reach(side, settings, widths, cost(found), goal))
-    return _with_widths(network, widths).model_dump(mode="json"), ratio
+    return with_widths(network, widths).model_dump(mode="json"), ratio
 
 
 def _out_of_reach(side: Side, settings: Config, widths: Widths, nearest: int, goal: int) -> Problem:
@@ -146,37 +143,6 @@ def _told(widths: Widths) -> str:
     return ", ".join(f"{old}→{new}" for old, new in widths.items())
 
 
-def _multiples(side: Side, network: Any) -> dict[int, int]:
-    """Each width of a network, and what must divide it: heads and groups before and behind."""
-    multiples: dict[int, int] = {}
-    before = None
-    blocks = network.blocks if isinstance(network, Network) else []
-    for _, block in leaves(blocks, side):
-        if not isinstance(block, config.Block):
-            continue
-        if before is not None:
-            multiples[before] = math.lcm(multiples[before], block.divisor_before())
-        if block.scales:
-            multiples[block.value] = math.lcm(multiples.get(block.value, 1), block.divisor())
-            before = before if block.keeps_channels else block.value
-    return dict(sorted(multiples.items()))
-
-
-def _with_widths(network: Any, widths: Widths) -> Any:
-    """The network, each block's width replaced by what stands for it."""
-    if not widths:
-        return network
-
-    def rewidened(block: config.AnyBlock) -> config.AnyBlock:
-        if isinstance(block, Group):
-            return block.model_copy(update={"blocks": [*map(rewidened, block.blocks)]})
-        if isinstance(block, config.Block) and block.scales:
-            return block.model_copy(update={block.word: widths[block.value]})
-        return block
-
-    return network.model_copy(update={"blocks": [*map(rewidened, network.blocks)]})
-
-
 def _search(
     multiples: Mapping[int, int], cost: Callable[[tuple[int, ...]], int], goal: int, tolerance: float
 ) -> tuple[int, ...]:
@@ -186,10 +152,7 @@ def _search(
     """
 
     def scaled(factor: float) -> tuple[int, ...]:
-        return tuple(
-            min(max(_least(width, step), round(width * factor / step)), WIDEST // step) * step
-            for width, step in multiples.items()
-        )
+        return tuple(times(multiples, factor).values())
 
     def worth(widths: tuple[int, ...]) -> tuple[float, float]:
         off = abs(cost(widths) - goal)
@@ -217,15 +180,10 @@ def _search(
             start
             for place, (width, step) in enumerate(multiples.items())
             for count in range(-REACH, REACH + 1)
-            if (start := _replaced(best, place, best[place] + count * step))[place] >= _least(width, step) * step
+            if (start := _replaced(best, place, best[place] + count * step))[place] >= least(width, step) * step
         ]
         best = min((best, *(near for start in moved for near in single(start))), key=worth)
     return best
-
-
-def _least(width: int, step: int) -> int:
-    """How many steps a width keeps at least: of one channel group and layer normalisation leave nothing."""
-    return math.ceil(min(width, 2) / step)
 
 
 def _bracket(cost: Callable[[float], int], goal: int) -> tuple[float, float]:

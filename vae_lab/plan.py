@@ -112,8 +112,8 @@ def _time(stages: Sequence[Stage]) -> str:
         return ""
     by_cell: dict[str, list[float]] = {}
     for one in stages:
-        if one.name == "finished" and (wall := _wall(one.run.directory)):
-            by_cell.setdefault(one.run.cell, []).append(wall)
+        if one.name == "finished" and (seconds := wall(one.run.directory)):
+            by_cell.setdefault(one.run.cell, []).append(seconds)
     known = [wall for walls in by_cell.values() for wall in walls]
     if not known:
         return "How long it takes is not known before a run has finished."
@@ -122,7 +122,8 @@ def _time(stages: Sequence[Stage]) -> str:
     return f"About {timedelta(seconds=max(1, round(seconds)))}, judged by {count}."
 
 
-def _wall(folder: Path) -> float | None:
+def wall(folder: Path) -> float | None:
+    """The seconds that a finished run took from its start to its end, in one sitting."""
     result = results.read_result(folder)
     return None if result is None or result.resumed else result.wall_seconds
 

@@ -84,7 +84,7 @@ def render(drawing: Drawing) -> tuple[bytes, str]:
 
 
 def drawings(
-    study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str]
+    study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str], *, is_grid: bool = True
 ) -> Iterator[Callable[[], Drawing | None]]:
     """All figures of a study, each drawn when it is called for; None where the runs do not have the files for it.
 
@@ -92,6 +92,7 @@ def drawings(
         study: the runs.
         statistics: what they say about each metric.
         cells: those that get figures of their own and a row in the pictures.
+        is_grid: whether the levels of the factors were crossed; a search has hardly two cells at one level.
     """
     studio = _Studio(study, statistics, cells)
     draw: list[Callable[[], Drawing | None]] = [
@@ -99,18 +100,19 @@ def drawings(
         studio.predictions,
         studio.samples,
         studio.cost,
-        studio.heatmap,
+        *([studio.heatmap] if is_grid else []),
     ]
     for factor, levels in study.factors.items():
-        if factor not in SIDES and all(map(is_number, levels)):
+        if is_grid and factor not in SIDES and all(map(is_number, levels)):
             draw.append(functools.partial(studio.by_factor, factor))
     for cell in cells:
         draw += [functools.partial(studio.history, cell), functools.partial(studio.cell_predictions, cell)]
     for one in draw:
-        yield functools.partial(_styled, one)
+        yield functools.partial(styled, one)
 
 
-def _styled(draw: Callable[[], Drawing | None]) -> Drawing | None:
+def styled(draw: Callable[[], Drawing | None]) -> Drawing | None:
+    """A figure in the style of all."""
     with matplotlib.rc_context(STYLE):
         return draw()
 

@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from vae_lab import launchers, plan, results
+from vae_lab import launchers, plan, results, search
 from vae_lab.config import (
     SWEEP_RUNS,
     Config,
@@ -63,16 +63,22 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the run."""
+        if search.is_chosen(config):
+            stop(ConfigError(Problem("hydra/sweeper", "a search makes several runs: add -m to the command")))
         self._start([config], is_sweep=False)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all runs of the sweep, and fit the launcher to them."""
-        self._start(expand(config), is_sweep=True)
+        planned = self._plan_search(config) if search.is_chosen(config) else None
+        if planned is None:
+            self._start(expand(config), is_sweep=True)
         with _ending_on_error():
             self.launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
             sentence = launchers.fit(config.hydra, launchers.Taken.by(self.runs))
             if sentence:
                 Console().print(sentence, soft_wrap=True, highlight=False, markup=False)
+        if planned is not None:
+            self.runs = planned.runs  # which become more
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Sum up the run."""
@@ -95,6 +101,22 @@ class SweepCallback(Callback):
             os.environ.pop(SWEEP_RUNS, None)
             if len(self.runs) > 1:
                 os.environ[SWEEP_RUNS] = str(len(self.runs))
+
+    def _plan_search(self, config: DictConfig) -> search.Planned:
+        """Check the runs where a search reaches furthest, and those that it has made."""
+        with _ending_on_error():
+            planned = search.plan(config)
+            self.runs = validated(planned.corners())
+            planned.check(self.runs)
+            check(self.runs)
+            check_folders(planned.runs)
+            for line in planned.lines():
+                Console().print(line, soft_wrap=True, highlight=False, markup=False)
+            if any(run.config.plan for run in self.runs):
+                raise SystemExit(0)
+            self.started[:] = [self]
+            os.environ[SWEEP_RUNS] = str(max(planned.options.n_trials, len(planned.record.trials)))
+        return planned
 
     def _end(self) -> None:
         self.started.clear()
@@ -238,7 +260,8 @@ def end_without(failure: str) -> NoReturn:
 
 def _sum_up() -> NoReturn:
     for callback in [*SweepCallback.started]:
-        callback._end()
+        if callback.runs:  # else a search ended before its first
+            callback._end()
     raise SystemExit(1)
 
 
@@ -268,7 +291,7 @@ def told(folder: Path) -> str:
 def expand(config: DictConfig) -> Iterator[DictConfig]:
     """The configuration of each run of a multirun, as Hydra's basic sweeper will compose them.
 
-    Other sweepers choose their runs as they go; of those the common part is given.
+    Other sweepers choose their runs as they go; of those the common part is given. (Of ours `search` knows more.)
 
     Raises:
         ConfigError: if a choice or a key does not exist.

@@ -1,6 +1,6 @@
 """What a configuration may say, and what makes a run. Imports no torch, so that errors come at once."""
 
-from vae_lab.config.base import Node, PartialNode
+from vae_lab.config.base import WIDEST, Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.runs import (
     CORES,
@@ -63,6 +63,7 @@ from vae_lab.config.vocabulary import (
     leaves,
     unrolled,
 )
+from vae_lab.config.widths import Widths, least, multiples_of, times, with_widths
 
 __all__ = [
     "BLOCKS",
@@ -75,6 +76,7 @@ __all__ = [
     "PRECISION",
     "SWEEP_POSITION",
     "SWEEP_RUNS",
+    "WIDEST",
     "WORKER",
     "AnyBlock",
     "Attention",
@@ -111,6 +113,7 @@ __all__ = [
     "TrainerConfig",
     "Unflatten",
     "Up",
+    "Widths",
     "block_name",
     "build",
     "cell_name",
@@ -124,12 +127,16 @@ __all__ = [
     "halved",
     "identifying",
     "is_complaint",
+    "least",
     "leaves",
     "likelihood_variance",
+    "multiples_of",
     "parse_blocks",
     "precision",
     "register_resolvers",
+    "times",
     "unrolled",
     "validate",
+    "with_widths",
     "words",
 ]

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Width = Annotated[int, Field(ge=1, le=2**20)]
+WIDEST = 2**20
+Width = Annotated[int, Field(ge=1, le=WIDEST)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 

@@ -39,8 +39,12 @@ Target = Annotated[str, Field(alias="_target_")]
 
 
 class Network(Section):
-    """A list of blocks, with the activation and the normalisation they share."""
+    """A list of blocks, with the activation and the normalisation they share.
 
+    `width` multiplies all widths. A valid configuration has them multiplied, and no `width`.
+    """
+
+    width: Annotated[float | None, Field(gt=0, le=64, exclude=True)] = None
     activation: Activation = "leaky_relu"
     normalization: Normalization = "batch"
     blocks: Annotated[list[AnyBlock], Field(min_length=1), AfterValidator(not_too_many)]

@@ -22,6 +22,7 @@ from vae_lab.config.schema import (
     flatten,
 )
 from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
+from vae_lab.config.widths import scaled
 
 MOST_BITS = 10_000
 _SET_BY_US = ("references",)
@@ -53,7 +54,7 @@ def validate(raw: Mapping[str, Any]) -> Config:
     problems = list(_across_groups(config))
     if problems:
         raise ConfigError(*problems)
-    return config
+    return scaled(config)
 
 
 def _is_huge(number: int) -> bool:

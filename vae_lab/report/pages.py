@@ -18,6 +18,7 @@ from rich.text import Text
 from vae_lab import plots, results
 from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
+from vae_lab.report import searches as searching
 from vae_lab.report.tables import (
     COST,
     METRICS,
@@ -34,7 +35,7 @@ from vae_lab.results.study import SIDES, Study, gather
 from vae_lab.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
 # What an earlier report may have left in our own folder; elsewhere nothing is removed.
-FIGURES = ("comparison", "predictions", "samples", "cost", "heatmap", "by_*", "*_history", "*_predictions")
+FIGURES = ("comparison", "predictions", "samples", "cost", "heatmap", "by_*", "search_*", "*_history", "*_predictions")
 
 
 class Picture(NamedTuple):
@@ -52,6 +53,9 @@ class Report:
     study: Study
     statistics: Mapping[str, Comparison]
     findings: Sequence[str]
+    searches: Sequence[searching.Search] = ()
+    notes: Sequence[str] = ()
+    """What could not be read of a search."""
 
 
 def prepare(folders: Sequence[Path]) -> Report:
@@ -62,7 +66,9 @@ def prepare(folders: Sequence[Path]) -> Report:
     """
     study = gather(folders)
     statistics = analyse(study) if study.compared else {}
-    return Report(study, statistics, told.findings(study, statistics))
+    searched, notes = searching.searches(study)
+    found = [sentence for one in searched for sentence in searching.sentences(one)]
+    return Report(study, statistics, [*found, *told.findings(study, statistics)], searched, notes)
 
 
 def write(report: Report, out: Path | None = None, *, all_pictures: bool = False) -> Path:
@@ -84,8 +90,9 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     if out is None:
         for stale in (path for name in FIGURES for kind in ("png", "svg") for path in folder.glob(f"{name}.{kind}")):
             stale.unlink()
-    pictures, notes = [], [*study.notes, *_left_out(study, statistics, pictured)]
-    for draw in plots.drawings(study, statistics, pictured):
+    pictures, notes = [], [*study.notes, *report.notes, *_left_out(study, statistics, pictured)]
+    of_searches = [draw for one in report.searches for draw in searching.drawings(one)]
+    for draw in (*of_searches, *plots.drawings(study, statistics, pictured, is_grid=not report.searches)):
         try:
             drawing = draw()
             png, svg = plots.render(drawing) if drawing else (b"", "")
@@ -101,7 +108,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
-        "tables": tables(study, statistics),
+        "tables": [*searching.tables(report.searches), *tables(study, statistics)],
         "pictures": pictures,
         "holes": study.holes,
         "told": (

@@ -1,0 +1,114 @@
+"""The searches among the runs: what was found, in a table, in figures and in a sentence."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from vae_lab.plots import Drawing
+from vae_lab.report.tables import MISSING, Entry, Table, metric
+from vae_lab.results.study import Study
+from vae_lab.results.trials import Trials, TrialsError, Value, read_trials
+from vae_lab.search.options import WEIGHTED, weighs_what_it_searches
+from vae_lab.search.space import bare
+
+MOST_TRIALS = 10
+"""Trials that the table has."""
+
+
+class Search(NamedTuple):
+    """A search and the name under which it was made."""
+
+    name: str
+    record: Trials
+    test_total: float | None
+    """Of its best trial."""
+
+
+def searches(study: Study) -> tuple[list[Search], list[str]]:
+    """The searches whose whole folder was asked about, and a note on each record that cannot be read."""
+    found, notes = [], []
+    for folder in study.folders:
+        try:
+            record = read_trials(folder)
+        except (TrialsError, OSError) as error:
+            notes.append(f"The search is left out: {error}.")
+            continue
+        if record is None or not record.trials:
+            continue
+        best = record.finished[0].run if record.finished else None
+        totals = (one.result.test.total for one in study.records if one.folder == folder.absolute() / str(best))
+        found.append(Search(folder.absolute().name, record, next(totals, None)))
+    return found, notes
+
+
+def sentences(found: Search) -> Iterator[str]:
+    """What a search has found."""
+    record = found.record
+    count = len(record.finished)
+    if not count:
+        yield f"The search {found.name} has found nothing: none of its {len(record.trials)} trials has finished."
+        return
+    best = record.finished[0]
+    trials = f"{count} finished trial{'s' if count > 1 else ''}"
+    values = ", ".join(f"{bare(key)} {value}" for key, value in best.values.items())
+    tested = "" if found.test_total is None else f"; its test total is {found.test_total:.4f}"
+    yield (
+        f"Of {trials} of the search {found.name}, number {best.number} has the {record.goal} {record.metric}, "
+        f"{figure(record, record.shown(best))}: {values}{tested}."
+    )
+
+
+def figure(record: Trials, value: float) -> str:
+    """A figure that a search goes by, with its digits."""
+    digits = 2 if record.metric == "val.elbo" else metric(record.metric).digits + 1
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def tables(found: Sequence[Search]) -> list[Table]:
+    """The table of each search in which a trial has finished."""
+    return [_table(one) for one in found if one.record.finished]
+
+
+def _table(found: Search) -> Table:
+    """The best trials; the test total of the first only, since test images choose nothing."""
+    record = found.record
+    rows = []
+    for place, trial in enumerate(record.finished[:MOST_TRIALS]):
+        values = (_entry(trial.values[key]) for key in record.space)
+        total = found.test_total if place == 0 else None
+        tested = Entry(MISSING if total is None else f"{total:.4f}", total)
+        shown = record.shown(trial)
+        rows.append((Entry(str(trial.number), trial.number), *values, Entry(figure(record, shown), shown), tested))
+    columns = ("trial", *map(bare, record.space), record.metric, "test total")
+    counts = Counter[str](trial.state for trial in record.trials)
+    named = {"finished": "finished", "failed": "failed", "open": "did not end"}
+    told = ", ".join(f"{counts[state]} {word}" for state, word in named.items() if counts[state])
+    note = (
+        f"The {len(rows)} best of {len(record.trials)} trials ({told}), chosen by {record.sampler} for the "
+        f"{record.goal} {record.metric}. The test total is the best trial's alone: test images choose nothing. Each "
+        "trial has one seed; what the best owes to chance, other seeds tell."
+    )
+    if weighs_what_it_searches(record):
+        note += f" {WEIGHTED}"
+    return Table(f"Search {found.name}", columns, tuple(rows), note)
+
+
+def _entry(value: Value) -> Entry:
+    try:
+        return Entry(str(value), float(value))
+    except ValueError:
+        return Entry(value if isinstance(value, str) else str(value))
+
+
+def drawings(found: Search) -> Iterator[Callable[[], Drawing | None]]:
+    """Its figures."""
+    from vae_lab.search.figures import drawings
+
+    yield from drawings(found.record, found.name, functools.partial(_shares, found.record))
+
+
+def _shares(record: Trials) -> Mapping[str, float]:
+    from vae_lab.search.study import importances
+
+    return importances(record)

@@ -1,0 +1,65 @@
+"""What `hydra.sweeper` may say of a search."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vae_lab.config import ConfigError, Problem, choices
+from vae_lab.results.trials import Trials
+
+Sampler = Literal["tpe", "random", "gp"]
+Metric = Literal["val.total", "val.reconstruction", "val.kl", "val.elbo"]
+
+WEIGHTED = (
+    "val.total weighs the KL term by the objective that is searched, so that a small weight looks good by itself; "
+    "hydra.sweeper.metric=val.elbo compares across weights."
+)
+
+
+class Options(BaseModel):
+    """How many trials, how many at once, and who chooses them by which figure."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    n_trials: Annotated[int, Field(ge=1, le=100_000)]
+    n_jobs: Annotated[int, Field(ge=1, le=10_000)]
+    sampler: Sampler
+    metric: Metric
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def options(sweeper: Mapping[str, Any]) -> Options:
+    """The options, checked.
+
+    Raises:
+        ConfigError: with all that is wrong with them.
+    """
+    given = {key: value for key, value in sweeper.items() if key not in ("_target_", "params")}
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(*(_problem(one) for one in error.errors())) from None
+
+
+def weighs_what_it_searches(record: Trials) -> bool:
+    """Whether the figure that a search goes by changes its meaning with a key that is searched."""
+    return record.metric == "val.total" and any(key.lstrip("+~").startswith("objective") for key in record.space)
+
+
+def _problem(error: Any) -> Problem:
+    name, kind, value, context = str(error["loc"][0]), error["type"], error["input"], error.get("ctx", {})
+    key = f"hydra.sweeper.{name}"
+    if kind == "extra_forbidden":
+        return Problem(key, f"no such key; {choices(name, [*Options.model_fields, 'params'])}")
+    if kind == "missing":
+        return Problem(key, "is missing")
+    if kind == "literal_error":
+        known = context["expected"]
+        close = difflib.get_close_matches(str(value), [word.strip("'") for word in known.split(" or ")], n=1)
+        return Problem(key, f"must be {known}, but is {value!r}" + (f"; did you mean {close[0]}?" if close else ""))
+    if kind == "int_type":
+        return Problem(key, f"must be a whole number, but is {value!r}")
+    limit = f"at least {context['ge']}" if "ge" in context else f"at most {context.get('le')}"
+    return Problem(key, f"must be {limit}, but is {value!r}")

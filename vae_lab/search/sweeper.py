@@ -1,0 +1,280 @@
+"""Hydra's sweeper of that name, and what is checked and said before it starts."""
+
+import importlib.util
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from statistics import mean
+from typing import Any, ClassVar, cast
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lab import plan as plans
+from vae_lab import results
+from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
+from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, read_trials
+from vae_lab.search.loop import search
+from vae_lab.search.options import WEIGHTED, Options, options, weighs_what_it_searches
+from vae_lab.search.space import bare, ends, overrides, parse
+
+TARGET = "hydra_plugins.vae_lab.Optuna"
+"""The name in conf/hydra/sweeper/optuna.yaml; Hydra takes plugins of the package `hydra_plugins` only."""
+PACKAGE = "optuna"
+
+
+class Optuna(Sweeper):
+    """Hands trials to the launcher as the basic sweeper hands over the runs of a grid."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives, and make the launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search as was planned.
+
+        Raises:
+            HydraException: if another process is at the same search.
+        """
+        assert self.config is not None
+        (planned,) = Planned.under_way
+        folder = planned.folder
+        with results.locked(folder) as owner:
+            if owner is not None:
+                raise HydraException(f"the search under {folder} is in the hands of {owner}")
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            chosen = planned.options
+            search(planned.record, folder, chosen.n_trials, chosen.n_jobs, planned.name, self._launch)
+
+    def _launch(self, trials: Sequence[Trial]) -> list[Trial]:
+        assert self.launcher is not None
+        (planned,) = Planned.under_way
+        distinct = {one.run: [*planned.record.fixed, *overrides(one.values)] for one in trials}
+        returned = self.launcher.launch([*distinct.values()], initial_job_idx=trials[0].number)
+        for one in returned:
+            _ = one.return_value  # raises what the launcher met with; what a run met with is in its result
+        return [planned.outcome(one) for one in trials]
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, under a name that Hydra takes; pickled, it goes by its own."""
+    Plugins.instance().class_name_to_class[TARGET] = Optuna
+
+
+def is_chosen(config: DictConfig) -> bool:
+    """Whether the sweeper of this multirun is the one here."""
+    return str(config.hydra.sweeper.get("_target_")) == TARGET
+
+
+class Planned:
+    """A search that is about to start or to go on.
+
+    Args:
+        config: what Hydra composed for the whole multirun.
+        chosen: the options of the search.
+        record: its trials so far.
+    """
+
+    under_way: ClassVar[list["Planned"]] = []
+
+    def __init__(self, config: DictConfig, chosen: Options, record: Trials) -> None:
+        self.options = chosen
+        self.folder = Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
+        self.runs: list[Run] = []
+        """Those of its trials, each once; they grow with them."""
+        self._config = config
+        self._fixed = record.fixed
+        self._by_name: dict[str, Run] = {}
+        self.record = record.model_copy(update={"trials": [self._as_found(one) for one in record.trials]})
+
+    def composed(self, values: Mapping[str, Value]) -> DictConfig:
+        """The configuration of the run with these values.
+
+        Raises:
+            ConfigError: if a choice or a key does not exist.
+        """
+        with _explained():
+            loader = GlobalHydra.instance().config_loader()
+            return loader.load_sweep_config(self._config, [*self._fixed, *overrides(values)])
+
+    def name(self, values: Mapping[str, Value]) -> str:
+        """The name of the run with these values, which is one of the runs from now on."""
+        run = Run.of(self.composed(values))
+        if str(run) not in self._by_name:
+            self._by_name[str(run)] = run
+            self.runs.append(run)
+        return str(run)
+
+    def corners(self) -> Iterator[DictConfig]:
+        """The configurations of the runs where the space reaches furthest: what is wrong with any is wrong with one."""
+        return map(self.composed, ends(self.record.space))
+
+    def check(self, corners: Sequence[Run]) -> None:
+        """What must hold of a search beside what holds of its runs.
+
+        Raises:
+            ConfigError: if there is no such figure to go by, or another process is at it.
+        """
+        if any(getattr(run.config.data, "num_val", 1) == 0 for run in corners):
+            problem = f"must be at least 1, since the search goes by {self.options.metric}, but is 0"
+            raise ConfigError(Problem("data.num_val", problem))
+        if self.options.metric == "val.elbo" and any(run.config.likelihood_variance is None for run in corners):
+            problem = (
+                "is val.elbo, the bound under the likelihood that objective.beta stands for; here it stands for none"
+            )
+            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; take val.reconstruction"))
+        owner = results.holder(self.folder)
+        if owner is not None:
+            raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
+
+    def outcome(self, trial: Trial) -> Trial:
+        """A trial with what came of its run."""
+        run = self._by_name[trial.run]
+        result = plans.finished(run)
+        loss = None if result is None else _loss(run, result, self.options.metric)
+        if loss is not None:
+            return trial.model_copy(update={"state": "finished", "loss": loss})
+        found = results.read_result(run.directory)
+        has_failed = result is not None or (found is not None and not found.finished)
+        return trial.model_copy(update={"state": "failed" if has_failed else "open", "loss": None})
+
+    def _as_found(self, trial: Trial) -> Trial:
+        """A trial of the record; open again if its run has lost files, or lacks test metrics that are asked for now."""
+        name = self.name(trial.values)
+        run = self._by_name[name]
+        result = plans.finished(run) if trial.state == "finished" else results.read_result(run.directory)
+        is_known = result is not None and (trial.state == "failed" or plans.measured(run, result))
+        if trial.state == "open" or not is_known:
+            return trial.model_copy(update={"run": name, "state": "open", "loss": None})
+        return trial.model_copy(update={"run": name})
+
+    def lines(self) -> Iterator[str]:
+        """The search in words: its trials, the time they may take, and its space."""
+        trials, most = self.record.trials, max(self.options.n_trials, len(self.record.trials))
+        counts = Counter[str](one.state for one in trials)
+        counts["to do"] = most - len(trials)
+        named = {"finished": "finished", "failed": "failed", "open": "to go on with", "to do": "to do"}
+        stands = ", ".join(f"{counts[state]} {text}" for state, text in named.items() if counts[state])
+        folder = os.path.relpath(self.folder)
+        what = f"a search of {most} trial{'s' if most > 1 else ''} for the {self.record.goal} {self.options.metric}"
+        yield f"Plan: {what} under {folder}: {stands}. {self._time(counts['open'] + counts['to do'])}".rstrip()
+        for key, parameter in self.record.space.items():
+            yield f"  {bare(key)}: {told(parameter)}"
+        if weighs_what_it_searches(self.record):
+            yield f"  Note: {WEIGHTED}"
+
+    def _time(self, todo: int) -> str:
+        if not todo:
+            return ""
+        walls = [wall for run in self.runs if (wall := plans.wall(run.directory))]
+        if not walls:
+            return "How long it takes is not known before a run has finished."
+        seconds = max(1, round(todo * mean(walls)))
+        return f"About {timedelta(seconds=seconds)} one after another, judged by {len(walls)} finished runs."
+
+
+def _loss(run: Run, result: results.Result, metric: str) -> float | None:
+    """What is to be as low as can be."""
+    if metric != "val.elbo":
+        return cast("float | None", getattr(result.val, metric.partition(".")[2]))
+    from vae_lab.metrics.likelihood import elbo  # imports torch
+
+    losses, variance = result.val.model_dump(), run.config.likelihood_variance
+    if variance is None or losses["reconstruction"] is None or losses["kl"] is None:
+        return None
+    return -elbo(losses, variance, math.prod(run.config.data.image_shape), run.config.latent_dim)
+
+
+def told(parameter: Choice | Number) -> str:
+    """A parameter in words."""
+    if isinstance(parameter, Choice):
+        return ", ".join(parameter.choices)
+    step = f" in steps of {parameter.step:g}" if parameter.step is not None else ""
+    kind = f"{', whole numbers' if parameter.whole and not step else ''}{', logarithmic' if parameter.log else ''}"
+    return f"{parameter.low:g} to {parameter.high:g}{step}{kind}"
+
+
+def plan(config: DictConfig) -> Planned:
+    """The search that Hydra's multirun is about to make.
+
+    Raises:
+        ConfigError: if optuna is missing, an option or the space is wrong, or another search lies under the name.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        problem = f"optuna needs the package {PACKAGE}, which is not installed"
+        raise ConfigError(
+            Problem("hydra/sweeper", f"{problem}: pip install 'vae-lab[{PACKAGE}]', or pip install {PACKAGE}")
+        )
+    with _explained():
+        str(config.name)  # a default name is the time: found now, so that all runs have the same
+        node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        assert isinstance(node, dict)
+        chosen = options({str(key): value for key, value in node.items()})
+        given = node.get("params") or {}
+        typed = [*(f"{key}={value}" for key, value in given.items()), *words(config.hydra)]
+        space, fixed = parse(typed, config, GlobalHydra.instance().config_loader())
+    asked = Trials(
+        metric=chosen.metric, sampler=chosen.sampler, seed=chosen.seed, fixed=sorted(fixed), space=dict(space)
+    )
+    folder = Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
+    try:
+        found = read_trials(folder)
+    except (TrialsError, OSError) as error:
+        raise ConfigError(Problem("name", f"{error}; choose another name, or delete that file")) from error
+    if found is not None:
+        _check_same(found, asked, folder)
+    planned = Planned(config, chosen, asked.plus(found.trials if found is not None else []))
+    Planned.under_way[:] = [planned]
+    return planned
+
+
+def _check_same(found: Trials, asked: Trials, folder: Path) -> None:
+    """Trials that were found in one space, or by one figure, say nothing in another."""
+    before, now = found.model_dump(), asked.model_dump()
+    differing = [
+        f"hydra.sweeper.{key} was {before[key]}, is {now[key]}"
+        for key in ("metric", "sampler", "seed")
+        if before[key] != now[key]
+    ]
+    spaces = [{key: told(parameter) for key, parameter in one.space.items()} for one in (found, asked)]
+    for key in dict.fromkeys(key for one in spaces for key in one):
+        was, is_now = (one.get(key, "not searched") for one in spaces)
+        if was != is_now:
+            differing.append(f"{bare(key)} was {was}, is {is_now}")
+    fixed = [{key: value for key, _, value in (word.partition("=") for word in one.fixed)} for one in (found, asked)]
+    for key in dict.fromkeys(key for one in fixed for key in one):
+        was, is_now = (one.get(key, "not set") for one in fixed)
+        if was != is_now and key not in NOT_IDENTIFYING and key.partition(".")[0] not in NOT_IDENTIFYING:
+            differing.append(f"{bare(key)} was {was}, is {is_now}")
+    if differing:
+        problem = f"{os.path.relpath(folder)} holds another search ({'; '.join(differing)}); choose another name"
+        raise ConfigError(Problem("name", f"{problem}, or delete that folder"))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not is_complaint(error):
+            raise
+        raise explain(error) from error
