@@ -1,4 +1,4 @@
-"""What a sweep survives: kills at random moments, a full disk, many processes at once, words that nobody meant.
+"""What a sweep survives: kills at random moments, a full disk, many processes at once, a lost node, odd words.
 
     python scripts/chaos.py                              # all of it; the figures go to chaos.json
     python scripts/chaos.py kills --kills 5 --seed 1     # a part of it
@@ -196,6 +196,44 @@ def processes(place: Path, whole: Undisturbed, count: int) -> dict[str, Any]:
     return {"processes": count, "runs": len(trained), "left to another": left_alone, "broken": broken}
 
 
+def lost_node(place: Path, whole: Undisturbed, seed: int) -> dict[str, Any]:
+    """A node of a Ray cluster is killed in the midst of the grid: its runs are done on the other one."""
+    try:
+        from ray.cluster_utils import Cluster
+    except ImportError as error:
+        return {"skipped": f"Ray is not installed ({error})", "broken": []}
+    folder, broken = place / "nodes", []
+    folder.mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        words = [*GRID, *Child.words, "hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'"]
+        command = [sys.executable, str(Path(__file__).parents[1] / "train.py"), *words]
+        with open(folder / "said.txt", "w+") as said:
+            sweep = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+            begun = random.Random(seed).choice(["*/*/checkpoints/last.ckpt", "*/*/result.json"])
+            while sweep.poll() is None and len([*folder.glob(f"outputs/grid/{begun}")]) < 2:
+                time.sleep(0.01)
+            before = finished(folder)
+            cluster.remove_node(node, allow_graceful=False)
+            code = sweep.wait()
+            said.seek(0)
+            text = said.read()
+        went_on = len([*folder.glob("outputs/grid/*/*/result.json")]) == len(whole.outcome)
+        if not went_on:  # the node's runs had not let go of their folders when they were begun again
+            again = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            code, text = again.returncode, text + again.stdout + again.stderr
+    finally:
+        cluster.shutdown()
+    if code or "Traceback" in text:
+        broken.append(f"exit code {code}: {text}")
+    if outcome(folder) != whole.outcome:
+        broken.append("another outcome")
+    if any(finished(folder).get(run) != file for run, file in before.items()):
+        broken.append("a finished run was lost or run again")
+    return {"finished before": len(before), "the command went on by itself": went_on, "broken": broken}
+
+
 # --- The command -------------------------------------------------------------------------------------------
 
 
@@ -204,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="What a sweep survives: kills, a full disk, many processes, odd words."
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, disk, processes, fuzz (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, disk, processes, node, fuzz (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument(
@@ -223,12 +261,13 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        needs_grid = {"kills", "disk", "processes"} & {*(given.parts or ["kills"])}
+        needs_grid = {"kills", "disk", "processes", "node"} & {*(given.parts or ["kills"])}
         whole = undisturbed(place) if needs_grid else Undisturbed({}, 0, 0)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kills": lambda: kills(place, whole, given.kills, given.seed),
             "disk": lambda: full_disk(place, whole, given.shares),
             "processes": lambda: processes(place, whole, given.processes),
+            "node": lambda: lost_node(place, whole, given.seed),
             "fuzz": lambda: fuzz(given.cases, given.seed),
         }
         for part in given.parts or parts:

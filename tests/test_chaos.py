@@ -13,7 +13,18 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "chaos.py"
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
 def test_a_sweep_survives_and_does_not_lie(tmp_path: Path) -> None:
-    few = ("--small", "--seed=1", "--kills=5", "--shares=0.5", "--processes=8", "--cases=60")
+    few = (
+        "kills",
+        "disk",
+        "processes",
+        "fuzz",
+        "--small",
+        "--seed=1",
+        "--kills=5",
+        "--shares=0.5",
+        "--processes=8",
+        "--cases=60",
+    )
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *few, "--out=chaos.json"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
