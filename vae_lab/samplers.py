@@ -1,17 +1,16 @@
 """Samplers of codes beyond the prior, fitted to a trained model's codes of its training images.
 
-Samples of a VAE are decoded from the prior, N(0, I), but what its decoder was trained on is the aggregate posterior q(z), the
+Samples of a VAE are decoded from the prior, N(0, I). What its decoder was trained on is the aggregate posterior q(z), the
 mean of the posteriors of the training images, which rarely is N(0, I). Ghosh et al. 2020, "From Variational to
-Deterministic Autoencoders", fit a density to the codes after training (ex-post density estimation): a Gaussian with full
-covariance, or a mixture of ten of them.
+Deterministic Autoencoders", fit a density to the codes after training (ex-post density estimation): a Gaussian with
+full covariance, or a mixture of ten.
 
-Codes are one sample of each image's posterior, not its mean: these samples are what q(z) is made of. Means lack the variance
-of the posteriors, which in a dimension that says nothing about the images is all there is.
+Codes are one sample of each image's posterior, not its mean: q(z) is made of such samples. Means lack the variance of
+the posteriors, which in a dimension that says nothing about the images is all there is.
 """
 
-import math
 import warnings
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,12 +23,15 @@ from vae_lab.vae import AT_ONCE, VAE
 Kind = Literal["gaussian", "mixture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+LEAST_FLOOR = 1e-12
+"""The same where no code differs from another."""
+
 COMPONENTS = 10
 """Gaussians of a mixture, as many as Ghosh et al. take."""
 
 FLOOR = 1e-6
-"""What is added to each variance, as a share of the codes' mean variance: of fewer codes than dimensions, or in a dimension that
-never varies, a covariance would have no root."""
+"""What is added to each variance, as a share of the codes' mean variance: of fewer codes than dimensions, or with a
+dimension that never varies, a covariance would have no root."""
 
 
 class Sampler(NamedTuple):
@@ -84,10 +86,9 @@ def fit(
     """
     _check(kind, components)
     generator = torch.Generator().manual_seed(seed)
-    codes = []
-    for some in torch.split(images, AT_ONCE) if isinstance(images, Tensor) and images.dim() else (images,):
-        codes.append(posterior_samples(model, model.encode(some), generator))
-    return fit_codes(torch.cat(codes), kind, seed, components)
+    parts = torch.split(images, AT_ONCE) if isinstance(images, Tensor) and images.dim() else (images,)
+    codes = torch.cat([posterior_samples(model, model.encode(some), generator) for some in parts])
+    return fit_codes(codes, kind, seed, components)
 
 
 @torch.no_grad()
@@ -116,10 +117,14 @@ def fit_codes(
             two or than there are components.
     """
     _check(kind, components)
-    table = _checked(codes, 2 if kind == "gaussian" else max(2, components))
-    floor = max(FLOOR * float(table.var(0).mean()), np.finfo(np.float32).tiny)
+    table = _checked(codes, least_codes(kind, components))
+    floor: float = max(FLOOR * float(table.var(0).mean()), LEAST_FLOOR)
     if kind == "gaussian":
-        weights, means, covariances = np.ones(1), table.mean(0)[None], np.cov(table.T, ddof=0).reshape(1, table.shape[1], -1)
+        weights, means, covariances = (
+            np.ones(1),
+            table.mean(0)[None],
+            np.cov(table.T, ddof=0).reshape(1, table.shape[1], -1),
+        )
         covariances = covariances + floor * np.eye(table.shape[1])
     else:
         weights, means, covariances = _mixture(table, components, seed, floor)
@@ -133,9 +138,16 @@ def _mixture(codes: np.ndarray, components: int, seed: int, floor: float) -> tup
 
     mixture = GaussianMixture(components, covariance_type="full", reg_covar=floor, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of codes that repeat, or near enough after a hundred steps
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # of codes that repeat, or near enough after a hundred steps
         mixture.fit(codes)
     return mixture.weights_, mixture.means_, mixture.covariances_
+
+
+def least_codes(kind: Kind = "mixture", components: int = COMPONENTS) -> int:
+    """How many codes a sampler needs."""
+    return 2 if kind == "gaussian" else max(2, components)
 
 
 def _check(kind: str, components: int) -> None:
@@ -150,8 +162,10 @@ def _checked(codes: Tensor, least: int) -> np.ndarray:
         raise ValueError(f"codes must have shape (n, z), but got {tuple(codes.shape)}")
     if len(codes) < least:
         why = f", one for each of {least} components" if least > 2 else ""
-        raise ValueError(f"codes must be at least {least}{why}, but there {'is' if len(codes) == 1 else 'are'} {len(codes)}")
+        raise ValueError(
+            f"codes must be at least {least}{why}, but there {'is' if len(codes) == 1 else 'are'} {len(codes)}"
+        )
     table = codes.detach().cpu().double().numpy()
     if not np.isfinite(table).all():
         raise ValueError("codes must be finite numbers, but some are not")
-    return cast("np.ndarray", table)
+    return table
