@@ -1,7 +1,7 @@
 """Samplers of codes beyond the prior, fitted to a trained model's codes of its training images.
 
-Samples of a VAE are decoded from the prior, N(0, I). What its decoder was trained on is the aggregate posterior q(z), the
-mean of the posteriors of the training images, which rarely is N(0, I). Ghosh et al. 2020, "From Variational to
+Samples of a VAE are decoded from the prior, N(0, I). What its decoder was trained on is the aggregate posterior q(z),
+the mean of the posteriors of the training images, which rarely is N(0, I). Ghosh et al. 2020, "From Variational to
 Deterministic Autoencoders", fit a density to the codes after training (ex-post density estimation): a Gaussian with
 full covariance, or a mixture of ten.
 
@@ -63,7 +63,7 @@ class Sampler(NamedTuple):
         noise = torch.randn(n, self.means.shape[1], generator=generator, device=place, dtype=torch.float64)
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.empty_like(noise)
-        for number in component.unique().tolist():
+        for number in range(len(self.weights)):
             own = component == number
             z[own] = self.means[number] + noise[own] @ self.roots[number].T
         return z.float()
@@ -120,12 +120,9 @@ def fit_codes(
     table = _checked(codes, least_codes(kind, components))
     floor: float = max(FLOOR * float(table.var(0).mean()), LEAST_FLOOR)
     if kind == "gaussian":
-        weights, means, covariances = (
-            np.ones(1),
-            table.mean(0)[None],
-            np.cov(table.T, ddof=0).reshape(1, table.shape[1], -1),
-        )
-        covariances = covariances + floor * np.eye(table.shape[1])
+        centred = table - table.mean(0)
+        covariance = centred.T @ centred / len(table) + floor * np.eye(table.shape[1])
+        weights, means, covariances = np.ones(1), table.mean(0)[None], covariance[None]
     else:
         weights, means, covariances = _mixture(table, components, seed, floor)
     roots = np.linalg.cholesky(covariances)
@@ -138,9 +135,8 @@ def _mixture(codes: np.ndarray, components: int, seed: int, floor: float) -> tup
 
     mixture = GaussianMixture(components, covariance_type="full", reg_covar=floor, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # of codes that repeat, or near enough after a hundred steps
+        # Codes that repeat make fewer clusters; a hundred steps that are not enough come near enough.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes)
     return mixture.weights_, mixture.means_, mixture.covariances_
 
