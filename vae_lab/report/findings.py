@@ -403,20 +403,19 @@ def _samplers(study: Study) -> Iterator[str]:
     closer = [cell for cell, pair in shown.items() if (pair.difference or 0) < 0]
     if not pairs:
         return
-    opening = "Samples of a mixture fitted to the training codes"
+    told = "samples of a mixture fitted to the training codes"
     if not shown:
-        yield f"{opening} are not shown to be any closer to the test images than samples of the prior."
+        yield f"That {told} are any closer to the test images than samples of the prior is not shown."
     elif not closer:
-        yield f"{opening} are further from the test images than samples of the prior{_where(study, list(shown), pairs)}."
+        where = _where(study, list(shown), pairs)
+        yield f"S{told[1:]} are further from the test images than samples of the prior{where}."
     else:
-        most = min(closer, key=lambda cell: pairs[cell].difference or 0.0)
-        pair = pairs[most]
-        size = change(pair.difference, pair, SAMPLERS["mixture"])
-        of = f" for {study.label(most)}" if len(pairs) > 1 else ""
+        order = sorted((pairs[cell] for cell in closer), key=lambda pair: -(pair.difference or 0.0))
+        sizes = dict.fromkeys(change(pair.difference, pair, SAMPLERS["mixture"]) for pair in (order[0], order[-1]))
+        within = f", 95 % interval {interval(order[0], SAMPLERS['mixture'])}" if len(closer) == 1 else ""
         yield (
-            f"The codes are not spread as the prior is: {opening.lower()} are closer to the test images than samples of "
-            f"the prior{_where(study, closer, pairs)} (Fréchet distance {size}{of}, 95 % interval "
-            f"{interval(pair, SAMPLERS['mixture'])})."
+            f"The codes are not spread as the prior is: {told} are closer to the test images than samples of the "
+            f"prior{_where(study, closer, pairs)} (Fréchet distance {' to '.join(sizes)}{within})."
         )
 
 

@@ -318,7 +318,7 @@ def _samplers(study: Study, statistics: Mapping[str, Comparison]) -> Table | Non
     )
     if any(pair.n > 1 for own in pairs.values() for pair in own):
         note += (
-            " Differences are within a model, the mean over the seeds with its 95 % interval; they are marked where the "
+            " Differences are within a model, the mean over the seeds with its 95 % interval; one is marked where the "
             "first of the two was shown to be better (Holm's correction)."
         )
     columns = ("encoder-decoder", "runs", *SAMPLERS, *(f"{a} − {b}" for a, b in couples))
