@@ -411,7 +411,9 @@ def _samplers(study: Study) -> Iterator[str]:
         yield f"S{told[1:]} are further from the test images than samples of the prior{where}."
     else:
         order = sorted((pairs[cell] for cell in closer), key=lambda pair: -(pair.difference or 0.0))
-        sizes = dict.fromkeys(change(pair.difference, pair, SAMPLERS["mixture"]) for pair in (order[0], order[-1]))
+        widest = max(order, key=lambda pair: (pair.high or 0.0) - (pair.low or 0.0))
+        ends = (order[0].difference, order[-1].difference)
+        sizes = dict.fromkeys(change(size, widest, SAMPLERS["mixture"]) for size in ends)
         within = f", 95 % interval {interval(order[0], SAMPLERS['mixture'])}" if len(closer) == 1 else ""
         yield (
             f"The codes are not spread as the prior is: {told} are closer to the test images than samples of the "
