@@ -270,7 +270,8 @@ def test_every_metric_is_a_number_and_those_of_fast_are_those_of_full(measured: 
     full = metrics.measure(model, data, settings, FULL, LOSSES)
     assert {name: full[name] for name in fast} == fast
     assert {*full} - {*fast} == {
-        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy", "fid_samples_gaussian", "fid_samples_mixture",
+        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+        "fid_samples_gaussian", "fid_samples_mixture",
     }  # fmt: skip
     numbers = {name: value for name, value in full.items() if name != "kl_per_dimension"}
     assert all(math.isfinite(value) for value in (*numbers.values(), *full["kl_per_dimension"]))

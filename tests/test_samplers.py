@@ -97,7 +97,7 @@ def test_no_samples_are_refused() -> None:
 
 
 def test_the_codes_of_a_model_are_samples_of_its_posteriors(run_of: Compose) -> None:
-    """A model that learnt nothing of the images has the prior for every posterior: its means alone would have no spread."""
+    """Where every posterior is the prior the means alone have no spread."""
     model = vae.build(run_of("latent.dim=4", "encoder=mlp", "decoder=mlp").config).eval()
     for parameter in model.encoder.parameters():
         nn.init.zeros_(parameter)
