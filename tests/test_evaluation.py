@@ -16,7 +16,7 @@ from vae_lab.config import MetricsConfig
 from vae_lab.results.foreign import LoadError
 
 WORDS = (*SMALL, "callbacks=quiet", "logger=csv")
-FULL = MetricsConfig(iwae=[1, 10, 100], probe=True)
+FULL = MetricsConfig(iwae=[1, 10, 100], probe=True, samplers=True)
 
 
 class Loud(nn.Module):
@@ -43,6 +43,7 @@ def test_a_run_has_the_metrics_that_were_asked_for(run: config.Run) -> None:
     test = json.loads((run.directory / "result.json").read_text())["test"]
     assert {name for name, value in test.items() if value is None} == {
         "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+        "fid_samples_gaussian", "fid_samples_mixture",
     }  # fmt: skip
     assert len(test["kl_per_dimension"]) == 8
     assert test["psnr"] > 0

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 
 # Data flows one way: a module imports only from those before it.
 ORDER = [
-    "config", "launchers", "share", "data", "blocks", "networks", "latent", "vae", "match", "describe",
+    "config", "launchers", "share", "data", "blocks", "networks", "latent", "vae", "samplers", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "loop", "callbacks",
     "checkpoint", "resume", "trust", "loading", "evaluation", "group", "experiment", "rank",
     "plan", "statistics", "plots", "search", "report", "sweep", "cli", "benchmark",

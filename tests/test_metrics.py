@@ -24,7 +24,7 @@ from vae_lab.vae import VAE
 
 SHAPE = (1, 2, 3)
 PIXELS, DIM, VARIANCE = 6, 2, 0.3
-FULL = MetricsConfig(iwae=[1, 10, 100], probe=True)
+FULL = MetricsConfig(iwae=[1, 10, 100], probe=True, samplers=True)
 
 
 # --- Likelihood --------------------------------------------------------------------------------------------
@@ -269,7 +269,10 @@ def test_every_metric_is_a_number_and_those_of_fast_are_those_of_full(measured: 
     fast = metrics.measure(model, data, settings, MetricsConfig(), LOSSES)
     full = metrics.measure(model, data, settings, FULL, LOSSES)
     assert {name: full[name] for name in fast} == fast
-    assert {*full} - {*fast} == {"iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy"}
+    assert {*full} - {*fast} == {
+        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+        "fid_samples_gaussian", "fid_samples_mixture",
+    }  # fmt: skip
     numbers = {name: value for name, value in full.items() if name != "kl_per_dimension"}
     assert all(math.isfinite(value) for value in (*numbers.values(), *full["kl_per_dimension"]))
     assert full["bits_per_dim"] == pytest.approx(8 - full["iwae_100"] / (784 * math.log(2)))
@@ -287,7 +290,7 @@ def test_what_cannot_be_had_is_left_out(run_of: Compose) -> None:
     data.setup()
     found = metrics.measure(vae.build(settings), data, settings, FULL, LOSSES)
     # Without β there is no likelihood, and the classifier knows no digits.
-    assert not {"elbo", "iwae_1", "bits_per_dim", "fid_samples"} & {*found}
+    assert not {"elbo", "iwae_1", "bits_per_dim", "fid_samples", "fid_samples_mixture"} & {*found}
     assert {"psnr", "ssim", "active_units", "probe_accuracy"} <= {*found}
 
 
@@ -352,7 +355,7 @@ def test_a_latent_space_of_another_class_has_the_metrics_that_need_none_of_ours(
     model.latent = Laplace()  # type: ignore[assignment]  # of the signatures that the tests check, its place is ours
     found = metrics.measure(model, data, settings, FULL, LOSSES)
     assert {"mse", "psnr", "fid_reconstructions", "probe_accuracy"} <= {*found}
-    assert not {"fid_samples", "iwae_10", "active_units"} & {*found}
+    assert not {"fid_samples", "fid_samples_mixture", "iwae_10", "active_units"} & {*found}
 
 
 def test_a_variance_of_zero_has_no_matching_gaussian() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from runs import write_grid, write_run
 from vae_lab import report, results
 from vae_lab.report import tables
 from vae_lab.report.findings import _interaction, add_seeds, findings
+from vae_lab.results import Test
 from vae_lab.results.study import gather
 from vae_lab.statistics import analyse
 
@@ -545,3 +547,55 @@ def test_brackets_in_an_error_are_no_markup() -> None:
     console.print(report.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
     assert "[/tmp/x] [enforce fail]" in console.file.getvalue()
     assert "outputs/[x]" in console.file.getvalue()
+
+
+# --- Samplers ----------------------------------------------------------------------------------------------
+
+
+def write_sampled(sweep: Path, encoder: str, distances: Sequence[tuple[float, float, float] | None]) -> None:
+    """A run for each seed, with its Fréchet distances of samples of prior, Gaussian, mixture; None for an old one."""
+    for seed, found in enumerate(distances):
+        names = ("fid_samples", "fid_samples_gaussian", "fid_samples_mixture")
+        figures = dict(zip(names, found or (50.0,), strict=False))
+        write_run(sweep, encoder, seed=seed, pictures=False, test=Test(total=0.016 + seed / 1e4, **figures))
+
+
+def test_samplers_are_compared_within_each_model(tmp_path: Path) -> None:
+    # The models of the seeds are far apart, so that only the differences within each tell.
+    write_sampled(tmp_path / "x", "vanilla", [(30.0, 20.0, 19.0), (50.0, 40.4, 39.0), (70.0, 59.6, 62.0)])
+    write_sampled(tmp_path / "x", "encdec", [None, None, None])
+    study = gather([tmp_path / "x"])
+    (gaussian, mixture, _) = tables.sampled(study)["vanilla-vanilla"]
+    assert (gaussian.a, gaussian.b, gaussian.n, gaussian.different) == ("Gaussian", "prior", 3, True)
+    assert gaussian.difference == pytest.approx(-10)
+    assert gaussian.low is not None
+    assert gaussian.low == pytest.approx(-10 - 4.3027 * 0.4 / 3**0.5, abs=1e-3)
+    assert mixture.p_adjusted == pytest.approx(2 * (mixture.p or 0), abs=1e-9)  # the second of three
+    shown = table(tmp_path / "x", "What samples are drawn from")
+    rows = {row[0].text: row for row in shown.rows}
+    assert shown.columns[2:6] == ("prior", "Gaussian", "mixture", "Gaussian − prior")
+    assert rows["vanilla-vanilla"][5].best
+    assert rows["vanilla-vanilla"][5].text == "−10.0 (−11.0 to −9.0)"
+    assert [entry.text for entry in rows["encdec-vanilla"][2:]] == ["50.00", *["—"] * 5]
+
+
+@pytest.mark.parametrize(
+    ("gains", "sentence"),
+    [
+        ([40.0, 41.0, 42.0], "The codes are not spread as the prior is: samples of a mixture fitted to the training "
+         "codes are closer to the test images than samples of the prior (Fréchet distance −41.0, 95 % interval −43.5 "
+         "to −38.5)."),
+        ([-40.0, -41.0, -42.0], "Samples of a mixture fitted to the training codes are further from the test images "
+         "than samples of the prior."),
+        ([40.0, -41.0, 5.0], "That samples of a mixture fitted to the training codes are any closer to the test images "
+         "than samples of the prior is not shown."),
+        ([40.0], None),
+    ],
+    ids=["closer", "further", "neither", "one seed"],
+)  # fmt: skip
+def test_what_follows_of_the_prior_is_said_where_the_seeds_show_it(
+    tmp_path: Path, gains: list[float], sentence: str | None
+) -> None:
+    write_sampled(tmp_path / "x", "vanilla", [(60.0 + gain, 61.0, 60.0) for gain in gains])
+    told = [one for one in found(tmp_path / "x") if "prior" in one]
+    assert told == ([sentence] if sentence else [])

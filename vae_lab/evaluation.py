@@ -95,7 +95,7 @@ def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, ask
     try:
         data = config.build(settings.data)
         data.prepare_data()
-        for stage in ("fit", "test") if wanted.probe else ("test",):
+        for stage in ("fit", "test") if wanted.probe or wanted.samplers else ("test",):
             data.setup(stage)
     except DataError:
         raise

@@ -171,10 +171,12 @@ class MetricsConfig(Section):
     iwae: Annotated[list[Samples], AfterValidator(_once_each)] = Field(default_factory=list)
     frechet: bool = True
     probe: bool = False
+    samplers: bool = False
 
     def covers(self, other: "MetricsConfig") -> bool:
         """Whether whoever computed these has also computed the others."""
-        return {*self.iwae} >= {*other.iwae} and self.frechet >= other.frechet and self.probe >= other.probe
+        switches = ("frechet", "probe", "samplers")
+        return {*self.iwae} >= {*other.iwae} and all(getattr(self, one) >= getattr(other, one) for one in switches)
 
     def with_all_of(self, other: "MetricsConfig") -> "MetricsConfig":
         """These and the others."""
@@ -182,6 +184,7 @@ class MetricsConfig(Section):
             iwae=sorted({*self.iwae, *other.iwae}),
             frechet=self.frechet or other.frechet,
             probe=self.probe or other.probe,
+            samplers=self.samplers or other.samplers,
         )
 
 

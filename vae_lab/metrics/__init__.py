@@ -9,12 +9,13 @@ from lightning.pytorch import LightningDataModule
 
 from vae_lab.config import Config, MetricsConfig
 from vae_lab.features import fits, load_classifier
-from vae_lab.latent import Gaussian
-from vae_lab.metrics.batches import HeldOutBatches, labels_of
-from vae_lab.metrics.latent_space import aggregate_bounds, probe, probe_accuracy, use_of_latent
+from vae_lab.latent import Gaussian, Posterior
+from vae_lab.metrics.batches import Codes, HeldOutBatches, generator_for, labels_of
+from vae_lab.metrics.latent_space import aggregate_bounds, probe, probe_accuracy, training_codes, use_of_latent
 from vae_lab.metrics.likelihood import bounds, elbo, importance_weighted, log_likelihood
-from vae_lab.metrics.pictures import ConstantChannels, FrechetDistance, reconstruct
+from vae_lab.metrics.pictures import ConstantChannels, Draw, FrechetDistance, reconstruct
 from vae_lab.metrics.symptoms import MOST_KL, exploding, symptoms
+from vae_lab.samplers import KINDS, fit_codes, least_codes, posterior_samples
 from vae_lab.vae import VAE
 
 __all__ = [
@@ -33,6 +34,9 @@ __all__ = [
     "use_of_latent",
 ]
 
+MOST_CODES = 10_000
+"""Training images whose codes samplers are fitted to, the first of their files: more take time and change little."""
+
 
 def measure(
     vae: VAE,
@@ -47,7 +51,7 @@ def measure(
 
     Args:
         vae: the model.
-        data: gives the test images by `test_dataloader`, for the probe also training images and labels.
+        data: gives the test images by `test_dataloader`, for probe and samplers also training images and classes.
         settings: the run's configuration.
         asked: which metrics.
         losses: `reconstruction` and `kl` of the test.
@@ -72,12 +76,28 @@ def _measure(
     figures: dict[str, Any] = {}
     if variance is not None:
         figures["elbo"] = elbo(losses, variance, math.prod(settings.data.image_shape), settings.latent_dim)
-    codes, pictures = reconstruct(vae, test, classifier)
+    with_samplers = asked.samplers and classifier is not None
+    train = training_codes(vae, data, place) if asked.probe or with_samplers else None
+    draws = _draws(vae, train if with_samplers else None) if classifier else {}
+    codes, pictures = reconstruct(vae, test, classifier, draws)
     figures |= pictures
     if codes.posterior is not None:
         figures |= use_of_latent(vae.latent, codes.posterior)
     if variance is not None and asked.iwae and isinstance(vae.latent, Gaussian):
         figures |= bounds(vae, test, variance, asked.iwae, math.prod(settings.data.image_shape))
-    if asked.probe and codes.labels is not None:
-        figures["probe_accuracy"] = probe(vae, data, place, codes)
+    if asked.probe and train is not None:
+        figures["probe_accuracy"] = probe(train, codes)
     return figures
+
+
+def _draws(vae: VAE, train: Codes | None) -> dict[str, Draw]:
+    """Where the z of sampled images come from: the prior, and the samplers that are fitted to the training codes."""
+    draws: dict[str, Draw] = {}
+    if hasattr(vae.latent, "sample_prior"):
+        draws["samples"] = vae.latent.sample_prior
+    if train is not None and train.posterior is not None:
+        posterior = Posterior(*(values[:MOST_CODES] for values in train.posterior))
+        codes = posterior_samples(vae, posterior, generator_for("samplers"))
+        if len(codes) >= least_codes() and codes.isfinite().all():
+            draws |= {f"samples_{kind}": fit_codes(codes, kind).draw for kind in KINDS}
+    return draws

@@ -95,8 +95,13 @@ def _log_matching_gaussian(posterior: Posterior, z: Float64[Tensor, "m z"]) -> F
     return -0.5 * whitened.square().sum(0) - constant
 
 
-def probe(vae: VAE, data: LightningDataModule, place: Tensor, test: Codes) -> float | None:
-    train = _encode(vae, HeldOutBatches(data, labelled_training_images(data), place))
+def training_codes(vae: VAE, data: LightningDataModule, place: Tensor) -> Codes:
+    """What the encoder makes of the training images, in the order of their files."""
+    return _encode(vae, HeldOutBatches(data, labelled_training_images(data), place))
+
+
+def probe(train: Codes, test: Codes) -> float | None:
+    """Accuracy of the probe; None without classes, or with a single one."""
     if train.labels is None or test.labels is None or len(torch.unique(train.labels)) < 2:
         return None
     return probe_accuracy(train.mean, train.labels, test.mean, test.labels)

@@ -1,6 +1,6 @@
-"""How a model's images look: reconstructions through the posterior's mean, and samples of the prior."""
+"""How a model's images look: reconstructions through the posterior's mean, and samples."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,26 @@ SMALLEST_SSIM = 11
 """Height and width from which on an image holds a window of SSIM's (Wang et al. 2004)."""
 
 
-def reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) -> tuple[Codes, dict[str, Any]]:
-    """Posteriors of the test images, and how their reconstructions through the posterior's mean look."""
+Draw = Callable[[int, torch.Generator], Float[Tensor, "n z"]]
+"""Gives so many z to sample images of, from the stream of a generator on the CPU."""
+
+
+def reconstruct(
+    vae: VAE, test: Iterable[Any], classifier: Classifier | None, draws: Mapping[str, Draw]
+) -> tuple[Codes, dict[str, Any]]:
+    """Posteriors of the test images, and how their reconstructions through the posterior's mean and samples look.
+
+    Args:
+        vae: the model.
+        test: batches of test images.
+        classifier: its features are what Fréchet distances compare; without, there are none.
+        draws: name of samples → where their z come from.
+    """
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
     quality: dict[str, Any] = {}
     posteriors, labels, squared, count = [], [], 0.0, 0
-    sets = ("reconstructions", *(("samples",) if hasattr(vae.latent, "sample_prior") else ()))
+    sets = ("reconstructions", *draws)
     distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
     # Not synchronised: of several processes that train a run the first one measures all images.
@@ -52,12 +65,14 @@ def reconstruct(vae: VAE, test: Iterable[Any], classifier: Classifier | None) ->
                 _add([distances["reconstructions"]], classifier.features(reconstructions.float()), real=False)
     figures: dict[str, Any] = {"mse": squared / count} | {name: one.compute().item() for name, one in quality.items()}
     figures["dead_units"] = channels.dead() if count > 1 else None
-    if classifier and "samples" in distances:
-        generator = generator_for("samples")
+    for name, draw in draws.items():
+        if classifier is None:
+            break
+        generator = generator_for(name)
         for rows in torch.split(torch.arange(count), ROWS):
-            z = vae.latent.sample_prior(len(rows), generator).to(images)
+            z = draw(len(rows), generator).to(images)
             features = [classifier.features(vae.decoder(part).float()) for part in torch.split(z, PART)]
-            _add([distances["samples"]], torch.cat(features), real=False)
+            _add([distances[name]], torch.cat(features), real=False)
     figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
     return joined(posteriors, labels), figures
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vae_lab.plots import is_number
 from vae_lab.report.tables import (
+    SAMPLERS,
     better_than,
     change,
     decimals,
@@ -14,6 +15,7 @@ from vae_lab.report.tables import (
     interval,
     probability,
     ranked,
+    sampled,
     sentence_list,
 )
 from vae_lab.results import read_config_folders
@@ -40,6 +42,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         *(sentence for side in SIDES for sentence in _halves(side, statistics)),
         *_interaction(statistics),
         *_other_factors(study, statistics),
+        *_samplers(study),
         *_gap(study, statistics),
     ]
     return order[:MOST]
@@ -388,6 +391,43 @@ def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterat
         yield f"{_opening(factor, effect)}, the mean over all networks{doubt}."
 
 
+def _samplers(study: Study) -> Iterator[str]:
+    """What it costs to sample the prior rather than what was fitted to the codes, where the seeds show it."""
+    pairs = {
+        cell: pair
+        for cell, own in sampled(study).items()
+        for pair in own
+        if (pair.a, pair.b) == ("mixture", "prior") and pair.p is not None
+    }
+    shown = {cell: pair for cell, pair in pairs.items() if pair.different and pair.difference}
+    closer = [cell for cell, pair in shown.items() if (pair.difference or 0) < 0]
+    if not pairs:
+        return
+    told = "samples of a mixture fitted to the training codes"
+    if not shown:
+        yield f"That {told} are any closer to the test images than samples of the prior is not shown."
+    elif not closer:
+        where = _where(study, list(shown), pairs)
+        yield f"S{told[1:]} are further from the test images than samples of the prior{where}."
+    else:
+        order = sorted((pairs[cell] for cell in closer), key=lambda pair: -(pair.difference or 0.0))
+        widest = max(order, key=lambda pair: (pair.high or 0.0) - (pair.low or 0.0))
+        ends = (order[0].difference, order[-1].difference)
+        sizes = dict.fromkeys(change(size, widest, SAMPLERS["mixture"]) for size in ends)
+        within = f", 95 % interval {interval(order[0], SAMPLERS['mixture'])}" if len(closer) == 1 else ""
+        yield (
+            f"The codes are not spread as the prior is: {told} are closer to the test images than samples of the "
+            f"prior{_where(study, closer, pairs)} (Fréchet distance {' to '.join(sizes)}{within})."
+        )
+
+
+def _where(study: Study, cells: Sequence[str], asked: Mapping[str, Pair]) -> str:
+    if len(cells) < len(asked):
+        told = f"{len(cells)} of {len(asked)} cells" if len(cells) > MOST_NAMED else _labels(study, cells, "and")
+        return f" in {told}"
+    return " in every cell" if len(cells) > 1 else ""
+
+
 def _gap(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     train = statistics.get("train.total")
     shares = [
@@ -426,10 +466,10 @@ def _versus(study: Study, comparison: Comparison, cell: str, other: str) -> str:
     return f"{study.label(cell)} is {size} {more}, 95 % interval {interval(pair)}"
 
 
-def _labels(study: Study, cells: Sequence[str]) -> str:
+def _labels(study: Study, cells: Sequence[str], last: str = "or") -> str:
     if len(cells) > MOST_NAMED:
         return f"{len(cells)} others"
-    return sentence_list([study.label(cell) for cell in cells], "or")
+    return sentence_list([study.label(cell) for cell in cells], last)
 
 
 def _over(seeds: int) -> str:

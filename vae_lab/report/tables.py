@@ -1,12 +1,13 @@
 """A study's tables, for every kind of page, and how a figure is written in them."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.results.directions import better
 from vae_lab.results.study import Study
-from vae_lab.statistics import MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair
+from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
 
 
 class Published(NamedTuple):
@@ -62,6 +63,8 @@ METRICS = {
     "test.ssim": Metric("SSIM", digits=3),
     "test.fid_reconstructions": Metric("FID of reconstructions", digits=2),
     "test.fid_samples": Metric("FID of samples", digits=2),
+    "test.fid_samples_gaussian": Metric("FID, fitted Gaussian", digits=2),
+    "test.fid_samples_mixture": Metric("FID, fitted mixture", digits=2),
     "test.probe_accuracy": Metric("probe accuracy", digits=3),
     "test.active_units": Metric("active units", digits=1),
     "test.dead_units": Metric("dead units", digits=1),
@@ -84,6 +87,13 @@ QUALITY = {
     ),
 }  # fmt: skip
 """Tables of test metrics beside the losses; `docs/numbers.md` says what each is."""
+
+SAMPLERS = {
+    "prior": "test.fid_samples",
+    "Gaussian": "test.fid_samples_gaussian",
+    "mixture": "test.fid_samples_mixture",
+}
+"""What samples are drawn from → their Fréchet distance."""
 
 METRICS_OF_LOSS = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
 COST = tuple(name for name in METRICS if name.split(".")[0] in ("timing", "model", "memory"))
@@ -194,12 +204,34 @@ def best(name: str, comparison: Comparison) -> str | None:
     return first if all(better_than(name, comparison, first, other) for other in others) else None
 
 
+def sampled(study: Study) -> dict[str, list[Pair]]:
+    """Cell → its Fréchet distances of samples, each less one that stands before it in `SAMPLERS`; a and b name the two.
+
+    All three are of the same models, so runs are paired with themselves; p-values are corrected over all cells by
+    Holm's method. Cells without the figures are left out.
+    """
+    found = []
+    for a, b in ((later, earlier) for earlier, later in itertools.combinations(SAMPLERS, 2)):
+        left, right = (study.values(SAMPLERS[name]) for name in (a, b))
+        for cell in study.cells:
+            differences = (left[cell] - right[cell]).to_numpy(dtype=float)
+            one = estimate(differences, float(right[cell].abs().max()))
+            if one.n:
+                found.append((cell, a, b, one))
+    adjusted = holm([one.p for *_, one in found])
+    pairs: dict[str, list[Pair]] = {}
+    for (cell, a, b, one), p in zip(found, adjusted, strict=True):
+        different = p is not None and p < 1 - LEVEL
+        pairs.setdefault(cell, []).append(Pair(a, b, one.n, one.mean, one.low, one.high, one.p, p, different))
+    return pairs
+
+
 # --- Tables ------------------------------------------------------------------------------------------------
 
 
 def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     """All tables of a report, in its order."""
-    known = {name for names in QUALITY.values() for name in names}
+    known = {name for names in (*QUALITY.values(), SAMPLERS.values()) for name in names}
     further = [name for name in study.metrics if name.startswith("test.") and name not in (*METRICS_OF_LOSS, *known)]
     found = [
         published(study, statistics),
@@ -208,6 +240,7 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
             for title, split in SPLITS.items()
         ),
         *(of_metrics(title, names, study, statistics) for title, names in QUALITY.items()),
+        _samplers(study, statistics),
         of_metrics("Further test metrics", further, study, statistics),
         of_metrics("Cost", COST, study, statistics),
         _pairs(study, statistics),
@@ -263,6 +296,41 @@ def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | Non
         "Training losses of the last epoch" + (", means over the seeds" if len(study.seeds) > 1 else "") + "; the "
         "published models were trained once each, on hardware that was not stated, so the times do not compare.",
     )
+
+
+def _samplers(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
+    pairs = sampled(study)
+    if not pairs:
+        return None
+    couples = list(dict.fromkeys((pair.a, pair.b) for own in pairs.values() for pair in own))
+    rows = []
+    for cell in study.cells:
+        row = [Entry(cell), Entry(str(len(study.of(cell))), len(study.of(cell)))]
+        for name in SAMPLERS.values():
+            mean = statistics[name].cells[cell] if name in statistics else None
+            row.append(Entry(figure(name, mean), mean.mean if mean else None))
+        own = {(pair.a, pair.b): pair for pair in pairs.get(cell, [])}
+        row += [_difference(own.get(couple)) for couple in couples]
+        rows.append(tuple(row))
+    note = (
+        "Fréchet distances from the test images of samples of the prior, and of a Gaussian with full covariance and a "
+        "mixture of Gaussians that were fitted to the training codes; the smaller the better."
+    )
+    if any(pair.n > 1 for own in pairs.values() for pair in own):
+        note += (
+            " Differences are within a model, the mean over the seeds with its 95 % interval; one is marked where the "
+            "first of the two was shown to be better (Holm's correction)."
+        )
+    columns = ("encoder-decoder", "runs", *SAMPLERS, *(f"{a} − {b}" for a, b in couples))
+    return Table("What samples are drawn from", columns, tuple(rows), note)
+
+
+def _difference(pair: Pair | None) -> Entry:
+    if pair is None or pair.difference is None:
+        return Entry(MISSING)
+    text = change(pair.difference, pair, SAMPLERS[pair.a])
+    text += "" if pair.low is None else f" ({interval(pair, SAMPLERS[pair.a])})"
+    return Entry(text, pair.difference, pair.different and pair.difference < 0)
 
 
 def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:

@@ -16,6 +16,8 @@ _BETTER: dict[str, Direction] = {
     "ssim": "higher",
     "fid_reconstructions": "lower",
     "fid_samples": "lower",
+    "fid_samples_gaussian": "lower",
+    "fid_samples_mixture": "lower",
     "probe_accuracy": "higher",
     "train_seconds": "lower",
     "images_per_second": "higher",

@@ -75,6 +75,8 @@ class Test(Losses):
     ssim: Figure = None
     fid_reconstructions: Figure = None
     fid_samples: Figure = None
+    fid_samples_gaussian: Figure = None
+    fid_samples_mixture: Figure = None
     probe_accuracy: Figure = None
 
 
