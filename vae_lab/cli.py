@@ -20,7 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import __version__, launchers, plan, results, sweep
+from vae_lab import __version__, launchers, plan, results, sweep, using
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ vae-lab, version {version}: compare variational autoencoders
                               the layers of one model: shapes, parameters, FLOPs
   vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
   vae-lab evaluate FOLDER…    the test metrics of finished runs, all of them, from their weights
+  vae-lab generate RUN --what … --out FILE
+                              pictures: samples, reconstructions, walks through the latent space
+  vae-lab export RUN --format …
+                              a model as files for other programs (ONNX and others), with a model card
 
 `vae-lab COMMAND --help` says more about each.
 """
@@ -333,4 +337,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"train": train, "describe": describe, "report": report, "evaluate": evaluate}
+COMMANDS = {
+    "train": train,
+    "describe": describe,
+    "report": report,
+    "evaluate": evaluate,
+    "generate": using.generate,
+    "export": using.export,
+}
