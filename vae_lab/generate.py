@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from vae_lab.loading import load, read_settings
 from vae_lab.module import images_of
 from vae_lab.results import foreign
 from vae_lab.trust import Allowed
+
+T = TypeVar("T")
 
 MARGIN = 2
 """Pixels between images, of a sheet's own."""
@@ -202,7 +204,7 @@ class TestImages:
         return torch.cat(means)
 
 
-def _tracked[T](sequence: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+def _tracked(sequence: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
     errors = Console(stderr=True)
     return track(sequence, text, total, console=errors, transient=True, disable=not errors.is_terminal)
 
