@@ -42,9 +42,7 @@ MEANINGS = {
 
 DATA_LICENCES = {
     "torchvision.datasets.FashionMNIST": "Fashion-MNIST is © 2017 Zalando SE, under the MIT licence.",
-    "torchvision.datasets.MNIST": "MNIST is by Yann LeCun and Corinna Cortes, under CC BY-SA 3.0.",
-    "torchvision.datasets.KMNIST": "KMNIST is by the ROIS-DS Center for Open Data in the Humanities, under CC BY-SA 4.0.",
-    "torchvision.datasets.CIFAR10": "CIFAR-10 comes without a stated licence: its authors ask to be cited.",
+    "torchvision.datasets.KMNIST": "KMNIST is by the ROIS-DS Center for Open Data in the Humanities, CC BY-SA 4.0.",
 }
 
 
@@ -106,7 +104,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
                 "results": [
                     {
                         "task": {"type": "unconditional-image-generation"},
-                        "dataset": {"name": images, "type": re.sub(r"\W+", "-", images).lower(), "split": "test"},
+                        "dataset": {"name": images, "type": re.sub(r"\W+", "-", re.sub("(?<=[a-z])(?=[A-Z])", "_", images)).lower(), "split": "test"},
                         "metrics": [
                             {"type": key.partition(".")[2], "name": metric(key).heading, "value": value}
                             for key, value in figures
@@ -129,8 +127,8 @@ def _what(facts: Facts) -> str:
     return (
         f"A variational autoencoder (Kingma & Welling 2014) of images of {height} × {width} pixels, "
         f"{channels} channel{'s' if channels > 1 else ''}, with {facts.latent_dim} latent "
-        f"dimensions and the prior N(0, I). Its encoder gives the mean and the log-variance of a Gaussian posterior, its "
-        f"decoder the mean image of a latent vector. Both were trained together by vae_lab, which compares such models; "
+        "dimensions and the prior N(0, I). Its encoder gives the mean and the log-variance of a Gaussian posterior, "
+        "its decoder the mean image of a latent vector. Both were trained together by vae_lab, which compares such models; "
         f"this is seed {facts.result.seed} of {code(facts.result.cell)}."
     )
 
@@ -151,7 +149,8 @@ def _figures(facts: Facts) -> list[tuple[str, float]]:
 
 def _metrics(facts: Facts) -> str:
     rows = [
-        f"| {metric(name).heading} | {value:.{metric(name).digits}f} | {MEANINGS[name]} |" for name, value in _figures(facts)
+        f"| {metric(name).heading} | {value:.{metric(name).digits}f} | {MEANINGS[name]} |"
+        for name, value in _figures(facts)
     ]
     table = "\n".join(["| | | |", "|---|---|---|", *rows])
     count = facts.settings["data"].get("num_test")
@@ -228,7 +227,9 @@ def _data(facts: Facts) -> str:
 
 
 def _configuration(facts: Facts) -> str:
-    chosen = {key: facts.settings[key] for key in ("encoder", "latent", "decoder", "objective") if key in facts.settings}
+    chosen = {
+        key: facts.settings[key] for key in ("encoder", "latent", "decoder", "objective") if key in facts.settings
+    }
     flat = config.flatten(dict(facts.settings))
     rest = [f"{key} {code(str(flat[key]))}" for key in
             ("optimizer._target_", "optimizer.lr", "scheduler._target_", "trainer.max_epochs", "trainer.precision",
@@ -238,7 +239,7 @@ def _configuration(facts: Facts) -> str:
 
 
 def _licence(facts: Facts) -> str:
-    of_data = DATA_LICENCES.get(str(facts.settings["data"].get("dataset")), "The images are under a licence of their own.")
+    of_data = DATA_LICENCES.get(str(facts.settings["data"].get("dataset")), "The images are under terms of their own.")
     weights = (
         "Who trained the weights decides on theirs, and has not stated one here: set `license` at the top of this file "
         "before you share it."

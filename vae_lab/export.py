@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 from rich.console import Console
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vae_lab import card, generate, results, vae
 from vae_lab.card import FIGURES
 from vae_lab.checkpoint import save_weights
-from vae_lab.config import Config
+from vae_lab.config import Config, FolderConfig
 from vae_lab.data import DataError
 from vae_lab.loading import LoadError, load, read_settings
 from vae_lab.results import foreign
@@ -33,6 +33,8 @@ TOLERANCE = 1e-5
 BATCHES = (1, 3, 8)
 """Sizes that an exported half is tried with; none is that of the example it was traced with."""
 EXAMPLE = 2
+LOCAL = re.compile(r"^(data\.root|hydra|\+*logger|callbacks)\b|=['\"\[{]*[/~]")
+"""Overrides that name a folder of this machine, or are about its files."""
 
 
 class ExportError(ValueError):
@@ -157,7 +159,6 @@ def export_halves(model: vae.VAE, format: str, folder: Path) -> dict[str, float]
     """
     kind = FORMATS[format]
     assert model.image_shape is not None
-    # ONNX knows no other order of the values in memory.
     halves: tuple[tuple[Half, tuple[int, ...]], ...] = (
         (Encoder(model), model.image_shape),
         (Decoder(model), (model.latent.dim,)),
@@ -241,7 +242,9 @@ def export_weights(model: nn.Module, folder: Path) -> None:
         other = stored.get(name, stored.get(addresses.get(tensor.data_ptr(), "")))
         if other is None or not torch.equal(other, tensor):
             (folder / results.WEIGHTS).unlink()
-            raise ExportError(f"{results.WEIGHTS} is not the model: {name} {'is missing' if other is None else 'differs'}")
+            raise ExportError(
+                f"{results.WEIGHTS} is not the model: {name} {'is missing' if other is None else 'differs'}"
+            )
 
 
 @contextmanager
@@ -304,7 +307,11 @@ def export(
         raise ExportError(f"--out: must be a folder, but {place} is a file")
     if place.exists() and place.resolve() == folder.resolve():
         raise ExportError(f"--out: {place} is the run's own folder; choose another one")
-    with results.in_turn(place):
+    # A lock in the export's own folder would be uploaded with it.
+    with results.locked(folder) if out is None else contextlib.nullcontext() as owner:
+        if owner is not None:
+            raise ExportError(f"{folder} is in the hands of {owner}; export it when that has ended, or name --out")
+        place.mkdir(parents=True, exist_ok=True)
         _check_same(place, result)
         return _export(folder, result, settings, model, place, formats, root, license)
 
@@ -335,13 +342,23 @@ def _export(
                 sentences.append(f"{file}: read again, differs from the model by {difference:.1g} at most")
     written = [file for file in card.FILES if (place / file).is_file()]
     files = {results.WEIGHTS: _sum(place / results.WEIGHTS)} if results.WEIGHTS in written else {}
-    container = settings.container()
-    container["data"]["root"] = None  # a folder of this machine
-    results.write_text(place / results.CONFIG, yaml.safe_dump(container, sort_keys=False, allow_unicode=True))
-    results.write_result(place, result.model_copy(update={"files": files}))
-    text = card.card(card.Facts(result, container, model.image_shape or (), model.latent.dim, written, figures, license))
+    container = _portable(settings)
+    overrides = [one for one in result.overrides if not LOCAL.search(one)]
+    results.write_config(place, container)
+    results.write_result(place, result.model_copy(update={"files": files, "overrides": overrides}))
+    text = card.card(
+        card.Facts(result, container, model.image_shape or (), model.latent.dim, written, figures, license)
+    )
     results.write_text(place / card.CARD, text)
     return Exported(place, sentences)
+
+
+def _portable(settings: Config) -> dict[str, Any]:
+    """A configuration without the folders of the machine that it ran on."""
+    container = settings.container() | {"logger": {}, "callbacks": {}}
+    if "root" in container["data"]:
+        container["data"]["root"] = "." if isinstance(settings.data, FolderConfig) else None
+    return container
 
 
 def _check_same(place: Path, result: results.Result) -> None:

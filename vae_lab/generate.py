@@ -52,7 +52,7 @@ class Wanted:
         seed: of the random stream of samples; elsewhere of the test images, which are the first ones without.
         index: which test images, counted from 0.
         dims: which latent dimensions, counted from 0.
-        span: how far from the middle, in standard deviations: of the prior, or of the codes along a principal component.
+        span: how far from the middle, in standard deviations: of the prior, or of the codes along a component.
         scale: pixels of the sheet for a pixel of an image, in both directions.
     """
 
@@ -247,7 +247,7 @@ def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     decoded = torch.cat([model.reconstruct(some).cpu() for some in _in_parts(images, "reconstructing")])
     rows = [
         part
-        for pair in zip(images.split(columns), decoded.split(columns), strict=True)
+        for pair in zip(torch.split(images, columns), torch.split(decoded, columns), strict=True)
         for part in (_filled(one, columns) for one in pair)
     ]
     return Drawn(torch.cat(rows), columns, f"{_named(numbers)} above what the model makes of them", 2)
@@ -256,7 +256,9 @@ def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 def interpolation(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     """A row for each test image and the next: the straight line between the means of their posteriors."""
     if len(wanted.index) == 1:
-        raise SheetError(f"--index: an interpolation goes from one test image to the next, but {wanted.index[0]} is one")
+        raise SheetError(
+            f"--index: an interpolation goes from one test image to the next, but {wanted.index[0]} is one"
+        )
     steps = wanted.columns or 10
     if steps < 2:
         raise SheetError("--columns: must be at least 2, the two ends of an interpolation, but is 1")
@@ -346,7 +348,7 @@ def _decoded(model: vae.VAE, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"
 
 
 def _in_parts(tensor: Tensor, text: str) -> Iterable[Tensor]:
-    return _tracked(tensor.split(AT_ONCE), text)
+    return _tracked(torch.split(tensor, AT_ONCE), text)
 
 
 def _filled(images: Float[Tensor, "n c h w"], count: int) -> Float[Tensor, "m c h w"]:

@@ -26,10 +26,10 @@ what is drawn, and the rows × columns that it has by default:
   samples          images of z drawn from the prior (8 × 8)
   reconstructions  test images above what the model makes of them (1 pair of rows × 10)
   interpolation    a row from each test image to the next, along the straight line between their codes (6 × 10)
-  traversal        a row for each latent dimension, from -SPAN to SPAN, the others as the first test image has them; without
-                   --dims those in which the codes of the test images vary most (8 × 9)
-  manifold         a plane of codes (20 × 20): of a model with two latent dimensions all of them; with --dims along these
-                   two, the others 0; else along the first two principal components of the test images' codes
+  traversal        a row for each latent dimension, from -SPAN to SPAN, the others as the first test image has them;
+                   without --dims those in which the codes of the test images vary most (8 × 9)
+  manifold         a plane of codes (20 × 20): of a model with two latent dimensions all of them; with --dims along
+                   these two, the others 0; else along the first two principal components of the test images' codes
 
 examples:
   {command} outputs/study/vanilla-vanilla/seed-0 --what samples --out samples.png
@@ -56,10 +56,16 @@ def generate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--dims", type=int, nargs="+", metavar="N", help="which latent dimensions, from 0")
     parser.add_argument(
-        "--span", type=float, metavar="X", help="how far a traversal or a manifold goes, in standard deviations (default: 3)"
+        "--span",
+        type=float,
+        metavar="X",
+        help="how far a traversal or manifold goes, in standard deviations (default: 3)",
     )
     parser.add_argument(
-        "--scale", type=int, metavar="N", help="pixels of the sheet for one of an image, in both directions (default: fits)"
+        "--scale",
+        type=int,
+        metavar="N",
+        help="pixels of the sheet for a pixel of an image (default: as fits)",
     )
     given = parser.parse_args(arguments)
     chosen = {name: value for name in ("rows", "columns", "count", "seed", "index", "dims", "span", "scale")
@@ -73,9 +79,7 @@ def generate(arguments: Sequence[str]) -> None:
         from vae_lab import generate as sheets
 
         wanted = sheets.Wanted(given.what, **chosen)
-        shown = sheets.generate(
-            given.run, wanted, given.out, given.best, given.allow, given.device, given.data_root
-        )
+        shown = sheets.generate(given.run, wanted, given.out, given.best, given.allow, given.device, given.data_root)
     _print(f"{given.out}: {shown}")
 
 
@@ -86,10 +90,12 @@ what goes into RUN/export/, in 32-bit floats, for any number of images:
   onnx          encoder.onnx and decoder.onnx, for ONNX Runtime and what else reads ONNX
   torch_export  encoder.pt2 and decoder.pt2, for torch.export.load; no vae_lab needed
   safetensors   model.safetensors, for vae_lab.load("RUN/export")
-and README.md (a model card), its figures, config.yaml and result.json, so that the folder can go to a model hub as it is.
+and README.md (a model card), its figures, config.yaml and result.json, so that the folder can go to a model hub as it
+is.
 
-The encoder takes images, (b, channels, height, width) in [0, 1], and gives mean and log_variance, (b, z) each; the decoder takes
-z, (b, z), and gives images. Every file is loaded again and held against the model, to 1e-5, before it is kept.
+The encoder takes images, (b, channels, height, width) in [0, 1], and gives mean and log_variance, (b, z) each; the
+decoder takes z, (b, z), and gives images. Every file is loaded again and held against the model, to 1e-5, before it is
+kept.
 
 examples:
   {command} outputs/study/vanilla-vanilla/seed-0 --format onnx
@@ -104,7 +110,10 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"], help="one or several (default: onnx)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: RUN/export)")
     parser.add_argument(
-        "--license", default="other", metavar="ID", help="of the weights, as model hubs spell it, for the card: mit, cc-by-4.0"
+        "--license",
+        default="other",
+        metavar="ID",
+        help="of the weights, for the card, as hubs spell it: mit",
     )
     given = parser.parse_args(arguments)
     with _told("Nothing was exported"):
