@@ -7,7 +7,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test bench chaos scale check format browser tensorboard clean
+.PHONY: help setup grid test bench chaos scale check format browser tensorboard notebook clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -51,6 +51,10 @@ browser: $(STAMP) ## install Chromium, in which the tests open the HTML report
 format: $(STAMP) ## put the code into its format
 	@$(RUN)/ruff check --fix
 	@$(RUN)/ruff format
+
+notebook: $(STAMP) ## train two small models and execute docs/walk.ipynb anew, from docs/walk.py
+	@$(RUN)/python train.py -m encoder=vanilla,encdec latent.dim=16 objective.beta=0.001 trainer.threads=2 name=walk
+	@$(RUN)/python scripts/make_notebook.py
 
 tensorboard: $(STAMP) ## show all runs at http://localhost:6006
 	@$(RUN)/tensorboard --logdir outputs

@@ -20,7 +20,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
+<<<<<<< HEAD
 from vae_lab import __version__, launchers, plan, results, search, sweep
+=======
+from vae_lab import __version__, launchers, plan, results, sweep, using
+>>>>>>> use
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -34,6 +38,10 @@ vae-lab, version {version}: compare variational autoencoders
                               the layers of one model: shapes, parameters, FLOPs
   vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
   vae-lab evaluate FOLDER…    the test metrics of finished runs, all of them, from their weights
+  vae-lab generate RUN --what … --out FILE
+                              pictures: samples, reconstructions, walks through the latent space
+  vae-lab export RUN --format …
+                              a model as files for other programs (ONNX and others), with a model card
 
 `vae-lab COMMAND --help` says more about each.
 """
@@ -335,4 +343,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"train": train, "describe": describe, "report": report, "evaluate": evaluate}
+COMMANDS = {
+    "train": train,
+    "describe": describe,
+    "report": report,
+    "evaluate": evaluate,
+    "generate": using.generate,
+    "export": using.export,
+}

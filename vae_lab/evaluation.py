@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,7 +75,21 @@ def _evaluate(
 ) -> Result:
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
-    settings = read_settings(folder)
+    settings = with_trusted_images(folder, read_settings(folder), root)
+    return _measure(folder, result, settings, model, asked)
+
+
+def with_trusted_images(folder: Path, settings: Config, root: str | None) -> Config:
+    """The configuration of a run that may be a stranger's, if its images are read by our code and torchvision's alone.
+
+    Args:
+        folder: the run's folder.
+        settings: its configuration.
+        root: the folder of the data set's files, in place of the configuration's `data.root`.
+
+    Raises:
+        LoadError: if they are not.
+    """
     trusted = isinstance(settings.data, FolderConfig) or (
         isinstance(settings.data, DataConfig) and settings.data.dataset.rpartition(".")[0] == DATA_SETS
     )
@@ -84,23 +99,37 @@ def _evaluate(
             f"{folder}: its images come from {name!r}, which is not of {DATA_SETS}; a run of your own is measured by "
             "the command that trained it, with metrics=full"
         )
-    if root is not None:
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"root": root})})
-    return _measure(folder, result, settings, model, asked)
+    if root is None:
+        return settings
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"root": root})})
 
 
-def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, asked: MetricsConfig) -> Result:
-    known = result.measured()
-    wanted = asked.with_all_of(known) if known else asked
+def open_images(folder: Path, settings: Config, *stages: str) -> Any:
+    """The images of a run's configuration: its data module, set up for these stages of Lightning's.
+
+    Raises:
+        DataError: if they are not to be had.
+    """
     try:
         data = config.build(settings.data)
         data.prepare_data()
+<<<<<<< HEAD
         for stage in ("fit", "test") if wanted.probe or wanted.samplers else ("test",):
+=======
+        for stage in stages:
+>>>>>>> use
             data.setup(stage)
     except DataError:
         raise
     except Exception as error:  # a data module or a data set may raise anything
         raise DataError(f"{folder}: its images cannot be read ({type(error).__name__}: {error})") from error
+    return data
+
+
+def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, asked: MetricsConfig) -> Result:
+    known = result.measured()
+    wanted = asked.with_all_of(known) if known else asked
+    data = open_images(folder, settings, *(("fit", "test") if wanted.probe else ("test",)))
     started = time.perf_counter()
     figures = measure(model, data, settings, wanted, result.test.model_dump())
     updated = result.model_copy(

@@ -23,6 +23,7 @@ MODEL = "model.txt"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
 CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
+EXPORT = "export"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
 
@@ -267,6 +268,7 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
     shutil.rmtree(folder / PROJECTOR, ignore_errors=True)
     for file in (folder / CHECKPOINTS).glob(".*.partial*"):
         file.unlink()
-    shutil.rmtree(folder / CSV_LOG, ignore_errors=True)
+    for made in (CSV_LOG, EXPORT):
+        shutil.rmtree(folder / made, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,8 @@
+"""A trained model as files for other programs, with a model card: `python scripts/export.py --help`."""
+
+import sys
+
+from vae_lab.cli import main
+
+if __name__ == "__main__":
+    main(["export", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Sheets of pictures that show what a trained model does: `python scripts/generate.py --help`."""
+
+import sys
+
+from vae_lab.cli import main
+
+if __name__ == "__main__":
+    main(["generate", *sys.argv[1:]])
