@@ -2,10 +2,11 @@
 # # From a sweep to a walk through its latent space
 #
 # `make notebook` trains two small models (16 latent dimensions, β = 0.001, ten epochs each; 20 s on two cores) into
-# `outputs/walk` and executes this page. Its source is `docs/walk.py`. [models.md](models.md) has every method that is used
-# here.
+# `outputs/walk` and executes this page. Its source is `docs/walk.py`. [models.md](models.md) has every method that is
+# used here.
 
 # %%
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ type(model).__name__, model.latent.dim, model.image_shape, sum(one.numel() for o
 # %% [markdown]
 # ## Encode and reconstruct
 #
-# Every run leaves its first ten test images, the same for all runs. Below each is what the model makes of it, through the mean
-# of its posterior.
+# Every run leaves its first ten test images, the same for all runs. Below each is what the model makes of it, through
+# the mean of its posterior.
 
 # %%
 pictures = next(sweep.glob("*/seed-0/pictures.npz"))
@@ -66,7 +67,7 @@ show(model.sample(30, seed=0), columns=10)
 # Straight lines between the codes of one image and the next.
 
 # %%
-lines = [model.interpolate(a, b, steps=10) for a, b in zip(images[:4], images[1:5], strict=True)]
+lines = [model.interpolate(a, b, steps=10) for a, b in pairwise(images[:5])]
 
 show(torch.cat(lines), columns=10)
 
@@ -84,8 +85,8 @@ show(rows.flatten(0, 1), columns=10)
 # %% [markdown]
 # ## Walk
 #
-# Two codes span a plane; a circle in it comes back to where it began, and stays about as far from the origin as samples of the
-# prior are.
+# Two codes span a plane; a circle in it comes back to where it began, and stays about as far from the origin as samples
+# of the prior are.
 
 # %%
 a, b = torch.randn(2, model.latent.dim, generator=torch.Generator().manual_seed(1))
@@ -97,7 +98,8 @@ show(model.decode(circle), columns=10)
 # %% [markdown]
 # ## Export
 #
-# Encoder and decoder as ONNX, each read again and held against the model before it is kept, with a model card beside them.
+# Encoder and decoder as ONNX, each read again and held against the model before it is kept, with a model card beside
+# them.
 
 # %%
 from vae_lab.export import export

@@ -150,7 +150,10 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(
     with pytest.raises(SystemExit) as ending:
         cli.main(["export", str(run)])
     assert ending.value.code == 1
-    sentence = "--format onnx takes onnx and onnxscript and onnxruntime, which are not installed: pip install 'vae-lab[export]'"
+    sentence = (
+        "--format onnx takes onnx and onnxscript and onnxruntime, which are not installed: "
+        "pip install 'vae-lab[export]'"
+    )
     assert sentence in capsys.readouterr().err
 
 

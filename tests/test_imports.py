@@ -14,13 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 ORDER = [
     "config", "launchers", "share", "data", "blocks", "networks", "latent", "vae", "samplers", "match", "describe",
     "objective", "module", "features", "metrics", "results", "machine", "tracking", "loop", "callbacks",
-<<<<<<< HEAD
-    "checkpoint", "resume", "trust", "loading", "evaluation", "group", "experiment", "rank",
-    "plan", "statistics", "plots", "search", "report", "sweep", "cli", "benchmark",
-=======
     "checkpoint", "resume", "trust", "loading", "evaluation", "generate", "group", "experiment", "rank",
-    "statistics", "plots", "report", "card", "export", "plan", "sweep", "using", "cli", "benchmark",
->>>>>>> use
+    "plan", "statistics", "plots", "search", "report", "card", "export", "sweep", "using", "cli", "benchmark",
 ]  # fmt: skip
 
 

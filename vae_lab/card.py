@@ -104,7 +104,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
                 "results": [
                     {
                         "task": {"type": "unconditional-image-generation"},
-                        "dataset": {"name": images, "type": re.sub(r"\W+", "-", re.sub("(?<=[a-z])(?=[A-Z])", "_", images)).lower(), "split": "test"},
+                        "dataset": {"name": images, "type": _hub_name(images), "split": "test"},
                         "metrics": [
                             {"type": key.partition(".")[2], "name": metric(key).heading, "value": value}
                             for key, value in figures
@@ -114,6 +114,11 @@ def front_matter(facts: Facts) -> dict[str, Any]:
             }
         ],
     }  # fmt: skip
+
+
+def _hub_name(name: str) -> str:
+    """The name of a data set as hubs write it: `FashionMNIST` is `fashion_mnist`."""
+    return re.sub(r"\W+", "-", re.sub("(?<=[a-z])(?=[A-Z])", "_", name)).lower()
 
 
 def code(text: str) -> str:
@@ -128,7 +133,8 @@ def _what(facts: Facts) -> str:
         f"A variational autoencoder (Kingma & Welling 2014) of images of {height} × {width} pixels, "
         f"{channels} channel{'s' if channels > 1 else ''}, with {facts.latent_dim} latent "
         "dimensions and the prior N(0, I). Its encoder gives the mean and the log-variance of a Gaussian posterior, "
-        "its decoder the mean image of a latent vector. Both were trained together by vae_lab, which compares such models; "
+        "its decoder the mean image of a latent vector. Both were trained together by vae_lab, which compares such "
+        "models; "
         f"this is seed {facts.result.seed} of {code(facts.result.cell)}."
     )
 
@@ -207,8 +213,8 @@ samples = model.sample(16, seed=0)  # (16, {shape})
     }
     found = [text for file, text in snippets.items() if file in facts.files]
     files = "\n".join(f"| `{file}` | {FILES[file]} |" for file in facts.files)
-    return [f"| file | |\n|---|---|\n{files}\n| `{CONFIG}`, `{RESULT}` | the configuration, and every figure of the run |",
-            *found]  # fmt: skip
+    run = f"| `{CONFIG}`, `{RESULT}` | the configuration, and every figure of the run |"
+    return [f"| file | |\n|---|---|\n{files}\n{run}", *found]
 
 
 def _data_set(facts: Facts) -> str:

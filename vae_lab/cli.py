@@ -20,11 +20,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from rich.console import Console
 
-<<<<<<< HEAD
-from vae_lab import __version__, launchers, plan, results, search, sweep
-=======
-from vae_lab import __version__, launchers, plan, results, sweep, using
->>>>>>> use
+from vae_lab import __version__, launchers, plan, results, search, sweep, using
 from vae_lab.config import PACKAGE, ConfigError, Position, Problem, Run, explain, is_complaint, register_resolvers
 
 log = logging.getLogger(__name__)

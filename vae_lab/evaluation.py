@@ -113,11 +113,7 @@ def open_images(folder: Path, settings: Config, *stages: str) -> Any:
     try:
         data = config.build(settings.data)
         data.prepare_data()
-<<<<<<< HEAD
-        for stage in ("fit", "test") if wanted.probe or wanted.samplers else ("test",):
-=======
         for stage in stages:
->>>>>>> use
             data.setup(stage)
     except DataError:
         raise
@@ -129,7 +125,7 @@ def open_images(folder: Path, settings: Config, *stages: str) -> Any:
 def _measure(folder: Path, result: Result, settings: Config, model: vae.VAE, asked: MetricsConfig) -> Result:
     known = result.measured()
     wanted = asked.with_all_of(known) if known else asked
-    data = open_images(folder, settings, *(("fit", "test") if wanted.probe else ("test",)))
+    data = open_images(folder, settings, *(("fit", "test") if wanted.probe or wanted.samplers else ("test",)))
     started = time.perf_counter()
     figures = measure(model, data, settings, wanted, result.test.model_dump())
     updated = result.model_copy(

@@ -215,15 +215,12 @@ def _check(half: Half, run: Run, shape: tuple[int, ...], name: str) -> float:
             raise ExportError(f"{name} does not take a batch of {count} ({_short(error)})") from error
         for output, one, other in zip(half.outputs, expected, got, strict=True):
             if one.shape != other.shape:
-                raise ExportError(
-                    f"{name} gives {output} of shape {tuple(other.shape)} for a batch of {count}, the model {tuple(one.shape)}"
-                )
+                shapes = f"{tuple(other.shape)} for a batch of {count}, the model {tuple(one.shape)}"
+                raise ExportError(f"{name} gives {output} of shape {shapes}")
             difference = ((one - other).abs() / one.abs().clamp(min=1)).max().item()
             if not difference <= TOLERANCE:
-                raise ExportError(
-                    f"{name} is not the model: {output} differs by up to {difference:.2g} for a batch of {count}, and may "
-                    f"by {TOLERANCE:g}"
-                )
+                told = f"{difference:.2g} for a batch of {count}, and may by {TOLERANCE:g}"
+                raise ExportError(f"{name} is not the model: {output} differs by up to {told}")
             largest = max(largest, difference)
     return largest
 
