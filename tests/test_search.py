@@ -1,0 +1,192 @@
+"""A search: what it may try, that a kill changes nothing of it, and what it tells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Compose
+from hydra import compose, initialize_config_dir
+
+from vae_lab import search
+from vae_lab.cli import config_folder
+from vae_lab.config import ConfigError
+from vae_lab.config.widths import scaled
+from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, read_trials, write_trials
+from vae_lab.search.space import ends, parse
+from vae_lab.search.study import importances, propose
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "data.num_train=64", "data.num_val=32", "data.num_test=20", "data.batch_size=32", "trainer.max_epochs=1",
+    "trainer.threads=1", "encoder=mlp", "decoder=mlp", "callbacks=quiet", "metrics.frechet=false",
+)  # fmt: skip
+SPACE = ("latent.dim=4,8,16", "objective.beta=tag(log,interval(0.001,0.1))", "++encoder.width=interval(0.5,1)")
+SEARCH = ("-m", "hydra/sweeper=optuna", *SPACE, *SMALL)
+
+
+def train(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words], cwd=folder, env=os.environ | {"COLUMNS": "120"} | variables,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def trials(folder: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((folder / "outputs" / name / "search.json").read_text())["trials"]
+
+
+def test_a_search_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    words = (*SEARCH, "hydra.sweeper.n_trials=12")
+    whole = train(tmp_path, *words, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    found = trials(tmp_path, "whole")
+    assert [one["state"] for one in found] == ["finished"] * 12
+    assert len({one["run"] for one in found}) == 12
+    assert {one["values"]["latent.dim"] for one in found} <= {"4", "8", "16"}
+    for one in found:
+        result = json.loads((tmp_path / "outputs/whole" / one["run"] / "result.json").read_text())
+        assert result["val"]["total"] == one["loss"]
+
+    for kills in (3, 11):  # among the first, which are drawn at random, and where TPE chooses
+        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words, "name=killed"], cwd=tmp_path,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        record = tmp_path / "outputs/killed/search.json"
+        while process.poll() is None and not (record.exists() and len(trials(tmp_path, "killed")) >= kills):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(trials(tmp_path, "killed")) >= kills
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs/killed").glob("*/*/result.json")}
+    again = train(tmp_path, *words, "name=killed")
+    assert again.returncode == 0, again.stderr
+    assert "a search of 12 trials for the lowest val.total under outputs/killed" in again.stdout
+    assert trials(tmp_path, "killed") == found
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    page = (tmp_path / "outputs/killed/report/report.md").read_text()
+    assert "latent.dim" in page
+    best = min(found, key=lambda one: one["loss"])
+    assert best["run"].partition("/")[0].replace("_", "") in page.replace("\\", "").replace("_", "")
+    assert {"search_history.png", "search_importances.png"} <= {
+        path.name for path in (tmp_path / "outputs/killed/report").iterdir()
+    }
+    other = train(tmp_path, *words[:-1], "hydra.sweeper.n_trials=13", "hydra.sweeper.seed=1", "name=killed")
+    assert other.returncode == 1
+    assert "holds another search (hydra.sweeper.seed was 0, is 1)" in other.stderr
+    study = search.load(tmp_path / "outputs/killed")
+    assert study.best_value == best["loss"]
+
+
+def test_several_at_once_by_a_launcher_and_a_run_that_fails(tmp_path: Path) -> None:
+    words = (*SEARCH, "hydra/launcher=local", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    done = train(tmp_path, *words, "optimizer.lr=0.005,1e30", "name=both")
+    states = {one["values"]["optimizer.lr"]: one["state"] for one in trials(tmp_path, "both")}
+    assert len(trials(tmp_path, "both")) == 4
+    assert states.get("1e30", "failed") == "failed"
+    assert states.get("0.005", "finished") == "finished"
+    assert done.returncode == ("1e30" in states)
+    assert "Launcher local: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["latent.dim=interval(-3,5)"], "latent.dim: "),
+        (["seed=0,1"], "seed: cannot be searched: it is luck"),
+        (["encoder=vanilla,nix"], "encoder: there is no choice 'nix'"),
+        (["objective.beta=tag(log,interval(0,1))"], "must be greater than 0 to be searched on a logarithmic scale"),
+        (["latent.dim=8"], "there is nothing to search"),
+        (["latent.dim=4,8", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials: must be at least 1, but is 0"),
+        (["latent.dim=4,8", "hydra.sweeper.sampler=tp"], "did you mean tpe?"),
+        (["latent.dim=4,8", "hydra.sweeper.trials=3"], "hydra.sweeper.trials"),
+        (["latent.dim=4,8", "data.num_val=0"], "data.num_val: must be at least 1, since the search goes by val.total"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    from vae_lab import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["train", "-m", "hydra/sweeper=optuna", "name=wrong", *SMALL, *words])
+    assert ending.value.code == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").rglob("search.json"))
+
+
+def test_without_optuna_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        composed = compose("train", ["hydra/sweeper=optuna", "name=x"], return_hydra_config=True)
+    with pytest.raises(ConfigError, match=r"pip install 'vae-lab\[optuna\]'"):
+        search.plan(composed)
+
+
+def test_hydras_words_are_a_space() -> None:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        composed = compose("train", ["name=x"], return_hydra_config=True)
+    space, fixed = parse(
+        ["latent.dim=range(16,257,16)", "objective.beta=tag(log,interval(1e-3,0.1))", "data.batch_size=interval(16,64)",
+         "encoder=vanilla,mlp", "seed=3"], composed,
+    )  # fmt: skip
+    assert fixed == ["seed=3"]
+    assert space == {
+        "latent.dim": Number(low=16, high=256, whole=True, step=16),
+        "objective.beta": Number(low=0.001, high=0.1, log=True),
+        "data.batch_size": Number(low=16, high=64, whole=True),
+        "encoder": Choice(choices=["vanilla", "mlp"]),
+    }
+    corners = list(ends(space))
+    assert {one["encoder"] for one in corners} == {"vanilla", "mlp"}
+    assert {one["latent.dim"] for one in corners} == {16, 256}
+
+
+def record(count: int) -> Trials:
+    """A search whose loss is decided by one key of two."""
+    space = {"a": Number(low=0, high=1), "b": Number(low=0, high=1)}
+    known = Trials(metric="val.total", sampler="tpe", seed=0, fixed=[], space=space)
+    for number in range(count):
+        values = propose(known, [])
+        loss = (float(values["a"]) - 0.3) ** 2 + 0.001 * float(values["b"])
+        known = known.plus([Trial(number=number, values=values, state="finished", loss=loss, run=f"c/{number}")])
+    return known
+
+
+def test_the_choice_follows_from_the_record_and_finds_the_optimum(tmp_path: Path) -> None:
+    known = record(40)
+    write_trials(tmp_path, known)
+    assert read_trials(tmp_path) == known
+    assert propose(known, []) == propose(read_trials(tmp_path) or known, [])
+    late = [one for one in known.trials if one.number >= 30]
+    assert abs(sum(float(one.values["a"]) for one in late) / len(late) - 0.3) < 0.1
+    shares = importances(known)
+    assert shares["a"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importances(record(3)) == {}
+
+
+def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
+    assert read_trials(tmp_path) is None
+    (tmp_path / "search.json").write_text("{}")
+    with pytest.raises(TrialsError):
+        read_trials(tmp_path)
+    with pytest.raises(TrialsError, match="there is no search"):
+        search.load(tmp_path / "nowhere")
+
+
+def test_widths_multiply_those_of_the_file(run_of: Compose) -> None:
+    plain, half = run_of(), run_of("++encoder.width=0.5")
+    assert half.config.sha256() != plain.config.sha256()
+    was, now = (scaled(run.config).encoder for run in (plain, half))
+    assert [block.channels for block in now.blocks] == [block.channels // 2 for block in was.blocks]
+    assert scaled(half.config).decoder == plain.config.decoder
+    with pytest.raises(ConfigError, match=r"encoder\.width"):
+        run_of("++encoder.width=0")
