@@ -95,19 +95,19 @@ def test_a_traversal_takes_the_dimensions_that_are_named_or_that_vary_most(run: 
     image = next(test.batches())[3]
     words = ("--what", "traversal", "--index", "3", "--columns", "5", "--span", "2")
     shown = tiles(drawn(run, tmp_path / "a.png", *words, "--dims", "2", "0"), 2, 5, 3, 4)
-    assert (shown.reshape(10, 28, 28) == as_bytes(model.traverse(image, [2, 0], 2, 5).flatten(0, 1))).all()
+    assert (shown.reshape(10, 28, 28) == as_bytes(model.traverse(image, [2, 0], 2.0, 5).flatten(0, 1))).all()
     codes = test.codes()
     assert codes.shape == (20, 4)
     order = generate.most_active(codes)
     assert codes.var(0)[order].diff().max() <= 0
     shown = tiles(drawn(run, tmp_path / "a.png", *words, "--rows", "3"), 3, 5, 3, 4)
-    assert (shown.reshape(15, 28, 28) == as_bytes(model.traverse(image, order[:3], 2, 5).flatten(0, 1))).all()
+    assert (shown.reshape(15, 28, 28) == as_bytes(model.traverse(image, order[:3], 2.0, 5).flatten(0, 1))).all()
 
 
 def test_a_manifold_is_a_plane_of_codes(run: Path) -> None:
     model = vae_lab.load(run)
     test = generate.TestImages(run, "nowhere", model)  # named dimensions take no images
-    made = generate.draw(model, Wanted("manifold", rows=2, columns=3, dims=(1, 3), span=2), test)
+    made = generate.draw(model, Wanted("manifold", rows=2, columns=3, dims=(1, 3), span=2.0), test)
     corner = torch.tensor([[0.0, -2, 0, 2]])
     torch.testing.assert_close(made.images[:1], model.decode(corner))  # to the left and up
     torch.testing.assert_close(made.images[5:], model.decode(-corner))
@@ -122,7 +122,7 @@ def test_principal_components_are_those_of_the_codes() -> None:
     middle, axes = generate.principal_axes(codes)
     torch.testing.assert_close(middle, codes.mean(0))
     torch.testing.assert_close(axes.norm(dim=1), torch.tensor([3.0, 1.0]), rtol=0.05, atol=0)
-    assert (axes[0] / 3 @ turn[:, 1]).abs() > 0.99
+    assert (axes[0] / axes[0].norm() @ turn[:, 1]).abs() > 0.99
     assert generate.principal_axes(codes[:1])[1].abs().max() == 0, "one code has no spread"
 
 

@@ -64,7 +64,7 @@ def resident() -> int:
 )
 def test_the_precision_is_the_processors(monkeypatch: pytest.MonkeyPatch, flags: str, expected: str) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self: f"model name\t: X\nflags\t\t: fpu {flags} sse2\nbugs\t: none\n")
-    assert runs.precision.__wrapped__() == expected
+    assert runs._native_precision.__wrapped__() == expected
 
 
 def test_where_the_processor_cannot_be_read_it_is_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_where_the_processor_cannot_be_read_it_is_32_bits(monkeypatch: pytest.Mo
         raise FileNotFoundError(self)
 
     monkeypatch.setattr(Path, "read_text", missing)
-    assert runs.precision.__wrapped__() == "32-true"
+    assert runs._native_precision.__wrapped__() == "32-true"
 
 
 def test_the_precision_is_part_of_what_a_run_is(run_of: Compose) -> None:

@@ -15,7 +15,6 @@ from runs import write_grid, write_run
 from vae_lab import report, results
 from vae_lab.report import tables
 from vae_lab.report.findings import _interaction, add_seeds, findings
-from vae_lab.results import Test
 from vae_lab.results.study import gather
 from vae_lab.statistics import analyse
 
@@ -557,7 +556,7 @@ def write_sampled(sweep: Path, encoder: str, distances: Sequence[tuple[float, fl
     for seed, found in enumerate(distances):
         names = ("fid_samples", "fid_samples_gaussian", "fid_samples_mixture")
         figures = dict(zip(names, found or (50.0,), strict=False))
-        write_run(sweep, encoder, seed=seed, pictures=False, test=Test(total=0.016 + seed / 1e4, **figures))
+        write_run(sweep, encoder, seed=seed, pictures=False, test=results.Test(total=0.016 + seed / 1e4, **figures))
 
 
 def test_samplers_are_compared_within_each_model(tmp_path: Path) -> None:

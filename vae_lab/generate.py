@@ -335,11 +335,11 @@ def principal_axes(codes: Float[Tensor, "n z"]) -> tuple[Float[Tensor, " z"], Fl
     The largest part of each is positive, so that it is the same on every machine.
     """
     middle = codes.double().mean(0)
-    _, singular, directions = torch.linalg.svd(codes.double() - middle, full_matrices=True)
-    deviations = torch.zeros(2, dtype=torch.double)
-    deviations[: len(singular[:2])] = singular[:2] / math.sqrt(len(codes))
-    two = directions[:2]
+    away = codes.double() - middle
+    variances, directions = torch.linalg.eigh(away.T @ away / len(codes))  # in ascending order
+    two = directions.T[-2:].flip(0)
     signs = two.gather(1, two.abs().argmax(1, keepdim=True)).sign()
+    deviations = variances[-2:].flip(0).clamp(min=0).sqrt()
     return middle.float(), (two * signs * deviations[:, None]).float()
 
 

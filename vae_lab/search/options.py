@@ -1,6 +1,7 @@
 """What `hydra.sweeper` may say of a search."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -57,8 +58,8 @@ def _problem(error: Any) -> Problem:
         return Problem(key, "is missing")
     if kind == "literal_error":
         known = context["expected"]
-        close = difflib.get_close_matches(str(value), [word.strip("'") for word in known.split(" or ")], n=1)
-        return Problem(key, f"must be {known}, but is {value!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        close = difflib.get_close_matches(str(value), re.findall("'(.*?)'", known), n=1)
+        return Problem(key, f"must be {known}, but is {value!r}" + (f"; did you mean '{close[0]}'?" if close else ""))
     if kind == "int_type":
         return Problem(key, f"must be a whole number, but is {value!r}")
     limit = f"at least {context['ge']}" if "ge" in context else f"at most {context.get('le')}"
