@@ -18,9 +18,9 @@ import hydra
 import numpy as np
 import torch
 import torchvision
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vae_lab import config, results
+from vae_lab.benchmark.first import FIRST_STEP, FirstStep
 from vae_lab.benchmark.turns import Middle, Turn, take_turn
 from vae_lab.cli import config_folder
 from vae_lab.config import PACKAGE, Config, Run
@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 class Amount:
     """How much is measured: repeats of each part, epochs of a training, and the sizes of what grows."""
 
-    repeats: int = 5
+    repeats: int = 6
     epochs: int = 10
     images: tuple[int, ...] = (1000, 3000, 10_000, 30_000, 60_000)
     widths: tuple[int, ...] = (1, 2, 4)
@@ -55,7 +55,7 @@ class Amount:
 FULL = Amount()
 QUICK = Amount(
     repeats=1,
-    epochs=2,
+    epochs=3,
     images=(128, 256),
     widths=(1,),
     grid=("encoder=vanilla", "seed=0,1"),
@@ -77,10 +77,10 @@ def composed(*overrides: str) -> Run:
         return Run.of(hydra.compose("train", ["name=benchmark", *overrides], return_hydra_config=True))
 
 
-def settings_of(variant: str, amount: Amount) -> Config:
+def settings_of(variant: str, amount: Amount, seed: int = 0) -> Config:
     """What is trained as `user` or `published`; both in 32 bits, with nothing of ours but modules and images."""
     more = ("data.batch_size=32", *PUBLISHED) if variant == "published" else ()
-    return composed(*amount.overrides, *more).config
+    return composed(*amount.overrides, f"seed={seed}", *more).config
 
 
 def turns(amount: Amount) -> Figures:
@@ -88,7 +88,7 @@ def turns(amount: Amount) -> Figures:
     taken = []
     for seed in range(amount.repeats):
         overrides = (*amount.overrides, f"seed={seed}", f"trainer.max_epochs={amount.epochs}")
-        plainly = {name: (settings_of(name, amount), BUNDLED) for name in ("user", "published")}
+        plainly = {name: (settings_of(name, amount, seed), BUNDLED) for name in ("user", "published")}
         taken.append(take_turn(composed(*overrides), plainly))
     settings = composed(*amount.overrides).config
     found: Figures = {"overhead": overhead(taken, settings)}
@@ -111,12 +111,20 @@ def turns(amount: Amount) -> Figures:
 
 
 def overhead(taken: Sequence[Turn], settings: Config) -> Figures:
-    """What an epoch of ours takes beside the bare ones before and after it: their ratio, and microseconds a step."""
-    pairs = [pair for turn in taken for pair in turn.pairs()]
+    """What an epoch of ours takes beside the bare ones before and after it: their ratio, and microseconds a step.
+
+    Epochs of one turn are no independent samples, since chance gives a process its places in memory. So each turn
+    counts with its median; where there is one turn, its pairs count.
+    """
     steps = math.ceil(settings.data.num_train / settings.data.batch_size)
+    pairs = [turn.pairs() for turn in taken]
+    units = [[pair] for pair in pairs[0]] if len(pairs) == 1 else pairs
+    ratios = [median(ours / bare for ours, bare in unit) for unit in units]
+    more = [median(1e6 * (ours - bare) / steps for ours, bare in unit) for unit in units]
     return {
-        "ratio": Middle.of([ours / bare for ours, bare in pairs])._asdict(),
-        "microseconds_a_step": Middle.of([1e6 * (ours - bare) / steps for ours, bare in pairs])._asdict(),
+        "ratio": Middle.of(ratios)._asdict(),
+        "microseconds_a_step": Middle.of(more)._asdict(),
+        "pairs": sum(map(len, pairs)),
     }
 
 
@@ -142,8 +150,8 @@ def widths(amount: Amount) -> list[Figures]:
 
 
 def _growth(amount: Amount, *overrides: str) -> Figures:
-    """A training of seven epochs, which make six pairs; of two for a quick look."""
-    run = composed(*amount.overrides, f"trainer.max_epochs={max(2, 7 * (amount.repeats > 1))}", *overrides)
+    """A training of eight epochs, which make six pairs; of three for a quick look."""
+    run = composed(*amount.overrides, f"trainer.max_epochs={8 if amount.repeats > 1 else 3}", *overrides)
     turn = take_turn(run)
     seconds = median(ours for ours, _ in turn.pairs())
     described = describe(run.config)
@@ -172,19 +180,6 @@ def repeat_images(folder: Path, count: int) -> None:
 
 # --- Processes of their own --------------------------------------------------------------------------------
 
-FIRST_STEP = "first step at "
-
-
-class FirstStep(Callback):
-    """Prints when the first step has ended."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == 1:
-            print(f"{FIRST_STEP}{time.time()}", flush=True)
-
-
 OURS = "from vae_lab.cli import main; main()"
 # What a user would write imports no Lightning and no Hydra.
 PLAIN = """
@@ -205,7 +200,7 @@ def starts(amount: Amount) -> Figures:
     """From the command to the end of the first step, and the highest memory of a process that trains one epoch."""
     commands = {
         "ours": [
-            *(OURS, "train", "callbacks=quiet", f"+callbacks.first._target_={__name__}.FirstStep"),
+            *(OURS, "train", f"+callbacks.first._target_={FirstStep.__module__}.FirstStep"),
             *("trainer.max_epochs=1", "name=start", *amount.overrides),
         ],
         "user": [PLAIN, json.dumps(settings_of("user", amount).container()), str(BUNDLED)],
@@ -253,14 +248,17 @@ def _call(words: Sequence[str]) -> tuple[float, str, int]:
         return seconds, told.read(), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def grid(amount: Amount) -> Figures:
-    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures and projector.
+WITHOUT_PICTURES = ("~callbacks.pictures", "callbacks.pages.points=0")
 
-    The overhead of a run is what lies between its result and the one before it, less the seconds of its training, its
-    validations, its test and its test metrics.
+
+def grid(amount: Amount) -> Figures:
+    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures.
+
+    The overhead of a run is what lies between its result and the one before it, less the seconds of its training, the
+    first step among them, its validations, its test and its test metrics.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = ["train", "-m", *amount.grid, "name=grid", "~callbacks.pictures", "~callbacks.pages", *amount.overrides]
+        words = ["train", "-m", *amount.grid, "name=grid", *WITHOUT_PICTURES, *amount.overrides]
         where = Path(folder)
         code = f"import os; os.chdir({folder!r}); {OURS}"
         began = time.time()

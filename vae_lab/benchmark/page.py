@@ -69,8 +69,9 @@ def _turns(found: Figures) -> str:
     return (
         "## Four trainings in turns\n\n"
         f"{_table(head, rows)}\n\n"
-        f"(a) takes {_middle(more['ratio'], digits=3)} times as long as (b), {more['ratio']['n']} pairs of epochs; "
-        f"the difference is {_middle(more['microseconds_a_step'], digits=0)} µs a step."
+        f"The training steps of (a) take {_middle(more['ratio'], digits=3)} times as long as those of (b), "
+        f"{more['pairs']} pairs of epochs; the difference is {_middle(more['microseconds_a_step'], digits=0)} µs "
+        "a step."
     )
 
 
