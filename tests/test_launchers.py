@@ -72,8 +72,9 @@ def found(train: Train, name: str) -> dict[str, dict[str, Any]]:
         whole = json.loads(path.read_text())
         kept = ("status", "error", "cell", "seed", "config_sha256", "train", "val", "test", "model",
                 "environment")  # fmt: skip
-        every[str(path.parent.relative_to(place))] = {key: whole[key] for key in kept}
-        every[str(path.parent.relative_to(place))]["weights"] = whole["files"].get("model.safetensors")
+        whole["environment"]["commit"] = None  # that of a checkout which is worked at
+        weights = {"weights": whole["files"].get("model.safetensors")}
+        every[str(path.parent.relative_to(place))] = {key: whole[key] for key in kept} | weights
     return every
 
 

@@ -740,7 +740,7 @@ def test_the_examples_of_the_guide_work(
         np.savez(run / "pictures.npz", originals=(255 * torch.rand(10, 1, 28, 28)).byte().numpy())
     edit(run, lambda settings: settings["encoder"]["blocks"].__setitem__(1, {"_target_": "my_package.Block"}))
     message = refused(run).partition("'my_package.Block' ")[2]
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"train_images": torch.rand(30, 1, 28, 28)}
     for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL):
         exec(code, names)
     assert names["codes"].shape == (10, 4)
