@@ -55,7 +55,7 @@ def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
     place = folder / "outputs" / name
 
     def look() -> None:
-        while process.poll() is None:
+        while process.returncode is None:
             ended = len(list(place.glob("*/*/result.json")))
             resident = resident_bytes(process.pid)
             if ended and resident:
@@ -64,11 +64,12 @@ def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
 
     watching = threading.Thread(target=look)
     watching.start()
-    code = process.wait()
-    seconds = time.monotonic() - begun
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds, busy = time.monotonic() - begun, used.ru_utime + used.ru_stime
     watching.join()
-    if code:
-        raise SystemExit(f"the sweep ended with exit code {code}: {place}")
+    if process.returncode:
+        raise SystemExit(f"the sweep ended with exit code {process.returncode}: {place}")
     results = [json.loads(path.read_text()) for path in place.glob("*/*/result.json")]
     trained = sum(one["timing"]["first_step_seconds"] + (one["timing"]["train_seconds"] or 0) for one in results)
     warm = [bytes_ for ended, bytes_ in memory if 0.2 * runs <= ended <= 0.4 * runs]
@@ -78,6 +79,7 @@ def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
         "seconds": round(seconds, 1),
         "training_seconds": round(trained, 1),
         "overhead_seconds_a_run": round((seconds - trained) / runs, 3),
+        "overhead_processor_seconds_a_run": round((busy - trained) / runs, 3),
         "within_the_run_seconds": round(median(one["wall_seconds"] for one in results), 3),
         "resident_mb_at_a_third": round(mean(warm) / 1e6, 1),
         "resident_mb_at_the_end": round(mean(late) / 1e6, 1),

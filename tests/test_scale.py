@@ -15,5 +15,5 @@ def test_a_hundred_runs_of_a_step(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(ROOT / "scripts/scale.py"), *words], cwd=tmp_path, check=True, timeout=500)
     figures = json.loads((tmp_path / "scale.json").read_text())["runs"]
     assert figures["runs"] == 100
-    assert figures["overhead_seconds_a_run"] <= 1
+    assert figures["overhead_processor_seconds_a_run"] <= 1  # of one thread: neighbours do not lengthen it
     assert figures["growth_kb_a_run"] <= MOST_GROWTH
