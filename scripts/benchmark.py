@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vae_lab.benchmark.measure import FULL, PARTS, QUICK, surroundings
 from vae_lab.benchmark.page import insert, page, plot
+from vae_lab.machine import freeze_imports
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     amount = QUICK if given.quick else FULL
     amount = amount.changed(repeats=given.repeats, threads=given.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    freeze_imports()  # as the command that trains does
     found = {"surroundings": surroundings(amount)}
     for part in given.parts or PARTS:
         print(f"measuring: {part}", flush=True)

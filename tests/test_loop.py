@@ -113,10 +113,10 @@ class Own(torch.optim.SGD):
 
 def test_an_optimizer_that_asks_for_losses_in_its_midst_is_none_for_the_shorter_way() -> None:
     weights = [torch.zeros(1, requires_grad=True)]
-    assert not loop.takes_no_closure(torch.optim.LBFGS(weights))
-    assert not loop.takes_no_closure(Own(weights))
-    assert loop.takes_no_closure(torch.optim.Adam(weights))
-    assert loop.takes_no_closure(torch.optim.SGD(weights))
+    assert not loop.is_of_torch(torch.optim.LBFGS(weights))
+    assert not loop.is_of_torch(Own(weights))
+    assert loop.is_of_torch(torch.optim.Adam(weights))
+    assert loop.is_of_torch(torch.optim.SGD(weights))
 
 
 def test_another_lightning_trains_in_its_own_loop(
@@ -139,3 +139,36 @@ def test_a_training_that_is_stopped_in_an_epoch_stops_there(run_of: Compose, sho
     result = experiment.run(run_of(*SMALL, "+trainer.max_steps=4"))
     assert result.finished, result.error
     assert short_ways == [0, 1, 2, 0]
+
+
+class Following(Callback):
+    """Logs a figure each step, and keeps what is known of it when the next begins; counts the validations."""
+
+    def __init__(self) -> None:
+        self.known: list[float] = []
+        self.validated_after: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if "figure" in trainer.callback_metrics:
+            self.known.append(float(trainer.callback_metrics["figure"]))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        module.log("figure", float(trainer.global_step))
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self.validated_after.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("more", "validated_after"),
+    [([], [3, 6]), (["+trainer.val_check_interval=1"], [1, 2, 3, 4, 5, 6]), (["+trainer.max_steps=4"], [3])],
+    ids=["by epochs", "by steps", "stopped"],
+)
+def test_what_a_step_logs_is_known_and_validations_come_when_they_are_due(
+    run_of: Compose, short_ways: list[int], more: list[str], validated_after: list[int]
+) -> None:
+    following = Following()
+    result = experiment.run(run_of(*SMALL, "+trainer.log_every_n_steps=1", *more), [following])
+    assert result.finished, result.error
+    assert following.known == [float(step) for step in range(1, len(short_ways))]
+    assert following.validated_after == validated_after

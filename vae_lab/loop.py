@@ -13,7 +13,6 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.trainer import call
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
@@ -61,6 +60,21 @@ class Steps(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         self._short = self._is_ordinary(data_fetcher)
+        if self._short:
+            self._module = self.trainer.lightning_module
+            hooks = ((name, (getattr(one, name) for one in _callbacks(self.trainer))) for name in HERE)
+            self._hooks = {name: [hook for hook in found if hook is not None] for name, found in hooks}
+            configs = self.trainer.lr_scheduler_configs
+            of_steps = len(configs) == 1 and configs[0].interval == "step" and configs[0].frequency == 1
+            self._scheduler = configs[0].scheduler if of_steps and not configs[0].reduce_on_plateau else None
+            self._weights = [weight for group in self.trainer.optimizers[0].param_groups for weight in group["params"]]
+            self._ends_quickly = self._validates_at_the_end() and not any(one.reduce_on_plateau for one in configs)
+
+    def _validates_at_the_end(self) -> bool:
+        trainer = self.trainer
+        by_time = trainer._val_check_time_interval is not None
+        by_epochs = trainer.check_val_every_n_epoch is not None
+        return by_epochs and not by_time and trainer.val_check_batch == trainer.num_training_batches
 
     def _is_ordinary(self, data_fetcher: _DataFetcher) -> bool:
         trainer, module = self.trainer, self.trainer.lightning_module
@@ -75,7 +89,7 @@ class Steps(_TrainingEpochLoop):
             and getattr(trainer.precision_plugin, "scaler", None) is None
             and trainer.accumulate_grad_batches == 1
             and trainer.gradient_clip_val is None
-            and takes_no_closure(trainer.optimizers[0])
+            and is_of_torch(trainer.optimizers[0])
             and all(getattr(module, hook) is None for hook in (*HERE, *RARE))
             and all(getattr(callback, hook) is None for callback in _callbacks(trainer) for hook in RARE)
         )
@@ -93,17 +107,43 @@ class Steps(_TrainingEpochLoop):
         batch = self._moved(batch)
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
-        call._call_callback_hooks(trainer, "on_train_batch_start", batch, index)
+        self._call("on_train_batch_start", batch, index)
         progress.increment_started()
         loss = self._step(batch, index)
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._scheduler is None:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        else:
+            self.scheduler_progress.increment_ready()
+            self._scheduler.step()
+            self.scheduler_progress.increment_completed()
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        call._call_callback_hooks(trainer, "on_train_batch_end", {"loss": loss}, batch, index)
-        trainer._logger_connector.on_batch_end()
+        self._call("on_train_batch_end", {"loss": loss}, batch, index)
+        logged = any(self._results.metrics(on_step=True).values())
+        if logged:
+            trainer._logger_connector.on_batch_end()
+        else:
+            self._results.batch = self._results.batch_size = None
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
+        if logged:
+            trainer._logger_connector.update_train_step_metrics()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """Validate where it is time to."""
+        trainer = self.trainer
+        last = self.batch_progress.is_last_batch or trainer.should_stop or trainer.received_sigterm
+        if self._short and self._ends_quickly and not last and not self._skip_next_val:
+            self._batches_that_stepped += 1
+        else:
+            super().on_advance_end(data_fetcher)
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        module = self._module
+        before, module._current_fx_name = module._current_fx_name, hook  # where a callback logs from
+        for call in self._hooks[hook]:
+            call(self.trainer, module, *arguments)
+        module._current_fx_name = before
 
     def _moved(self, batch: Any) -> Any:
         data = self.trainer.datamodule
@@ -120,18 +160,19 @@ class Steps(_TrainingEpochLoop):
             loss = module.training_step(batch, index)
         progress.zero_grad.increment_ready()
         progress.zero_grad.increment_started()
-        optimizer.zero_grad()
+        for weight in self._weights:
+            weight.grad = None
         progress.zero_grad.increment_completed()
         torch.autograd.backward(loss)
-        call._call_callback_hooks(trainer, "on_before_optimizer_step", optimizer)
+        self._call("on_before_optimizer_step", optimizer)
         optimizer.step()
         progress.step.increment_completed()
         detached: Tensor = loss.detach()
         return detached
 
 
-def takes_no_closure(optimizer: Optimizer) -> bool:
-    """Whether a step of an optimiser asks for no loss in its midst, as those of torch do but for L-BFGS."""
+def is_of_torch(optimizer: Optimizer) -> bool:
+    """Whether an optimiser is one of torch's, which clears gradients and asks for no loss in its midst; L-BFGS does."""
     kind = type(optimizer)
     return (
         kind.__module__.startswith(optim.__name__)

@@ -80,7 +80,10 @@ def _serve(container: dict[str, Any], root: Path, requests: Connection) -> None:
 
 
 class Interleaved(Callback):
-    """After each epoch of a training one of every other, until that has reached `TARGET` where it is to."""
+    """After each epoch of a training one of every other, until that has reached `TARGET` where it is to.
+
+    The order is turned round each time: whoever comes after an epoch of another process finds its caches cold.
+    """
 
     def __init__(self, others: Mapping[str, Callable[[], Epoch]], until_target: bool = False) -> None:
         self.others = dict(others)
@@ -88,7 +91,8 @@ class Interleaved(Callback):
         self.epochs: dict[str, list[Epoch]] = {name: [] for name in others}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name, epoch in self.others.items():
+        order = [*self.others.items()]
+        for name, epoch in order if trainer.current_epoch % 2 == 0 else reversed(order):
             done = self.epochs[name]
             if name == "bare" or not self.until_target or not done or done[-1].total > TARGET:
                 done.append(epoch())

@@ -61,7 +61,7 @@ class Monitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
         if self._steps % self.every_steps == 0:
-            self._norms.append(get_total_norm([w.grad for w in pl_module.parameters() if w.grad is not None]))
+            self._norms.append(get_total_norm(_gradients(optimizer)))
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +90,10 @@ class Monitor(Callback):
         if kl > MOST_KL and not self._told:
             self._told = True
             log.warning("%s", exploding(module.epochs_done, kl))
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
 
 
 def _log_histogram(trainer: Trainer, kl: Tensor, epoch: int) -> None:
