@@ -212,10 +212,19 @@ def _bars(axes: Any, turns: Figures) -> None:
 
 
 def _line(axes: Any, points: Sequence[tuple[float, float]], *, logarithmic: bool = True) -> None:
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[0])
     if logarithmic and len(points) > 1:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis, places, numbers in (
+            (axes.xaxis, FixedLocator([x for x, _ in points]), EngFormatter(sep="")),
+            (axes.yaxis, LogLocator(subs=(1, 2, 5)), StrMethodFormatter("{x:,g}")),
+        ):
+            axis.set_major_locator(places)
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(numbers)
     else:
         axes.set_ylim(bottom=0)
 
