@@ -100,7 +100,10 @@ def test_the_command_takes_five_seconds_at_most(tmp_path: Path) -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     words = ("decoder=conv_1024", "data.image_shape=[1,64,64]", "match=flops")
-    assert any(seconds(str(ROOT / "scripts" / "describe.py"), *words) < max(5, 3 * seconds("-c", "import torch")) for _ in range(3))
+    assert any(
+        seconds(str(ROOT / "scripts" / "describe.py"), *words) < max(5, 3 * seconds("-c", "import torch"))
+        for _ in range(3)
+    )
 
 
 @pytest.mark.parametrize(

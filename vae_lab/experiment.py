@@ -20,7 +20,7 @@ from vae_lab.callbacks import History, Quality, Together
 from vae_lab.checkpoint import save_weights
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError
-from vae_lab.describe import describe, matching, text
+from vae_lab.describe import Description, describe, matching, text
 from vae_lab.loop import Unprofiled, lighten
 from vae_lab.machine import device_name, environment, keep_freed_memory, on_gpu, reset_peak_memory, search_no_gpu
 from vae_lab.match import Matched, matched
@@ -155,14 +155,15 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     results.write_config(folder, settings.container())
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
-        results.write_text(folder / results.MODEL, text(describe(settings), matching(settings, match)))
+        described = describe(settings)
+        results.write_text(folder / results.MODEL, text(described, matching(settings, match)))
         if settings.trainer.processes > 1:
             assert not watching, "callbacks of this process do not see the processes of a run"
             measured = group.train(run, settings, goes_on=epochs > 0, on_history=history.take)
         else:
             measured = attempt(run, settings, history, watching, goes_on=epochs > 0)
+        measured["model"] = _size(described, _told_match(settings, match))
         error = None
-        measured["model"] = measured["model"].model_copy(update={"match": _told_match(settings, match)})
     except group.RankError as failure:
         with suppress(OSError):
             results.write_text(folder / results.TRACEBACK, failure.told or f"{failure.error}\n")
@@ -327,17 +328,18 @@ def attempt(
             *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
             *told,
         ],
-        "model": _size(settings, model),
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
     }
 
 
-def _size(settings: Config, model: vae.VAE) -> results.Model:
+def _size(described: Description, match: dict[str, Any] | None) -> results.Model:
+    halves = {row.key: row.parameters for row in described.rows if row.level == 0}
     return results.Model(
-        parameters=_count(model),
-        encoder_parameters=_count(model.encoder),
-        decoder_parameters=_count(model.decoder),
-        flops_per_image=describe(settings).flops,
+        parameters=described.parameters,
+        encoder_parameters=halves["encoder"],
+        decoder_parameters=halves["decoder"],
+        flops_per_image=described.flops,
+        match=match,
     )
 
 
@@ -346,7 +348,3 @@ def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | Non
         return None
     named = settings.match.model_dump(include={"cost", "encoder", "decoder"})
     return named | {f"{side}_ratio": ratio for side, ratio in found.ratios.items()}
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

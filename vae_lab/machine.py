@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import lightning
@@ -99,14 +100,15 @@ def _c_library() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+@cache
 def freeze_imports() -> None:
     """Let the garbage collector pass by what is there now, modules above all: each look through it takes 0.15 s.
 
-    For the commands and their workers, which hold nothing else yet; a notebook may hold what it wants collected later.
+    Once in a process. For the commands and their workers, which hold nothing else yet; a notebook may hold what it
+    wants collected later.
     """
-    if not gc.get_freeze_count():
-        gc.freeze()
-        atexit.register(gc.unfreeze)
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 def reset_peak_memory() -> None:
