@@ -90,7 +90,7 @@ def test_the_command_takes_the_words_of_training(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_five_seconds_at_most(tmp_path: Path) -> None:
-    """Of a processor that imports torch in less than two; the best of three, as neighbours slow a processor down."""
+    """Of a processor that imports torch in a third of that; the best of three, as neighbours slow a processor down."""
 
     def seconds(*command: str) -> float:
         before = os.times()

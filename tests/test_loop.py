@@ -1,5 +1,6 @@
 """The shorter way through a step computes what Lightning's own does, and is left where it would not."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from conftest import Compose
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from vae_lab import experiment, loop, results
@@ -113,10 +115,10 @@ class Own(torch.optim.SGD):
 
 def test_an_optimizer_that_asks_for_losses_in_its_midst_is_none_for_the_shorter_way() -> None:
     weights = [torch.zeros(1, requires_grad=True)]
-    assert not loop.is_of_torch(torch.optim.LBFGS(weights))
-    assert not loop.is_of_torch(Own(weights))
-    assert loop.is_of_torch(torch.optim.Adam(weights))
-    assert loop.is_of_torch(torch.optim.SGD(weights))
+    assert not loop.steps_plainly(torch.optim.LBFGS(weights))
+    assert not loop.steps_plainly(Own(weights))
+    assert loop.steps_plainly(torch.optim.Adam(weights))
+    assert loop.steps_plainly(torch.optim.SGD(weights))
 
 
 def test_another_lightning_trains_in_its_own_loop(
@@ -142,15 +144,22 @@ def test_a_training_that_is_stopped_in_an_epoch_stops_there(run_of: Compose, sho
 
 
 class Following(Callback):
-    """Logs a figure each step, and keeps what is known of it when the next begins; counts the validations."""
+    """Logs a figure each step; counts the validations; trains a further weight from the epoch's second step on."""
 
     def __init__(self) -> None:
-        self.known: list[float] = []
         self.validated_after: list[int] = []
+        self.gradients: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if "figure" in trainer.callback_metrics:
-            self.known.append(float(trainer.callback_metrics["figure"]))
+        if trainer.global_step == 1:
+            module.vae.further = torch.nn.Parameter(torch.ones(()))
+            trainer.optimizers[0].add_param_group({"params": [module.vae.further], "max_lr": 0.001, "min_lr": 0.001,
+                                                   "initial_lr": 0.001})  # fmt: skip
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        if hasattr(module.vae, "further"):
+            module.vae.further.square().backward()
+            self.gradients.append(float(module.vae.further.grad))
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         module.log("figure", float(trainer.global_step))
@@ -159,16 +168,42 @@ class Following(Callback):
         self.validated_after.append(trainer.global_step)
 
 
+class Keeping(CSVLogger):
+    """Keeps what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.given: list[tuple[int | None, float]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.given += [(step, metrics["figure"])] if "figure" in metrics else []
+
+
 @pytest.mark.parametrize(
     ("more", "validated_after"),
     [([], [3, 6]), (["+trainer.val_check_interval=1"], [1, 2, 3, 4, 5, 6]), (["+trainer.max_steps=4"], [3])],
     ids=["by epochs", "by steps", "stopped"],
 )
-def test_what_a_step_logs_is_known_and_validations_come_when_they_are_due(
-    run_of: Compose, short_ways: list[int], more: list[str], validated_after: list[int]
+def test_what_a_step_logs_comes_to_the_loggers_and_validations_when_they_are_due(
+    run_of: Compose,
+    short_ways: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    more: list[str],
+    validated_after: list[int],
 ) -> None:
-    following = Following()
-    result = experiment.run(run_of(*SMALL, "+trainer.log_every_n_steps=1", *more), [following])
-    assert result.finished, result.error
-    assert following.known == [float(step) for step in range(1, len(short_ways))]
-    assert following.validated_after == validated_after
+    seen: list[tuple[list[tuple[int | None, float]], list[int], list[float]]] = []
+    for short in (True, False):
+        logger, following = Keeping(tmp_path), Following()
+        monkeypatch.setattr(experiment, "opened", lambda *_: nullcontext([logger]))  # noqa: B023
+        if not short:
+            monkeypatch.setattr(experiment, "lighten", lambda trainer, module: None)
+        words = ("scheduler=constant", "+trainer.log_every_n_steps=1", f"name=way_{short:d}", *more)
+        result = experiment.run(run_of(*SMALL, *words), [following])
+        assert result.finished, result.error
+        seen.append((logger.given, following.validated_after, following.gradients))
+    assert seen[0] == seen[1]
+    given, validated, gradients = seen[0]
+    assert [figure for _, figure in given] == [float(step) for step in range(1, len(short_ways) + 1)]
+    assert validated == validated_after
+    assert max(gradients) <= 2, "gradients of a step are cleared before the next"

@@ -52,7 +52,8 @@ class Steps(_TrainingEpochLoop):
 
     Lightning's way asks in every step what does not change within a training: whether gradients are accumulated,
     clipped or scaled, who else takes part, which hooks there are. Here it is asked once an epoch; where any answer is
-    yes, and in an epoch that goes on from the middle, Lightning's way is taken.
+    yes, and in an epoch that goes on from the middle, Lightning's way is taken. What a callback changes of hooks,
+    schedulers and the trainer's settings within an epoch holds from the next one on.
     """
 
     _short = False
@@ -62,12 +63,13 @@ class Steps(_TrainingEpochLoop):
         self._short = self._is_ordinary(data_fetcher)
         if self._short:
             self._module = self.trainer.lightning_module
-            hooks = ((name, (getattr(one, name) for one in _callbacks(self.trainer))) for name in HERE)
-            self._hooks = {name: [hook for hook in found if hook is not None] for name, found in hooks}
+            self._hooks = {
+                name: [hook for one in _callbacks(self.trainer) if (hook := getattr(one, name)) is not None]
+                for name in HERE
+            }
             configs = self.trainer.lr_scheduler_configs
             of_steps = len(configs) == 1 and configs[0].interval == "step" and configs[0].frequency == 1
             self._scheduler = configs[0].scheduler if of_steps and not configs[0].reduce_on_plateau else None
-            self._weights = [weight for group in self.trainer.optimizers[0].param_groups for weight in group["params"]]
             self._ends_quickly = self._validates_at_the_end() and not any(one.reduce_on_plateau for one in configs)
 
     def _validates_at_the_end(self) -> bool:
@@ -89,7 +91,7 @@ class Steps(_TrainingEpochLoop):
             and getattr(trainer.precision_plugin, "scaler", None) is None
             and trainer.accumulate_grad_batches == 1
             and trainer.gradient_clip_val is None
-            and is_of_torch(trainer.optimizers[0])
+            and steps_plainly(trainer.optimizers[0])
             and all(getattr(module, hook) is None for hook in (*HERE, *RARE))
             and all(getattr(callback, hook) is None for callback in _callbacks(trainer) for hook in RARE)
         )
@@ -120,6 +122,7 @@ class Steps(_TrainingEpochLoop):
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", {"loss": loss}, batch, index)
+        # Where a step has logged nothing, what Lightning does of it comes to letting go of the batch.
         logged = any(self._results.metrics(on_step=True).values())
         if logged:
             trainer._logger_connector.on_batch_end()
@@ -132,7 +135,7 @@ class Steps(_TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Validate where it is time to."""
         trainer = self.trainer
-        last = self.batch_progress.is_last_batch or trainer.should_stop or trainer.received_sigterm
+        last = self._num_ready_batches_reached() or trainer.should_stop or trainer.received_sigterm
         if self._short and self._ends_quickly and not last and not self._skip_next_val:
             self._batches_that_stepped += 1
         else:
@@ -160,8 +163,9 @@ class Steps(_TrainingEpochLoop):
             loss = module.training_step(batch, index)
         progress.zero_grad.increment_ready()
         progress.zero_grad.increment_started()
-        for weight in self._weights:
-            weight.grad = None
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
         progress.zero_grad.increment_completed()
         torch.autograd.backward(loss)
         self._call("on_before_optimizer_step", optimizer)
@@ -171,11 +175,12 @@ class Steps(_TrainingEpochLoop):
         return detached
 
 
-def is_of_torch(optimizer: Optimizer) -> bool:
-    """Whether an optimiser is one of torch's, which clears gradients and asks for no loss in its midst; L-BFGS does."""
+def steps_plainly(optimizer: Optimizer) -> bool:
+    """Whether an optimiser is one of torch's that clears as all do and, unlike L-BFGS, asks for no loss within."""
     kind = type(optimizer)
     return (
         kind.__module__.startswith(optim.__name__)
+        and kind.zero_grad is Optimizer.zero_grad
         and inspect.signature(kind.step).parameters["closure"].default is None
     )
 

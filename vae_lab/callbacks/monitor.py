@@ -21,8 +21,8 @@ class Monitor(Callback):
     """Logs once an epoch, and tells an exploding KL divergence at once; a run that goes on logs the epochs before anew.
 
     - `optimizer/learning_rate`: that of the epoch's last step.
-    - `optimizer/gradient_norm`: Euclidean norm over all weights, before clipping, averaged over the epoch's first step
-      and every tenth after it; steps that overflow in 16 bits, and are not taken, do not count.
+    - `optimizer/gradient_norm`: Euclidean norm over all weights that are trained, before clipping, averaged over the
+      epoch's first step and every tenth after it; steps that overflow in 16 bits, and are not taken, do not count.
     - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
     - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
       dimension, in nats.
