@@ -153,8 +153,7 @@ class Following(Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 1:
             module.vae.further = torch.nn.Parameter(torch.ones(()))
-            trainer.optimizers[0].add_param_group({"params": [module.vae.further], "max_lr": 0.001, "min_lr": 0.001,
-                                                   "initial_lr": 0.001})  # fmt: skip
+            trainer.optimizers[0].add_param_group({"params": [module.vae.further]})
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         if hasattr(module.vae, "further"):

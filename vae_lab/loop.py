@@ -136,7 +136,7 @@ class Steps(_TrainingEpochLoop):
         """Validate where it is time to."""
         trainer = self.trainer
         last = self._num_ready_batches_reached() or trainer.should_stop or trainer.received_sigterm
-        if self._short and self._ends_quickly and not last and not self._skip_next_val:
+        if self._short and self._ends_quickly and not last:
             self._batches_that_stepped += 1
         else:
             super().on_advance_end(data_fetcher)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from vae_lab.benchmark.turns import TARGET
 from vae_lab.plots import COLOURS, STYLE
@@ -212,8 +213,6 @@ def _bars(axes: Any, turns: Figures) -> None:
 
 
 def _line(axes: Any, points: Sequence[tuple[float, float]], *, logarithmic: bool = True) -> None:
-    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator, StrMethodFormatter
-
     axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[0])
     if logarithmic and len(points) > 1:
         axes.set_xscale("log")
