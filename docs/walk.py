@@ -102,7 +102,7 @@ show(model.decode(circle), columns=10)
 # them.
 
 # %%
-from vae_lab.export import export
+from vae_lab.trained.export import export
 
 exported = export(sweep, ["onnx"], best="val.total")
 

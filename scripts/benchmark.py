@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vae_lab.benchmark.measure import FULL, PARTS, QUICK, surroundings
 from vae_lab.benchmark.page import insert, page, plot
-from vae_lab.machine import freeze_imports
+from vae_lab.training.machine import freeze_imports
 
 
 def main() -> None:

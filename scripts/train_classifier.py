@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import RandomCrop
 
 from vae_lab.data import ImageData
-from vae_lab.features import Classifier
+from vae_lab.evaluation.classifier import Classifier
 
 DATA = {
     "dataset": "torchvision.datasets.FashionMNIST",

@@ -8,8 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vae_lab.cli import config_folder
-from vae_lab.config import Run, register_resolvers
+from vae_lab.config import Run, config_folder, register_resolvers
 
 register_resolvers()
 

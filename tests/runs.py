@@ -9,8 +9,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from vae_lab import results
-from vae_lab.cli import config_folder
-from vae_lab.config import Run, register_resolvers
+from vae_lab.config import Run, config_folder, register_resolvers
 from vae_lab.results import Environment, Losses, Memory, Model, Result, Test, Timing
 
 ENVIRONMENT = Environment(python="3.11", torch="2.15", lightning="2.6", device="Processor A", threads=2, commit=None)

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torchvision.datasets import FashionMNIST
 
-from vae_lab import experiment, results
+from vae_lab import results
 from vae_lab.benchmark import measure, page, turns
 from vae_lab.benchmark.loops import Epoch, plain
 from vae_lab.benchmark.turns import Middle, Turn
+from vae_lab.training import runner
 
 ROOT = Path(__file__).parents[1]
 TINY = ("encoder.blocks=[{dense:8}]", "decoder.blocks=[{dense:8}]", "latent.dim=4")
@@ -37,7 +38,7 @@ def test_a_training_of_ours_and_the_bare_loop_take_turns_and_learn_the_same(tmp_
         return told[-1]
 
     interleaved = turns.Interleaved({"bare": epoch})
-    result = experiment.run(replace(run, directory=tmp_path), [interleaved])
+    result = runner.run(replace(run, directory=tmp_path), [interleaved])
     assert result.finished, result.error
     assert interleaved.epochs["bare"] == told
     assert len(told) == 4

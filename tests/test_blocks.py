@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vae_lab import blocks, config
-from vae_lab.blocks import FitError, Place, Style, shapes_only
-from vae_lab.blocks.layers import ACTIVATIONS, ChannelNorm, groups, transpose
+from vae_lab import config
 from vae_lab.config import ConfigError
-from vae_lab.networks import Decoder, Encoder
+from vae_lab.model import blocks
+from vae_lab.model.blocks import FitError, Place, Style, shapes_only
+from vae_lab.model.blocks.layers import ACTIVATIONS, ChannelNorm, groups, transpose
+from vae_lab.model.networks import Decoder, Encoder
 
 MAP = (4, 9, 6)
 # A block of each word, and what it makes of MAP in an encoder.

@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 from runs import write_grid
 
-from vae_lab import experiment, report
-from vae_lab.cli import config_folder
-from vae_lab.config import Run, register_resolvers
+from vae_lab import report
+from vae_lab.config import Run, config_folder, register_resolvers
+from vae_lab.training import runner
 
 register_resolvers()
 
@@ -131,7 +131,7 @@ def tensorboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             logger = {"tensorboard": small.logger["tensorboard"].model_copy(update={"save_dir": str(place)})}
             pictures = {"pictures": small.callbacks["pictures"].model_copy(update={"folder": str(place)})}
             small = small.model_copy(update={"logger": logger, "callbacks": {**small.callbacks, **pictures}})
-            assert experiment.run(Run(small, "vanilla", "vanilla", "vanilla-vanilla", (), place)).finished
+            assert runner.run(Run(small, "vanilla", "vanilla", "vanilla-vanilla", (), place)).finished
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder / "shown"), "--port", "0"]
     log = folder / "server.log"
     with open(log, "w") as said, subprocess.Popen(command, stderr=said) as server:

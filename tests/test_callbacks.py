@@ -11,9 +11,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from vae_lab import callbacks, experiment, results, vae
-from vae_lab.callbacks import remaining
+from vae_lab import results
 from vae_lab.config import Position
+from vae_lab.model import vae
+from vae_lab.training import callbacks, runner
+from vae_lab.training.callbacks import remaining
 
 
 class Clock:
@@ -47,7 +49,7 @@ def test_the_clock_counts_training_steps_alone(run_of: Compose, monkeypatch: pyt
         "data.num_val=10", "data.num_test=10", "data.batch_size=10", "trainer.max_epochs=2", "trainer.threads=1",
         extra,
     )  # fmt: skip
-    timing = experiment.run(run).timing
+    timing = runner.run(run).timing
     assert timing.first_step_seconds == 100
     assert timing.epoch_seconds == [4, 5]
     assert timing.train_seconds == 9
@@ -67,7 +69,7 @@ def test_the_bar_shows_three_losses_and_the_time_left(run_of: Compose, monkeypat
     monkeypatch.setattr(callbacks.progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     monkeypatch.setattr(Position, "current", classmethod(lambda cls: Position(2, 4)))
     run = run_of("trainer=debug", "+callbacks.progress.interval=0.0", "trainer.threads=1", "latent.dim=4")
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.finished, result.error
     shown = screen.getvalue()
     assert "run 2/4" in shown
@@ -103,7 +105,7 @@ def test_pictures_are_of_the_posteriors_mean_and_of_the_same_z_for_every_model(r
 
 def test_the_sheets_have_originals_above_reconstructions_and_rows_of_ten_samples(run_of: Compose) -> None:
     run = run_of("trainer=debug", "latent.dim=4", "callbacks.pictures.images=3", "callbacks.pictures.samples=15")
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     pictures = results.read_pictures(run.directory)
     with Image.open(run.directory / "reconstructions.png") as picture:
         sheet = np.asarray(picture.convert("L"))[::3, ::3]

@@ -9,9 +9,10 @@ import torch
 from conftest import Compose
 from torch import nn
 
-from vae_lab import config, vae
-from vae_lab.cli import config_folder
-from vae_lab.module import LitVAE
+from vae_lab import config
+from vae_lab.config import config_folder
+from vae_lab.model import vae
+from vae_lab.training.module import LitVAE
 
 FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glob("*/*.yaml"))
 SHAPES = [[1, 28, 28], [3, 32, 32], [1, 64, 64], [3, 48, 40]]

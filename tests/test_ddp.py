@@ -21,11 +21,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from vae_lab import config, experiment, results, share, vae
+from vae_lab import config, results
 from vae_lab.config import ConfigError
-from vae_lab.loop import Steps
-from vae_lab.module import Average, LitVAE
-from vae_lab.share import Part
+from vae_lab.data import shards
+from vae_lab.data.shards import Part
+from vae_lab.model import vae
+from vae_lab.training import runner
+from vae_lab.training.loop import Steps
+from vae_lab.training.module import Average, LitVAE
 
 # Without batch normalisation. Batches of 20 and one of a single image, so that a process has none; as in validation.
 SMALL = (
@@ -43,7 +46,7 @@ class Exploding(nn.Module):
     """Makes the loss infinite, in the second process alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * 1e38 if share.mine().rank == 1 else x
+        return x * 1e38 if shards.mine().rank == 1 else x
 
 
 class Ending(Callback):
@@ -173,11 +176,11 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
 
     def steps(part: Part) -> tuple[list[list[Tensor]], Average]:
         """The gradients of each step of an epoch, as one process has them."""
-        monkeypatch.setattr(share, "mine", lambda: part)
+        monkeypatch.setattr(shards, "mine", lambda: part)
         monkeypatch.setattr("vae_lab.data.batches.mine", lambda: part)
         torch.manual_seed(0)
         module = LitVAE(vae.build(settings), config.build(settings.objective), config.build(settings.optimizer))
-        monkeypatch.setattr(share, "mine", lambda: share.WHOLE)  # nobody else is there to be talked to
+        monkeypatch.setattr(shards, "mine", lambda: shards.WHOLE)  # nobody else is there to be talked to
         data = config.build(settings.data)
         if hasattr(data, "setup"):
             data.setup("fit")
@@ -193,7 +196,7 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
             found.append([weight.grad.clone() for weight in module.parameters() if weight.grad is not None])
         return found, module.averages["train"]
 
-    whole, average = steps(share.WHOLE)
+    whole, average = steps(shards.WHOLE)
     every = [steps(Part(rank, processes)) for rank in range(processes)]
     assert len(whole) > 2
     for number, gradients in enumerate(whole):
@@ -230,17 +233,17 @@ def test_more_processes_than_cores_and_launchers_of_others_are_refused(
     run_of: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = run_of(*SMALL, "trainer=ddp", "trainer.threads=1").config
-    monkeypatch.setattr("vae_lab.group.cores", lambda: 1)
+    monkeypatch.setattr("vae_lab.training.processes.cores", lambda: 1)
     with pytest.raises(ConfigError, match=r"trainer.devices: must be at most the 1 cores"):
-        experiment.check(settings)
-    monkeypatch.setattr("vae_lab.group.cores", lambda: 2)
-    experiment.check(settings)
+        runner.check(settings)
+    monkeypatch.setattr("vae_lab.training.processes.cores", lambda: 2)
+    runner.check(settings)
     for name, value, starter in (("TORCHELASTIC_RUN_ID", "x", "torchrun"), ("SLURM_STEP_NUM_TASKS", "2", "srun")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             with pytest.raises(ConfigError, match=f"itself, on one machine, but {starter} has started"):
-                experiment.check(settings)
-            experiment.check(run_of(*SMALL).config)
+                runner.check(settings)
+            runner.check(run_of(*SMALL).config)
 
 
 def test_a_process_with_one_image_is_refused_where_vectors_are_normalised(run_of: Compose) -> None:
@@ -267,9 +270,9 @@ def test_threads_and_identity(run_of: Compose, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_with_one_process_it_is_an_ordinary_run(run_of: Compose) -> None:
-    alone = experiment.run(run_of(*SMALL, "trainer=ddp", "trainer.devices=1", "name=alone"))
+    alone = runner.run(run_of(*SMALL, "trainer=ddp", "trainer.devices=1", "name=alone"))
     assert alone.finished, alone.error
-    assert alone.test == experiment.run(run_of(*SMALL, "name=one")).test
+    assert alone.test == runner.run(run_of(*SMALL, "name=one")).test
     assert alone.environment.processes == 1
 
 
@@ -282,7 +285,7 @@ def undisturbed(run_of: Compose, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def of(*words: str) -> Path:
         run = run_of(*SMALL, "trainer=ddp", "name=whole", *words)
-        result = experiment.run(run)
+        result = runner.run(run)
         assert result.finished, result.error
         return run.directory
 
@@ -293,7 +296,7 @@ def test_three_processes_match_one_and_write_every_file_once(run_of: Compose) ->
     one = run_of(*SMALL, "name=one")
     watched = f"+callbacks.way._target_={__name__}.LongWay"
     three = run_of(*SMALL, "trainer=ddp", "trainer.devices=3", "name=three", watched)
-    alone, together = experiment.run(one), experiment.run(three)
+    alone, together = runner.run(one), runner.run(three)
     assert together.finished, together.error
     assert_close(three.directory, one.directory)
     for split in ("train", "val", "test"):
@@ -326,7 +329,7 @@ def test_in_64_bits_two_processes_match_one_to_the_last_digits(run_of: Compose) 
     words = [*SMALL, "trainer.precision=64-true", "scheduler=one_cycle", "+trainer.gradient_clip_val=0.1"]
     runs = run_of(*words, "name=one"), run_of(*words, "trainer=ddp", "trainer.precision=64-true", "name=two")
     for run in runs:
-        assert experiment.run(run).finished
+        assert runner.run(run).finished
     assert_close(*(run.directory for run in runs), tolerance=1e-11)
 
 
@@ -358,7 +361,7 @@ def test_a_command_that_is_killed_takes_its_processes_with_it_and_goes_on(
 
 def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, noted: Path) -> None:
     run = run_of(*SMALL, "trainer=ddp", f"+callbacks.e={{_target_:test_ddp.Ending,rank:1,folder:'{noted}'}}")
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.status == "failed"
     assert (result.error or "").startswith("process 2 of 2 was killed (SIGKILL")
     assert len(result.timing.epoch_seconds) == 1, "what it had done is recorded"
@@ -368,7 +371,7 @@ def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, note
 
 def test_a_loss_that_is_no_number_in_one_process_stops_all(run_of: Compose) -> None:
     block = f"encoder.blocks=[{{down:4}},{{_target_:{__name__}.Exploding}}]"
-    result = experiment.run(run_of(*SMALL, "trainer=ddp", block))
+    result = runner.run(run_of(*SMALL, "trainer=ddp", block))
     assert result.status == "failed"
     assert (result.error or "").startswith("LossError: the train loss is not finite in step 1 (epoch 1, step 1 of 6)")
     assert "LossError" in (next(Path("outputs").glob("*/*/*")) / results.TRACEBACK).read_text()

@@ -11,7 +11,8 @@ from conftest import Compose
 from test_conf import VARIANTS
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae_lab import config, describe, match, vae
+from vae_lab import config
+from vae_lab.model import describe, match, vae
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from test_experiment import SMALL
 from torch import Tensor, nn
 
-from vae_lab import cli, config, evaluation, experiment, plan, results
+from vae_lab import cli, config, results
 from vae_lab.config import MetricsConfig
-from vae_lab.results.foreign import LoadError
+from vae_lab.evaluation import runs
+from vae_lab.trained.foreign import LoadError
+from vae_lab.training import plan, runner
 
 WORDS = (*SMALL, "callbacks=quiet", "logger=csv")
 FULL = MetricsConfig(iwae=[1, 10, 100], probe=True, samplers=True)
@@ -35,7 +37,7 @@ def evaluate(*arguments: str) -> None:
 @pytest.fixture
 def run(run_of: Compose) -> config.Run:
     run = run_of(*WORDS)
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     return run
 
 
@@ -56,7 +58,7 @@ def test_asked_for_later_they_are_computed_from_the_weights(run: config.Run, run
     assert plan.measured(run, before)
     assert not plan.measured(later, before)
     assert later.cell == run.cell
-    evaluation.complete(later, before)
+    runs.complete(later, before)
     after = results.read_result(run.directory)
     assert after is not None
     assert plan.finished(later) == after
@@ -128,7 +130,7 @@ def test_of_a_strangers_run_no_data_set_is_imported_but_torchvisions(run: config
         changed = settings | {"data": settings["data"] | {key: value}}
         (stranger / "config.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(LoadError, match="antigravity"):
-            evaluation.evaluate(stranger, FULL)
+            runs.evaluate(stranger, FULL)
 
 
 def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
@@ -140,12 +142,12 @@ def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
     run = run_of(*WORDS)
     with monkeypatch.context() as patch:
         patch.setattr("vae_lab.callbacks.quality.measure", measure)
-        result = experiment.run(run)
+        result = runner.run(run)
     assert result.finished
     assert result.warnings == ["test metrics: they could not be taken (MemoryError: no room)"]
     assert plan.finished(run) is not None
     assert not plan.measured(run, result)
-    after = evaluation.complete(run, result)
+    after = runs.complete(run, result)
     assert plan.measured(run, after)
     assert after.test.psnr is not None
     assert after.test.total == result.test.total
@@ -157,16 +159,16 @@ def test_an_epoch_without_validation_keeps_its_place(run: config.Run) -> None:
     results.write_history(run.directory, rows)
     before = results.read_result(run.directory)
     assert before is not None
-    told = evaluation.complete(run, before).warnings[-1]
+    told = runs.complete(run, before).warnings[-1]
     assert told.startswith("exploding KL: 30 nats a latent dimension in epoch 2 ")
 
 
 def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
-    collapsed = experiment.run(run_of(*WORDS, "objective.beta=1000", "trainer.max_epochs=3", "optimizer.lr=0.01"))
+    collapsed = runner.run(run_of(*WORDS, "objective.beta=1000", "trainer.max_epochs=3", "optimizer.lr=0.01"))
     assert [warning.partition(":")[0] for warning in collapsed.warnings] == ["posterior collapse"]
     assert collapsed.test.active_units == 0
     loud = run_of(*WORDS, f"encoder.blocks=[{{dense:8}},{{_target_: {__name__}.Loud}}]", "trainer.max_epochs=1")
-    exploded = experiment.run(loud)
+    exploded = runner.run(loud)
     assert exploded.finished
     assert "exploding KL" in [warning.partition(":")[0] for warning in exploded.warnings]
 
@@ -174,7 +176,7 @@ def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
 def test_a_run_that_another_process_works_in_is_left_alone(run: config.Run) -> None:
     before = (run.directory / "result.json").read_bytes()
     with results.locked(run.directory), pytest.raises(LoadError, match="is in the hands of process"):
-        evaluation.evaluate(run.directory, FULL)
+        runs.evaluate(run.directory, FULL)
     assert (run.directory / "result.json").read_bytes() == before
 
 
@@ -183,7 +185,7 @@ def test_without_its_weights_a_run_is_not_measured_and_the_way_out_is_told(run: 
     before = results.read_result(run.directory)
     assert before is not None
     with pytest.raises(OSError, match=r"model\.safetensors is missing, .*; remove result\.json"):
-        evaluation.complete(run_of(*WORDS, "metrics=full"), before)
+        runs.complete(run_of(*WORDS, "metrics=full"), before)
     (run.directory / "result.json").unlink()
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     assert (run.directory / "model.safetensors").is_file()

@@ -12,8 +12,10 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from vae_lab import checkpoint, config, experiment, results, vae
-from vae_lab.module import LitVAE
+from vae_lab import config, results
+from vae_lab.model import vae, weights
+from vae_lab.training import runner
+from vae_lab.training.module import LitVAE
 
 SMALL = (
     "name=test", "latent.dim=8", "data.num_train=200", "data.num_val=40", "data.num_test=60", "trainer.max_epochs=2",
@@ -44,7 +46,7 @@ def no_kl(output: vae.Output, images: Tensor, beta: float) -> dict[str, Tensor]:
 
 def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
     run = run_of(*SMALL, "seed=3")
-    result = experiment.run(run)
+    result = runner.run(run)
     folder = Path("outputs/test") / run.cell / "seed-3"
     assert result.finished
     assert {path.name for path in folder.iterdir()} >= {
@@ -84,7 +86,7 @@ def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
 
 def test_tensorboard_has_every_split_and_epoch_the_timing_and_a_picture(run_of: Compose) -> None:
     run = run_of(*SMALL)
-    result = experiment.run(run)
+    result = runner.run(run)
     events = EventAccumulator(str(run.directory))
     events.Reload()
     for split, epochs in (("train", [1, 2]), ("val", [1, 2]), ("test", [2])):
@@ -97,29 +99,29 @@ def test_tensorboard_has_every_split_and_epoch_the_timing_and_a_picture(run_of: 
 
 
 def test_the_same_command_gives_the_same_losses(run_of: Compose) -> None:
-    first = experiment.run(run_of(*SMALL))
-    again = experiment.run(run_of(*SMALL, "name=again"))
-    other = experiment.run(run_of(*SMALL, "seed=1"))
+    first = runner.run(run_of(*SMALL))
+    again = runner.run(run_of(*SMALL, "name=again"))
+    other = runner.run(run_of(*SMALL, "seed=1"))
     assert (first.train, first.val, first.test) == (again.train, again.val, again.test)
     assert first.config_sha256 == other.config_sha256
     assert first.test != other.test
 
 
 def test_a_run_does_not_depend_on_what_its_process_did_before(run_of: Compose) -> None:
-    experiment.run(run_of(*SMALL, "name=warm_up", "seed=5", "latent.dim=3"))
+    runner.run(run_of(*SMALL, "name=warm_up", "seed=5", "latent.dim=3"))
     torch.manual_seed(123)
     torch.rand(17)
-    first = experiment.run(run_of(*SMALL))
+    first = runner.run(run_of(*SMALL))
     torch.manual_seed(4)
-    assert experiment.run(run_of(*SMALL, "name=again")).test == first.test
+    assert runner.run(run_of(*SMALL, "name=again")).test == first.test
 
 
 def test_configuration_and_weights_rebuild_the_model(run_of: Compose) -> None:
     run = run_of(*SMALL)
-    result = experiment.run(run)
+    result = runner.run(run)
     stored = config.validate(results.read_config(run.directory) or {})
     model = vae.build(stored)
-    checkpoint.load_weights(model, run.directory / "model.safetensors")
+    weights.load_weights(model, run.directory / "model.safetensors")
     module = LitVAE(model, config.build(stored.objective), config.build(stored.optimizer))
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.test(module, config.build(stored.data), verbose=False)
@@ -128,7 +130,7 @@ def test_configuration_and_weights_rebuild_the_model(run_of: Compose) -> None:
 
 def test_checkpoints_load_safely_and_best_is_the_best_epoch(run_of: Compose) -> None:
     run = run_of(*SMALL, "trainer.max_epochs=3", "scheduler=constant", "optimizer.lr=0.05")
-    experiment.run(run)
+    runner.run(run)
     with open(run.directory / "history.csv", newline="") as file:
         val = [float(row["total"]) for row in csv.DictReader(file) if row["split"] == "val"]
     best = torch.load(run.directory / "checkpoints" / "best.ckpt", weights_only=True)
@@ -139,7 +141,7 @@ def test_checkpoints_load_safely_and_best_is_the_best_epoch(run_of: Compose) -> 
 
 def test_weights_are_readable_by_the_group_as_other_files_are(run_of: Compose) -> None:
     run = run_of(*SMALL)
-    experiment.run(run)
+    runner.run(run)
     modes = {(run.directory / name).stat().st_mode for name in ("model.safetensors", "config.yaml")}
     assert len(modes) == 1
 
@@ -153,7 +155,7 @@ def test_weights_are_readable_by_the_group_as_other_files_are(run_of: Compose) -
 )
 def test_a_failure_is_recorded_not_raised(run_of: Compose, block: str, words: str) -> None:
     run = run_of(*SMALL, f"encoder.blocks=[{{down:4}},{{_target_:{__name__}.{block}}}]")
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.status == "failed"
     assert words in (result.error or "")
     assert results.read_result(run.directory) == result
@@ -162,17 +164,17 @@ def test_a_failure_is_recorded_not_raised(run_of: Compose, block: str, words: st
 
 def test_a_failed_run_leaves_nothing_to_the_next_attempt(run_of: Compose) -> None:
     run = run_of(*SMALL)
-    experiment.run(run)
+    runner.run(run)
     (run.directory / "traceback.txt").touch()
     events = len(list(run.directory.glob("events.*")))
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     assert not (run.directory / "traceback.txt").exists()
     assert len(list(run.directory.glob("events.*"))) == events
 
 
 @pytest.mark.parametrize("trainer", ["default", "debug"])
 def test_without_validation_images_val_is_null(run_of: Compose, trainer: str) -> None:
-    result = experiment.run(run_of(*SMALL, "data.num_val=0", f"trainer={trainer}"))
+    result = runner.run(run_of(*SMALL, "data.num_val=0", f"trainer={trainer}"))
     assert result.finished
     assert result.val.total is None
     assert result.test.total is not None
@@ -180,13 +182,13 @@ def test_without_validation_images_val_is_null(run_of: Compose, trainer: str) ->
 
 def test_epochs_without_validation_have_no_row_for_it(run_of: Compose) -> None:
     run = run_of(*SMALL, "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2")
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     with open(run.directory / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file) if row["split"] == "val"] == ["2", "4"]
 
 
 def test_a_training_may_end_in_the_middle_of_an_epoch(run_of: Compose) -> None:
-    result = experiment.run(run_of(*SMALL, "data.batch_size=20", "+trainer.max_steps=13"))
+    result = runner.run(run_of(*SMALL, "data.batch_size=20", "+trainer.max_steps=13"))
     assert result.finished, result.error
     assert len(result.timing.epoch_seconds) == 2
     # one step of ten apart, then three of ten
@@ -195,15 +197,15 @@ def test_a_training_may_end_in_the_middle_of_an_epoch(run_of: Compose) -> None:
 
 def test_the_schedule_ends_with_the_training(run_of: Compose) -> None:
     run = run_of(*SMALL, "data.batch_size=20", "+trainer.accumulate_grad_batches=4")
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     last = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["lr_schedulers"][0]["_step_count"] == last["lr_schedulers"][0]["total_steps"] + 1 == 7
 
 
 def test_memory_is_this_runs_own(run_of: Compose) -> None:
-    experiment.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
+    runner.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
     large = results.read_result(next(Path("outputs/large").glob("*/*")))
-    small = experiment.run(run_of(*SMALL))
+    small = runner.run(run_of(*SMALL))
     assert large is not None
     if small.memory.peak_bytes is None:
         pytest.skip("this system does not tell a process's highest memory")
@@ -211,9 +213,9 @@ def test_memory_is_this_runs_own(run_of: Compose) -> None:
 
 
 def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
-    result = experiment.run(run_of(*SMALL, "trainer.precision=bf16-mixed"))
+    result = runner.run(run_of(*SMALL, "trainer.precision=bf16-mixed"))
     assert result.finished, result.error
-    assert result.train.total == pytest.approx(experiment.run(run_of(*SMALL)).train.total, rel=0.02)
+    assert result.train.total == pytest.approx(runner.run(run_of(*SMALL)).train.total, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +236,8 @@ def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
 )
 def test_what_only_torch_can_tell_is_told_before_training(run_of: Compose, override: str, key: str, words: str) -> None:
     def check(settings: config.Config) -> None:
-        experiment.check(settings)
-        experiment.check_data(settings)
+        runner.check(settings)
+        runner.check_data(settings)
 
     with pytest.raises(config.ConfigError) as raised:
         check(run_of(*override.split()).config)

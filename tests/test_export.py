@@ -11,13 +11,16 @@ import pytest
 import torch
 import yaml
 from conftest import Compose
-from test_generate import run as trained
+from test_generate import run as run_folder
 from torch import Tensor, nn
 
 import vae_lab
-from vae_lab import card, cli, export, results, using, vae
-from vae_lab.cli import config_folder
-from vae_lab.export import ExportError
+from vae_lab import cli, results
+from vae_lab.cli import export as command
+from vae_lab.config import config_folder
+from vae_lab.model import vae
+from vae_lab.trained import card, export
+from vae_lab.trained.export import ExportError
 
 HALVES = {
     side: sorted(path.stem for path in (config_folder() / side).glob("*.yaml")) for side in ("encoder", "decoder")
@@ -25,7 +28,7 @@ HALVES = {
 PAIRS = [(name if name in HALVES["encoder"] else "vanilla", name) for name in HALVES["decoder"]]
 PAIRS += [(name, "vanilla") for name in HALVES["encoder"] if name not in HALVES["decoder"]]
 
-run = trained
+run = run_folder
 
 
 @pytest.fixture
@@ -201,5 +204,5 @@ def test_a_strangers_words_become_no_markup(folder: Path) -> None:
 
 
 def test_the_command_knows_every_format() -> None:
-    assert (*export.FORMATS, export.SAFETENSORS) == using.FORMATS
-    assert all(f"  {name} " in using.EXPORT for name in using.FORMATS)
+    assert (*export.FORMATS, export.SAFETENSORS) == command.FORMATS
+    assert all(f"  {name} " in command.EXPORT for name in command.FORMATS)

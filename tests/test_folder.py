@@ -10,9 +10,9 @@ import torch
 from conftest import Compose
 from PIL import Image
 
-from vae_lab import experiment
 from vae_lab.config import ConfigError
 from vae_lab.data import Batches, DataError, FolderData, Streamed
+from vae_lab.training import runner
 
 KINDS = ("boots", "coats", "hats")
 
@@ -109,8 +109,8 @@ def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of:
         "data.num_test=8", "data.batch_size=5", "latent.dim=4", "trainer.max_epochs=2", "trainer.threads=1",
         "logger=csv", "callbacks=quiet", "metrics=full", "metrics.iwae=[1,2]",
     )  # fmt: skip
-    kept = experiment.run(run_of(*words, "data.in_memory=true", "name=kept"))
-    streamed = experiment.run(run_of(*words, "data.in_memory=false", "data.workers=1", "name=streamed"))
+    kept = runner.run(run_of(*words, "data.in_memory=true", "name=kept"))
+    streamed = runner.run(run_of(*words, "data.in_memory=false", "data.workers=1", "name=streamed"))
     assert kept.finished, kept.error
     assert (kept.train, kept.val, kept.test) == (streamed.train, streamed.val, streamed.test)
     assert kept.test.probe_accuracy is not None
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_told(
 ) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(ConfigError) as raised:
-        experiment.check_data(run_of("data=image_folder", *words).config)
+        runner.check_data(run_of("data=image_folder", *words).config)
     assert told in str(raised.value)
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 import vae_lab
-from vae_lab import cli, experiment, generate, results, using
-from vae_lab.cli import config_folder
-from vae_lab.config import Run
-from vae_lab.generate import Wanted
+from vae_lab import cli, results, trained
+from vae_lab.config import Run, config_folder
+from vae_lab.trained import sheets
+from vae_lab.trained.sheets import Wanted
+from vae_lab.training import runner
 
 SMALL = (
     "name=small", "latent.dim=4", "data.num_train=64", "data.num_val=20", "data.num_test=20", "trainer.max_epochs=1",
@@ -30,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(config_folder()), version_base="1.3"):
         patch.chdir(tmp_path_factory.mktemp("trained"))
         run = Run.of(compose("train", list(SMALL), return_hydra_config=True))
-        assert experiment.run(run).finished
+        assert runner.run(run).finished
         return run.directory
 
 
@@ -67,7 +68,7 @@ def test_reconstructions_lie_under_their_test_images(run: Path, tmp_path: Path) 
     pixels = drawn(run, tmp_path / "a.png", "--what", "reconstructions", "--index", "7", "0", "3", "--columns", "2")
     shown = tiles(pixels, 4, 2, 3, 4, pairs=True)
     model = vae_lab.load(run)
-    images = next(generate.TestImages(run, None, model).batches())[[7, 0, 3]]
+    images = next(sheets.TestImages(run, None, model).batches())[[7, 0, 3]]
     assert (shown[[0, 2]].reshape(4, 28, 28)[:3] == as_bytes(images)).all()
     assert (shown[[1, 3]].reshape(4, 28, 28)[:3] == as_bytes(model.reconstruct(images))).all()
     assert (shown[2:, 1] == 255).all(), "white where there is no image"
@@ -84,21 +85,21 @@ def test_interpolations_go_from_one_image_to_the_next(run: Path, tmp_path: Path)
     words = ("--what", "interpolation", "--index", "2", "5", "9", "--columns", "4", "--scale", "1")
     shown = tiles(drawn(run, tmp_path / "a.png", *words), 2, 4, 1, 2)
     model = vae_lab.load(run)
-    images = next(generate.TestImages(run, None, model).batches())
+    images = next(sheets.TestImages(run, None, model).batches())
     for row, (a, b) in enumerate(((2, 5), (5, 9))):
         assert (shown[row] == as_bytes(model.interpolate(images[a], images[b], 4))).all()
 
 
 def test_a_traversal_takes_the_dimensions_that_are_named_or_that_vary_most(run: Path, tmp_path: Path) -> None:
     model = vae_lab.load(run)
-    test = generate.TestImages(run, None, model)
+    test = sheets.TestImages(run, None, model)
     image = next(test.batches())[3]
     words = ("--what", "traversal", "--index", "3", "--columns", "5", "--span", "2")
     shown = tiles(drawn(run, tmp_path / "a.png", *words, "--dims", "2", "0"), 2, 5, 3, 4)
     assert (shown.reshape(10, 28, 28) == as_bytes(model.traverse(image, [2, 0], 2.0, 5).flatten(0, 1))).all()
     codes = test.codes()
     assert codes.shape == (20, 4)
-    order = generate.most_active(codes)
+    order = sheets.most_active(codes)
     assert codes.var(0)[order].diff().max() <= 0
     shown = tiles(drawn(run, tmp_path / "a.png", *words, "--rows", "3"), 3, 5, 3, 4)
     assert (shown.reshape(15, 28, 28) == as_bytes(model.traverse(image, order[:3], 2.0, 5).flatten(0, 1))).all()
@@ -106,12 +107,12 @@ def test_a_traversal_takes_the_dimensions_that_are_named_or_that_vary_most(run: 
 
 def test_a_manifold_is_a_plane_of_codes(run: Path) -> None:
     model = vae_lab.load(run)
-    test = generate.TestImages(run, "nowhere", model)  # named dimensions take no images
-    made = generate.draw(model, Wanted("manifold", rows=2, columns=3, dims=(1, 3), span=2.0), test)
+    test = sheets.TestImages(run, "nowhere", model)  # named dimensions take no images
+    made = sheets.draw(model, Wanted("manifold", rows=2, columns=3, dims=(1, 3), span=2.0), test)
     corner = torch.tensor([[0.0, -2, 0, 2]])
     torch.testing.assert_close(made.images[:1], model.decode(corner))  # to the left and up
     torch.testing.assert_close(made.images[5:], model.decode(-corner))
-    assert generate.sheet(made, 1).shape == (56, 84, 3), "no margin"
+    assert sheets.sheet(made, 1).shape == (56, 84, 3), "no margin"
 
 
 def test_principal_components_are_those_of_the_codes() -> None:
@@ -119,17 +120,17 @@ def test_principal_components_are_those_of_the_codes() -> None:
     turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=generator))
     spread = torch.tensor([0.1, 3.0, 0.2, 1.0, 0.3])
     codes = torch.randn(4000, 5, generator=generator) * spread @ turn.T + 7
-    middle, axes = generate.principal_axes(codes)
+    middle, axes = sheets.principal_axes(codes)
     torch.testing.assert_close(middle, codes.mean(0))
     torch.testing.assert_close(axes.norm(dim=1), torch.tensor([3.0, 1.0]), rtol=0.05, atol=0)
     assert (axes[0] / axes[0].norm() @ turn[:, 1]).abs() > 0.99
-    assert generate.principal_axes(codes[:1])[1].abs().max() == 0, "one code has no spread"
+    assert sheets.principal_axes(codes[:1])[1].abs().max() == 0, "one code has no spread"
 
 
 def test_the_command_knows_every_kind() -> None:
-    assert [*using.KINDS] == [*generate.KINDS]
-    assert {option for options in using.KINDS.values() for option in options} <= {*Wanted.__dataclass_fields__}
-    assert all(f"  {kind} " in using.GENERATE for kind in using.KINDS)
+    assert [*trained.KINDS] == [*sheets.KINDS]
+    assert {option for options in trained.KINDS.values() for option in options} <= {*Wanted.__dataclass_fields__}
+    assert all(f"  {kind} " in trained.GENERATE for kind in trained.KINDS)
 
 
 @pytest.mark.parametrize(

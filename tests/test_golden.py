@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import Compose
 
-from vae_lab import config, vae
-from vae_lab.module import LitVAE
+from vae_lab import config
+from vae_lab.model import vae
+from vae_lab.training.module import LitVAE
 
 # Made by this file's `losses`, in 64 bits, so that the processor's way of summing does not show.
 GOLDEN = {

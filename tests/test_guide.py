@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import Compose
 
-from vae_lab import config, match
+from vae_lab import config
+from vae_lab.model import match
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL))

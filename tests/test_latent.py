@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from vae_lab.latent import Gaussian, Posterior
+from vae_lab.model.latent import Gaussian, Posterior
 
 
 def test_kl_is_that_of_torch_distributions() -> None:

@@ -16,10 +16,11 @@ from conftest import Compose
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from vae_lab import config, launchers, sweep
-from vae_lab.callbacks import Progress
+from vae_lab import config
 from vae_lab.config import ConfigError
-from vae_lab.launchers import Surroundings, Taken, prepare
+from vae_lab.sweep import callback, launchers
+from vae_lab.sweep.launchers import Surroundings, Taken, prepare
+from vae_lab.training.callbacks import Progress
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -206,9 +207,9 @@ def test_runs_elsewhere_have_the_commands_machine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(config.SWEEP_RUNS, "9")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    callback = sweep.SweepCallback()
-    callback.runs = ["too much to be sent with each run"]  # type: ignore[list-item]
-    sent = pickle.dumps(callback)
+    ours = callback.SweepCallback()
+    ours.runs = ["too much to be sent with each run"]  # type: ignore[list-item]
+    sent = pickle.dumps(ours)
     code = (
         "import pickle, sys, os, signal; from vae_lab import config; callback = pickle.load(sys.stdin.buffer); "
         "print(config.cores(), config.precision(), os.environ[config.SWEEP_RUNS], os.getcwd(), callback.runs, "

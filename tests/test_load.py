@@ -28,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vae_lab
-from vae_lab import LoadError, config, experiment, results, vae
-from vae_lab.blocks import shapes_only
-from vae_lab.cli import config_folder
-from vae_lab.config import Run
+from vae_lab import LoadError, config, results
+from vae_lab.config import Run, config_folder
+from vae_lab.model import vae
+from vae_lab.model.blocks import shapes_only
 from vae_lab.report.tables import METRICS
-from vae_lab.results.directions import better
+from vae_lab.results.figures import better
+from vae_lab.training import runner
 
 SMALL = (
     "name=small", "latent.dim=4", "data.num_train=64", "data.num_val=20", "data.num_test=20", "trainer.max_epochs=1",
@@ -48,7 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(config_folder()), version_base="1.3"):
         patch.chdir(tmp_path_factory.mktemp("trained"))
         run = Run.of(compose("train", list(SMALL), return_hydra_config=True))
-        assert experiment.run(run).finished
+        assert runner.run(run).finished
         return run.directory
 
 
@@ -108,7 +109,7 @@ def test_loading_leaves_the_random_stream_where_it_was(small: Path) -> None:
 
 def test_a_matched_run_has_the_widths_that_were_found(run_of: Compose, images: Tensor) -> None:
     run = run_of(*SMALL[1:], "name=matched", "match=parameters", "match.encoder=mlp", "match.decoder=mlp")
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     stored = results.read_result(run.directory)
     assert stored is not None
     model = vae_lab.load(run.directory)
@@ -161,7 +162,7 @@ def test_a_users_encoder_is_loaded(run_of: Compose, images: Tensor) -> None:
     keys = [f"~encoder.{key}" for key in ("activation", "normalization", "blocks")]
     words = (word for word in SMALL if not word.startswith("encoder"))
     run = run_of(*words, *keys, f"+encoder._target_={__name__}.LinearEncoder")
-    assert experiment.run(run).finished
+    assert runner.run(run).finished
     assert "encoder._target_: " in refused(run.directory)
     model = vae_lab.load(run.directory, allow=[LinearEncoder])
     assert model.encode(images).mean.shape == (3, 4)

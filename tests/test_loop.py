@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from vae_lab import experiment, loop, results
+from vae_lab import results
+from vae_lab.training import loop, runner
 
 SMALL = ("data.num_train=90", "data.num_val=32", "data.num_test=32", "trainer.max_epochs=2", "trainer.threads=1",
          "data.batch_size=40", "encoder.blocks=[{down:4}]", "decoder.blocks=[{unflatten:4},{up:4},{up:4}]",
@@ -69,12 +70,12 @@ def test_both_ways_train_the_same_model_bit_by_bit(
 ) -> None:
     run, other = (run_of(*SMALL, f"scheduler={scheduler}", f"name={name}") for name in ("short", "long"))
     heard, heard_there = Listening(), Listening()
-    short = experiment.run(run, [heard])
+    short = runner.run(run, [heard])
     assert short.finished, short.error
     assert len(short_ways) == STEPS
-    monkeypatch.setattr(experiment, "lighten", lambda trainer, module: None)
-    monkeypatch.setattr(experiment, "Unprofiled", loop.PassThroughProfiler)
-    long = experiment.run(other, [heard_there])
+    monkeypatch.setattr(runner, "lighten", lambda trainer, module: None)
+    monkeypatch.setattr(runner, "Unprofiled", loop.PassThroughProfiler)
+    long = runner.run(other, [heard_there])
     assert len(short_ways) == STEPS
     assert heard.heard == heard_there.heard
     assert len(heard.heard) == 3 * STEPS
@@ -103,7 +104,7 @@ def test_both_ways_train_the_same_model_bit_by_bit(
 def test_what_is_not_ordinary_goes_lightnings_way(
     run_of: Compose, short_ways: list[int], more: list[str], watching: list[Listening]
 ) -> None:
-    result = experiment.run(run_of(*SMALL, *more), watching)
+    result = runner.run(run_of(*SMALL, *more), watching)
     assert result.finished, result.error
     assert not short_ways
     assert all(one.heard.count(("backward", 0)) == STEPS for one in watching)
@@ -125,20 +126,20 @@ def test_another_lightning_trains_in_its_own_loop(
     run_of: Compose, monkeypatch: pytest.MonkeyPatch, short_ways: list[int]
 ) -> None:
     monkeypatch.setattr(loop.lightning, "__version__", "2.7.0")
-    assert experiment.run(run_of(*SMALL)).finished
+    assert runner.run(run_of(*SMALL)).finished
     assert not short_ways
 
 
 def test_hooks_that_an_object_alone_has_are_called(run_of: Compose, short_ways: list[int]) -> None:
     heard: list[int] = []
     watching = LambdaCallback(on_train_batch_end=lambda *arguments: heard.append(arguments[-1]))
-    assert experiment.run(run_of(*SMALL), [watching]).finished
+    assert runner.run(run_of(*SMALL), [watching]).finished
     assert heard == [0, 1, 2, 0, 1, 2]
     assert len(short_ways) == STEPS
 
 
 def test_a_training_that_is_stopped_in_an_epoch_stops_there(run_of: Compose, short_ways: list[int]) -> None:
-    result = experiment.run(run_of(*SMALL, "+trainer.max_steps=4"))
+    result = runner.run(run_of(*SMALL, "+trainer.max_steps=4"))
     assert result.finished, result.error
     assert short_ways == [0, 1, 2, 0]
 
@@ -194,11 +195,11 @@ def test_what_a_step_logs_comes_to_the_loggers_and_validations_when_they_are_due
     seen: list[tuple[list[tuple[int | None, float]], list[int], list[float]]] = []
     for short in (True, False):
         logger, following = Keeping(tmp_path), Following()
-        monkeypatch.setattr(experiment, "opened", lambda *_: nullcontext([logger]))  # noqa: B023
+        monkeypatch.setattr(runner, "opened", lambda *_: nullcontext([logger]))  # noqa: B023
         if not short:
-            monkeypatch.setattr(experiment, "lighten", lambda trainer, module: None)
+            monkeypatch.setattr(runner, "lighten", lambda trainer, module: None)
         words = ("scheduler=constant", "+trainer.log_every_n_steps=1", f"name=way_{short:d}", *more)
-        result = experiment.run(run_of(*SMALL, *words), [following])
+        result = runner.run(run_of(*SMALL, *words), [following])
         assert result.finished, result.error
         seen.append((logger.given, following.validated_after, following.gradients))
     assert seen[0] == seen[1]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import Compose
 
-from vae_lab import config, experiment, machine
+from vae_lab import config
 from vae_lab.config import runs
-from vae_lab.module import LitVAE
+from vae_lab.training import machine, runner
+from vae_lab.training.module import LitVAE
 
 SMALL = ("data.num_train=96", "data.num_val=32", "data.num_test=32", "trainer.max_epochs=2", "trainer.threads=1",
          "encoder.blocks=[{down:4}]", "decoder.blocks=[{unflatten:4},{up:4},{up:4}]", "latent.dim=4",
@@ -83,7 +84,7 @@ def test_the_precision_is_part_of_what_a_run_is(run_of: Compose) -> None:
 def test_validation_and_test_are_in_32_bits_however_the_model_is_trained(run_of: Compose) -> None:
     settings = run_of(*SMALL).config
     module = LitVAE(
-        experiment.vae.build(settings).eval(), config.build(settings.objective), config.build(settings.optimizer)
+        runner.vae.build(settings).eval(), config.build(settings.objective), config.build(settings.optimizer)
     )
     images = torch.rand(8, 1, 28, 28)
 

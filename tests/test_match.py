@@ -7,9 +7,11 @@ import pytest
 import yaml
 from conftest import Compose
 
-from vae_lab import config, experiment, match, plan, vae
+from vae_lab import config
 from vae_lab.config import ConfigError
-from vae_lab.describe import describe
+from vae_lab.model import match, vae
+from vae_lab.model.describe import describe
+from vae_lab.training import plan, runner
 
 SMALL = (
     "latent.dim=8", "data.num_train=64", "data.num_val=16", "data.num_test=16", "trainer.max_epochs=1",
@@ -96,7 +98,7 @@ def test_a_match_identifies_a_run_by_what_was_asked_for(run_of: Compose) -> None
 
 def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
     run = run_of("encoder=mlp", "match=parameters", *SMALL)
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.finished, result.error
     assert plan.finished(run) is not None
     stored = yaml.safe_load((run.directory / "config.yaml").read_text())

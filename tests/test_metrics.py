@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, IterableDataset
 
-from vae_lab import config, features, metrics, vae
+from vae_lab import config
 from vae_lab.config import MetricsConfig
-from vae_lab.features import ClassifierError, load_classifier
-from vae_lab.latent import Gaussian, Posterior
-from vae_lab.vae import VAE
+from vae_lab.evaluation import classifier, measure
+from vae_lab.evaluation.classifier import ClassifierError, load_classifier
+from vae_lab.model import vae
+from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.model.vae import VAE
 
 SHAPE = (1, 2, 3)
 PIXELS, DIM, VARIANCE = 6, 2, 0.3
@@ -68,7 +70,7 @@ class Linear:
 def bounds(model: VAE, images: Tensor, counts: list[int]) -> list[float]:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        found = metrics.importance_weighted(model, images, VARIANCE, counts, generator)
+        found = measure.importance_weighted(model, images, VARIANCE, counts, generator)
     return [found[k].mean().item() for k in counts]
 
 
@@ -77,7 +79,7 @@ def elbo_of(model: VAE, images: Tensor) -> float:
     with torch.no_grad():
         output = model(images, torch.randn(len(images), DIM, dtype=torch.float64))
     losses = {"reconstruction": (output.reconstruction - images).square().mean().item(), "kl": output.kl.mean().item()}
-    return metrics.elbo(losses, VARIANCE, PIXELS, DIM)
+    return measure.elbo(losses, VARIANCE, PIXELS, DIM)
 
 
 def test_with_the_exact_posterior_every_bound_is_the_likelihood() -> None:
@@ -121,7 +123,7 @@ def test_elbo_is_the_total_in_nats() -> None:
     assert math.sqrt(variance) == pytest.approx(0.124, abs=5e-4)
     total = losses["reconstruction"] + beta * losses["kl"]
     constant = -pixels / 2 * math.log(2 * math.pi * variance)
-    assert metrics.elbo(losses, variance, pixels, dim) == pytest.approx(constant - dim / beta * total, rel=1e-12)
+    assert measure.elbo(losses, variance, pixels, dim) == pytest.approx(constant - dim / beta * total, rel=1e-12)
 
 
 class Counting(nn.Module):
@@ -140,7 +142,7 @@ def test_a_bound_holds_one_sample_at_a_time() -> None:
     decoder = Counting()
     model = VAE(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), Gaussian(DIM), decoder)
     with torch.no_grad():
-        metrics.importance_weighted(model, torch.rand(7, *SHAPE), 1.0, [1, 50], torch.Generator())
+        measure.importance_weighted(model, torch.rand(7, *SHAPE), 1.0, [1, 50], torch.Generator())
     assert decoder.sizes == [7] * 50
 
 
@@ -155,7 +157,7 @@ def test_kl_of_each_dimension_is_that_of_torch_distributions() -> None:
     torch.manual_seed(0)
     posterior = Posterior(torch.randn(40, 3), torch.randn(40, 3))
     expected = kl_divergence(Normal(posterior.mean, (posterior.log_variance / 2).exp()), Normal(0.0, 1.0)).mean(0)
-    found = metrics.use_of_latent(Gaussian(3), posterior)
+    found = measure.use_of_latent(Gaussian(3), posterior)
     torch.testing.assert_close(torch.tensor(found["kl_per_dimension"]), expected)
     information, divergence = found["mutual_information_low"], found["aggregate_kl_high"]
     assert information + divergence == pytest.approx(expected.sum().item(), rel=1e-5)
@@ -167,17 +169,17 @@ def test_active_units_are_those_whose_mean_moves() -> None:
     torch.manual_seed(0)
     deviations = torch.tensor([0.0, 0.05, 0.2, 1.0])  # variances 0, 0.0025, 0.04, 1
     means = torch.randn(5000, 4) * deviations
-    assert metrics.use_of_latent(Gaussian(4), posterior_of(means, 1.0))["active_units"] == 2
+    assert measure.use_of_latent(Gaussian(4), posterior_of(means, 1.0))["active_units"] == 2
 
 
 def test_information_of_posteriors_that_do_not_overlap_is_the_number_of_images() -> None:
     means = 1000.0 * torch.arange(64).reshape(-1, 1).double()
-    information, _ = metrics.aggregate_bounds(Gaussian(1), posterior_of(means, 1.0), torch.Generator())
+    information, _ = measure.aggregate_bounds(Gaussian(1), posterior_of(means, 1.0), torch.Generator())
     assert information == pytest.approx(math.log(64))
 
 
 def test_posteriors_that_are_the_prior_tell_nothing() -> None:
-    found = metrics.use_of_latent(Gaussian(4), posterior_of(torch.zeros(2000, 4), 1.0))
+    found = measure.use_of_latent(Gaussian(4), posterior_of(torch.zeros(2000, 4), 1.0))
     for name in ("mutual_information_low", "mutual_information_high", "aggregate_kl_low", "aggregate_kl_high"):
         assert found[name] == pytest.approx(0, abs=0.01), name
 
@@ -187,7 +189,7 @@ def test_bounds_hold_the_truth_where_it_is_known(spread: float) -> None:
     torch.manual_seed(0)
     dim, own = 2, 0.7
     means = spread * torch.randn(4000, dim)
-    found = metrics.use_of_latent(Gaussian(dim), posterior_of(means, own))
+    found = measure.use_of_latent(Gaussian(dim), posterior_of(means, own))
     whole = spread**2 + own**2  # the aggregate is a Gaussian
     information = dim / 2 * math.log(whole / own**2)
     divergence = dim / 2 * (whole - 1 - math.log(whole))
@@ -201,10 +203,10 @@ def test_a_probe_finds_classes_that_lie_apart_and_guesses_where_they_do_not() ->
     torch.manual_seed(0)
     labels, test_labels = torch.arange(600) % 3, torch.arange(300) % 3
     centres = torch.tensor([[0.0, 5.0], [5.0, 0.0], [-5.0, -5.0]])
-    apart = metrics.probe_accuracy(
+    apart = measure.probe_accuracy(
         centres[labels] + torch.randn(600, 2), labels, centres[test_labels] + torch.randn(300, 2), test_labels
     )
-    mixed = metrics.probe_accuracy(torch.randn(600, 2), labels, torch.randn(300, 2), test_labels)
+    mixed = measure.probe_accuracy(torch.randn(600, 2), labels, torch.randn(300, 2), test_labels)
     assert apart > 0.98
     assert 0.2 < mixed < 0.47
 
@@ -219,7 +221,7 @@ def test_frechet_distance_is_that_of_the_formula() -> None:
     covariances = np.cov(one.T), np.cov(other.T)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
-    distance = metrics.FrechetDistance(8)
+    distance = measure.FrechetDistance(8)
     for real, features_ in ((True, one), (False, other)):
         for part in np.array_split(features_, 3):
             distance.add(torch.from_numpy(part), real=real)
@@ -227,7 +229,7 @@ def test_frechet_distance_is_that_of_the_formula() -> None:
 
 
 def test_a_set_has_no_distance_from_itself_and_one_image_none_at_all() -> None:
-    distance = metrics.FrechetDistance(3)
+    distance = measure.FrechetDistance(3)
     assert distance.value() is None
     points = torch.randn(50, 3, dtype=torch.float64)
     distance.add(points, real=True)
@@ -249,7 +251,7 @@ LOSSES = {"reconstruction": 0.02, "kl": 0.3}
 
 def test_psnr_and_ssim_are_those_of_a_reference_implementation(measured: tuple[VAE, Any, Any]) -> None:
     model, data, settings = measured
-    found = metrics.measure(model, data, settings, MetricsConfig(), LOSSES)
+    found = measure.measure(model, data, settings, MetricsConfig(), LOSSES)
     images = data.splits["test"].images.float() / 255
     pairs = list(zip(images[:, 0].numpy(), model.eval().reconstruct(images)[:, 0].numpy(), strict=True))
     assert found["mse"] == pytest.approx(np.mean([(x - y) ** 2 for x, y in pairs]), rel=1e-5)
@@ -266,8 +268,8 @@ def test_every_metric_is_a_number_and_those_of_fast_are_those_of_full(measured: 
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    fast = metrics.measure(model, data, settings, MetricsConfig(), LOSSES)
-    full = metrics.measure(model, data, settings, FULL, LOSSES)
+    fast = measure.measure(model, data, settings, MetricsConfig(), LOSSES)
+    full = measure.measure(model, data, settings, FULL, LOSSES)
     assert {name: full[name] for name in fast} == fast
     assert {*full} - {*fast} == {
         "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
@@ -288,7 +290,7 @@ def test_what_cannot_be_had_is_left_out(run_of: Compose) -> None:
     settings = settings.model_copy(update={"data": small})
     data = config.build(run_of("data.num_test=12").config.data)
     data.setup()
-    found = metrics.measure(vae.build(settings), data, settings, FULL, LOSSES)
+    found = measure.measure(vae.build(settings), data, settings, FULL, LOSSES)
     # Without β there is no likelihood, and the classifier knows no digits.
     assert not {"elbo", "iwae_1", "bits_per_dim", "fid_samples", "fid_samples_mixture"} & {*found}
     assert {"psnr", "ssim", "active_units", "probe_accuracy"} <= {*found}
@@ -298,7 +300,7 @@ def test_of_one_image_there_is_no_variance_and_nothing_is_dead(run_of: Compose) 
     settings = run_of("data.num_test=1", "encoder=mlp", "latent.dim=1").config
     data = config.build(settings.data)
     data.setup()
-    found = metrics.measure(vae.build(settings), data, settings, FULL, LOSSES)
+    found = measure.measure(vae.build(settings), data, settings, FULL, LOSSES)
     assert all(found[name] is None for name in ("active_units", "dead_units", "fid_reconstructions", "fid_samples"))
     assert math.isfinite(found["iwae_100"])
 
@@ -326,7 +328,7 @@ def test_batches_are_those_that_the_trainer_would_give(run_of: Compose, limit: f
     settings = run_of("latent.dim=8", "encoder=mlp", "decoder=mlp").config
     trainer = settings.trainer.model_copy(update={"limit_test_batches": limit})
     settings = settings.model_copy(update={"trainer": trainer})
-    found = metrics.measure(vae.build(settings).double(), Odd(), settings, FULL, LOSSES)
+    found = measure.measure(vae.build(settings).double(), Odd(), settings, FULL, LOSSES)
     numbers = {name: value for name, value in found.items() if name != "kl_per_dimension"}
     assert all(math.isfinite(value) for value in numbers.values())
     assert found["probe_accuracy"] > 0.3
@@ -353,14 +355,14 @@ def test_a_latent_space_of_another_class_has_the_metrics_that_need_none_of_ours(
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8))
     model = VAE(network, Gaussian(4), nn.Sequential(nn.Linear(4, 784), nn.Unflatten(1, (1, 28, 28))))
     model.latent = Laplace()  # type: ignore[assignment]  # of the signatures that the tests check, its place is ours
-    found = metrics.measure(model, data, settings, FULL, LOSSES)
+    found = measure.measure(model, data, settings, FULL, LOSSES)
     assert {"mse", "psnr", "fid_reconstructions", "probe_accuracy"} <= {*found}
     assert not {"fid_samples", "fid_samples_mixture", "iwae_10", "active_units"} & {*found}
 
 
 def test_a_variance_of_zero_has_no_matching_gaussian() -> None:
     posterior = Posterior(torch.zeros(10, 2), torch.full((10, 2), -800.0))
-    _, divergence = metrics.aggregate_bounds(Gaussian(2), posterior, torch.Generator())
+    _, divergence = measure.aggregate_bounds(Gaussian(2), posterior, torch.Generator())
     assert math.isnan(divergence)
 
 
@@ -373,7 +375,7 @@ def test_the_classifier_knows_clothes_and_its_weights_are_held_to_their_checksum
     found = load_classifier()(images.float() / 255).argmax(1)
     assert (found == labels).float().mean() > 0.9
     changed = tmp_path / "v1.safetensors"
-    changed.write_bytes(features.CLASSIFIER.read_bytes()[:-1] + b"\0")
+    changed.write_bytes(classifier.CLASSIFIER.read_bytes()[:-1] + b"\0")
     with pytest.raises(ClassifierError, match="not the weights of this version"):
         load_classifier(changed)
     with pytest.raises(ClassifierError, match=r"cannot be read \(No such file"):
@@ -389,7 +391,7 @@ def test_dead_units_are_counted() -> None:
     with torch.no_grad():
         hidden.bias.copy_(torch.tensor([-9.0, 9.0, 9.0, -9.0, 9.0]))  # two are never above zero
     encoder = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(5, 2 * DIM))
-    channels = metrics.ConstantChannels(encoder)
+    channels = measure.ConstantChannels(encoder)
     with channels:
         encoder(torch.rand(20, *SHAPE))
         encoder(torch.rand(20, *SHAPE))
@@ -408,9 +410,9 @@ def test_dead_units_are_counted() -> None:
     ],
 )
 def test_what_is_wrong_is_told(figures: dict[str, Any], kl: dict[int, float], words: str) -> None:
-    (sentence,) = metrics.symptoms(figures, kl)
+    (sentence,) = measure.symptoms(figures, kl)
     assert re.search(words, sentence)
 
 
 def test_a_sound_model_has_nothing_told_of_it() -> None:
-    assert metrics.symptoms({"active_units": 8, "kl_per_dimension": [0.4] * 8, "dead_units": 0}, {1: 0.3, 2: 0.4}) == []
+    assert measure.symptoms({"active_units": 8, "kl_per_dimension": [0.4] * 8, "dead_units": 0}, {1: 0.3, 2: 0.4}) == []

@@ -7,10 +7,12 @@ import torch
 from conftest import Compose
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab import config, vae
+from vae_lab import config
 from vae_lab.data import Batches
-from vae_lab.module import Average, LitVAE, LossError, images_of
-from vae_lab.objective import TERMS
+from vae_lab.data.batches import images_of
+from vae_lab.model import vae
+from vae_lab.objectives.mse_kl import TERMS
+from vae_lab.training.module import Average, LitVAE, LossError
 
 
 def module_of(run_of: Compose, seed: int = 0) -> LitVAE:

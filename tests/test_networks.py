@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vae_lab.blocks import FitError
-from vae_lab.networks import Decoder, Encoder
+from vae_lab.model.blocks import FitError
+from vae_lab.model.networks import Decoder, Encoder
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 64, 64), (3, 48, 40), (1, 17, 23), (2, 5, 9)]
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vae_lab.latent import Posterior
-from vae_lab.objective import TERMS, mse_kl
+from vae_lab.model.latent import Posterior
+from vae_lab.model.vae import Output
+from vae_lab.objectives.mse_kl import TERMS, mse_kl
 from vae_lab.report.tables import PUBLISHED
-from vae_lab.vae import Output
 
 
 def output(reconstruction: torch.Tensor, kl: torch.Tensor) -> Output:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from runs import settings, write_run
 
-from vae_lab import plan, results
+from vae_lab import results
 from vae_lab.config import Run
+from vae_lab.training import plan
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from runs import write_grid, write_run
 
-from vae_lab import plots
-from vae_lab.plots import Drawing, pareto_front, render, short
-from vae_lab.results.study import gather
-from vae_lab.statistics import analyse
+from vae_lab.study import plots
+from vae_lab.study.gather import gather
+from vae_lab.study.plots import Drawing, pareto_front, render, short
+from vae_lab.study.statistics import analyse
 
 
 def drawn(folder: Path) -> dict[str, Drawing]:

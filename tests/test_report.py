@@ -15,8 +15,8 @@ from runs import write_grid, write_run
 from vae_lab import report, results
 from vae_lab.report import tables
 from vae_lab.report.findings import _interaction, add_seeds, findings
-from vae_lab.results.study import gather
-from vae_lab.statistics import analyse
+from vae_lab.study.gather import gather
+from vae_lab.study.statistics import analyse
 
 GRID = ("vanilla-vanilla", "vanilla-encdec", "encdec-vanilla", "encdec-encdec")
 

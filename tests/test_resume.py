@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae_lab import config, experiment, plan, results, resume
-from vae_lab.module import LitVAE
-from vae_lab.resume import CheckpointError, read_checkpoint
+from vae_lab import config, results
+from vae_lab.training import checkpoints, plan, runner
+from vae_lab.training.checkpoints import CheckpointError, read_checkpoint
+from vae_lab.training.module import LitVAE
 
 # Batch normalisation, dropout, momentum and a schedule: all the kinds of state that a training has.
 SMALL = (
@@ -75,7 +76,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[config.Run, int], No
         with monkeypatch.context() as patch:
             patch.setattr(LitVAE, "training_step", step)
             with pytest.raises(Killed):
-                experiment.run(run)
+                runner.run(run)
 
     return start
 
@@ -92,7 +93,7 @@ def undisturbed(run_of: Compose, done: dict[tuple[str, ...], Path]) -> Callable[
     def of(*extra: str) -> Path:
         if extra not in done:
             run = run_of(*SMALL, *extra, "name=whole")
-            assert experiment.run(run).error is None
+            assert runner.run(run).error is None
             done[extra] = run.directory
         return done[extra]
 
@@ -168,7 +169,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     killed_at(run, step)
     assert results.read_result(run.directory) is None
     torch.rand(7)  # another process would have other streams
-    result = experiment.run(run)
+    result = runner.run(run)
     assert (result.error, result.resumed) == (None, resumed)
     assert_same(run.directory, undisturbed(*extra))
 
@@ -182,7 +183,7 @@ def test_killed_again_and_again_and_moved_in_between(
     run = run_of(*SMALL, "name=moved")
     killed_at(run, 3)  # before it came any further
     killed_at(run, 6)
-    assert experiment.run(run).resumed == [1, 2]  # one attempt got no further
+    assert runner.run(run).resumed == [1, 2]  # one attempt got no further
     assert_same(run.directory, undisturbed())
     events = EventAccumulator(str(run.directory))
     events.Reload()
@@ -196,7 +197,7 @@ def test_what_was_followed_before_an_interruption_is_in_tensorboard_after_it(
 ) -> None:
     run = run_of(*SMALL[:-1], "name=killed", "callbacks.pages.points=10")
     killed_at(run, 13)
-    assert experiment.run(run).resumed == [2]
+    assert runner.run(run).resumed == [2]
     events = EventAccumulator(str(run.directory), size_guidance={"histograms": 0})
     events.Reload()
     for name in ("optimizer/learning_rate", "optimizer/gradient_norm"):
@@ -224,9 +225,9 @@ def test_killed_where_a_file_takes_its_place(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", die)
         with pytest.raises(Killed):
-            experiment.run(run)
+            runner.run(run)
     assert results.read_result(run.directory) is None
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.resumed == ([1] if name.endswith(".ckpt") else [4])
     if result.resumed == [4]:
         assert result.memory.peak_bytes is None  # nobody knows what the training took
@@ -237,7 +238,7 @@ def test_killed_where_a_file_takes_its_place(
 def test_the_curves_of_the_epochs_before_are_written_anew(run_of: Compose, killed_at: Callable[..., None]) -> None:
     run = run_of(*SMALL, "callbacks=default", "name=killed")
     killed_at(run, 13)
-    assert experiment.run(run).resumed == [2]
+    assert runner.run(run).resumed == [2]
     events = EventAccumulator(str(run.directory))
     events.Reload()
     for name in ("train/total", "optimizer/learning_rate", "optimizer/gradient_norm"):
@@ -255,10 +256,10 @@ def test_a_training_that_a_callback_ended_early_stays_ended(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "save_weights", die)
+        patch.setattr(runner, "save_weights", die)
         with pytest.raises(Killed):
-            experiment.run(run)
-    assert experiment.run(run).resumed == [2]
+            runner.run(run)
+    assert runner.run(run).resumed == [2]
     assert_same(run.directory, whole)
 
 
@@ -273,21 +274,21 @@ def test_what_cannot_be_gone_on_from_begins_anew_and_says_why(
     killed_at(run, 8)
     last = run.directory / "checkpoints" / "last.ckpt"
     kept = last.read_bytes()
-    assert experiment.epochs_kept(run) == 1
+    assert runner.epochs_kept(run) == 1
     altered = bytearray(kept)
     altered[len(kept) // 2] ^= 1
     for content in (altered, kept[:-100], kept[:5], b""):
         last.write_bytes(content)
         with pytest.raises(CheckpointError, match=re.escape(f"{last} is damaged (")):
-            experiment.epochs_kept(run)
+            runner.epochs_kept(run)
         assert f"to do again, since {last} is damaged (" in plan.stage(run).note
     last.write_bytes(kept)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "device_name", lambda _: "another one")
+        patch.setattr(runner, "device_name", lambda _: "another one")
         with pytest.raises(CheckpointError, match=r"was not written by the same run \(device was"):
-            experiment.epochs_kept(run)
+            runner.epochs_kept(run)
     (last.parent / "best.ckpt").unlink()
-    assert experiment.run(run).resumed == []
+    assert runner.run(run).resumed == []
     assert "begins anew: " in caplog.text
     assert "best.ckpt is damaged (" in caplog.text
     assert_same(run.directory, undisturbed())
@@ -299,10 +300,10 @@ def test_another_configuration_or_seed_in_the_folder_is_not_gone_on_from(
     run = run_of(*SMALL, "name=x")
     killed_at(run, 8)
     checkpoints = run.directory / "checkpoints"
-    assert resume.epochs_kept(checkpoints, experiment.origin(run)) == 1
+    assert checkpoints.epochs_kept(checkpoints, runner.origin(run)) == 1
     for other in (run_of(*SMALL, "name=x", "optimizer.lr=0.1"), run_of(*SMALL, "name=x", "seed=1")):
         with pytest.raises(CheckpointError, match=r"was not written by the same run \((configuration|seed) was"):
-            resume.epochs_kept(checkpoints, experiment.origin(other))
+            checkpoints.epochs_kept(checkpoints, runner.origin(other))
 
 
 def test_a_run_that_failed_begins_anew(
@@ -313,7 +314,7 @@ def test_a_run_that_failed_begins_anew(
     finished = results.read_result(undisturbed())
     assert finished is not None
     results.write_result(run.directory, finished.model_copy(update={"status": "failed", "error": "a bug"}))
-    assert experiment.epochs_kept(run) == 0
+    assert runner.epochs_kept(run) == 0
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
@@ -323,5 +324,5 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Code()}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
-        resume.epochs_kept(tmp_path, {})
+        checkpoints.epochs_kept(tmp_path, {})
     assert not (tmp_path / "ran").exists()

@@ -5,10 +5,13 @@ import torch
 from conftest import Compose
 from torch import Tensor, nn
 
-from vae_lab import config, metrics, plan, results, samplers, vae
+from vae_lab import config, results
 from vae_lab.config import MetricsConfig
-from vae_lab.latent import Gaussian
-from vae_lab.vae import VAE
+from vae_lab.evaluation import measure
+from vae_lab.model import samplers, vae
+from vae_lab.model.latent import Gaussian
+from vae_lab.model.vae import VAE
+from vae_lab.training import plan
 
 LOSSES = {"reconstruction": 0.02, "kl": 0.4}
 SAMPLERS = MetricsConfig(samplers=True)
@@ -137,16 +140,16 @@ def test_the_closer_to_the_codes_the_closer_to_the_test_images(run_of: Compose) 
     data.setup()
     encoder = Components(data.splits["train"].images.float() / 255, 16, scale=5.0)
     model = VAE(encoder, Gaussian(16), Back(encoder)).eval()
-    found = metrics.measure(model, data, settings, SAMPLERS, LOSSES)
+    found = measure.measure(model, data, settings, SAMPLERS, LOSSES)
     assert 1.3 * found["fid_samples_mixture"] < found["fid_samples_gaussian"] < 0.5 * found["fid_samples"]
-    assert found == metrics.measure(model, data, settings, SAMPLERS, LOSSES)
+    assert found == measure.measure(model, data, settings, SAMPLERS, LOSSES)
 
 
 def test_too_few_training_images_leave_the_distances_out(run_of: Compose) -> None:
     settings = run_of("data.num_train=9", "data.num_val=0", "data.num_test=12", "encoder=mlp", "decoder=mlp").config
     data = config.build(settings.data)
     data.setup()
-    found = metrics.measure(vae.build(settings), data, settings, SAMPLERS, LOSSES)
+    found = measure.measure(vae.build(settings), data, settings, SAMPLERS, LOSSES)
     assert found["fid_samples"] > 0
     assert not {"fid_samples_gaussian", "fid_samples_mixture"} & {*found}
 

@@ -14,12 +14,12 @@ from conftest import Compose
 from hydra import compose, initialize_config_dir
 
 from vae_lab import search
-from vae_lab.cli import config_folder
-from vae_lab.config import ConfigError
+from vae_lab.config import ConfigError, config_folder
 from vae_lab.config.widths import scaled
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, read_trials, write_trials
+from vae_lab.search.propose import propose
 from vae_lab.search.space import ends, parse
-from vae_lab.search.study import importances, propose
+from vae_lab.study.searches import importances
 
 ROOT = Path(__file__).parents[1]
 SMALL = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from vae_lab.statistics import MOST_CELLS, Comparison, compare, estimate, holm
+from vae_lab.study.statistics import MOST_CELLS, Comparison, compare, estimate, holm
 
 FACTORS = {"encoder": ("vanilla", "encdec"), "decoder": ("vanilla", "encdec")}
 GRID = {f"{encoder}-{decoder}": (encoder, decoder) for encoder in FACTORS["encoder"] for decoder in FACTORS["decoder"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import ENVIRONMENT, write_grid, write_run
 
-from vae_lab.results.study import gather
+from vae_lab.study.gather import gather
 
 
 def test_a_sweep_is_read_in_its_own_order_with_its_factors(tmp_path: Path) -> None:

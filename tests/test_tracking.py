@@ -17,17 +17,17 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from test_experiment import SMALL
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae_lab import experiment
-from vae_lab.callbacks import Monitor, Pictures, TensorBoardPages
 from vae_lab.config import ConfigError
-from vae_lab.tracking import hyperparameters
+from vae_lab.training import runner
+from vae_lab.training.callbacks import Monitor, Pictures, TensorBoardPages
+from vae_lab.training.loggers import hyperparameters
 
 PICTURES = {"val/reconstructions", "latent/samples", "latent/traversals", "latent/interpolations"}
 
 
 def test_tensorboard_shows_what_a_reader_looks_for(run_of: Compose) -> None:
     run = run_of(*SMALL, "trainer.max_epochs=3", "callbacks.pages.points=30")
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.finished
     events = EventAccumulator(str(run.directory), size_guidance={"tensors": 0, "images": 0, "histograms": 0})
     events.Reload()
@@ -49,7 +49,7 @@ def test_tensorboard_shows_what_a_reader_looks_for(run_of: Compose) -> None:
 
 def test_the_hparams_page_has_the_variants_and_the_final_metrics(run_of: Compose) -> None:
     run = run_of(*SMALL, "callbacks=quiet", "seed=4")
-    experiment.run(run)
+    runner.run(run)
     events = EventAccumulator(str(run.directory))
     events.Reload()
     found = {
@@ -68,7 +68,7 @@ def test_the_hparams_page_has_the_variants_and_the_final_metrics(run_of: Compose
 
 def test_the_projector_has_the_test_images_with_their_classes(run_of: Compose) -> None:
     run = run_of(*SMALL, "callbacks.pages.points=25", "trainer.max_epochs=1")
-    experiment.run(run)
+    runner.run(run)
     config = (run.directory / "projector_config.pbtxt").read_text()
     (folder,) = (run.directory / "projector").iterdir()
     assert f"projector/{folder.name}/tensors.tsv" in config
@@ -106,7 +106,7 @@ def of_noise(*image_shape: int) -> tuple[str, ...]:
 
 def test_high_images_are_shown_and_so_are_values_beyond_those_of_pictures(run_of: Compose) -> None:
     run = run_of(*of_noise(1, 24, 8))
-    assert experiment.run(run).error is None
+    assert runner.run(run).error is None
     events = EventAccumulator(str(run.directory))
     events.Reload()
     assert {*events.Tags()["images"]} >= PICTURES
@@ -117,7 +117,7 @@ def test_high_images_are_shown_and_so_are_values_beyond_those_of_pictures(run_of
 
 def test_what_cannot_be_shown_costs_no_model(run_of: Compose, caplog: pytest.LogCaptureFixture) -> None:
     run = run_of(*of_noise(2, 12, 12), "trainer.precision=64-true")
-    result = experiment.run(run)
+    result = runner.run(run)
     assert result.error is None
     assert result.test.psnr is not None
     assert "left out: the projector" in caplog.text
@@ -125,7 +125,7 @@ def test_what_cannot_be_shown_costs_no_model(run_of: Compose, caplog: pytest.Log
 
 def test_all_cells_are_laid_over_each_other_on_one_page(run_of: Compose) -> None:
     run = run_of(*SMALL, "trainer.max_epochs=1")
-    experiment.run(run)
+    runner.run(run)
     events = EventAccumulator(str(run.directory))
     events.Reload()
     (tensor,) = events.Tensors("custom_scalars__config__")
@@ -140,7 +140,7 @@ def test_what_watches_a_training_does_not_change_it(run_of: Compose) -> None:
     alone = run_of(*SMALL, "name=alone", "callbacks=quiet", "logger=csv")
     assert watched.config.sha256() == alone.config.sha256()
     for run in (watched, alone):
-        assert experiment.run(run).finished
+        assert runner.run(run).finished
     one, other = (load_file(run.directory / "model.safetensors") for run in (watched, alone))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -153,7 +153,7 @@ def test_several_loggers_at_once(run_of: Compose, tmp_path: Path) -> None:
     folders = []
     for seed in (0, 1):  # in one process, as in a multirun
         run = run_of(*SMALL, "logger=[csv,mlflow,wandb]", f"seed={seed}", "callbacks.pages.points=0")
-        result = experiment.run(run)
+        result = runner.run(run)
         assert result.finished, result.error
         folders.append(run.directory)
         with open(run.directory / "csv" / "metrics.csv", newline="") as file:
@@ -182,7 +182,7 @@ def test_a_logger_whose_package_is_missing_is_told(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
     with pytest.raises(ConfigError) as raised:
-        experiment.check(run_of(f"logger={logger}").config)
+        runner.check(run_of(f"logger={logger}").config)
     assert f"logger.{logger}: needs the package {package}, which is not installed" in str(raised.value)
     assert f"pip install 'vae-lab[{package}]'" in str(raised.value)
 

@@ -11,10 +11,10 @@ import torch
 from conftest import Compose
 from torch import nn
 
-from vae_lab import vae
 from vae_lab.config import ConfigError
-from vae_lab.describe import describe
-from vae_lab.latent import Gaussian
+from vae_lab.model import vae
+from vae_lab.model.describe import describe
+from vae_lab.model.latent import Gaussian
 
 
 class LinearEncoder(nn.Module):

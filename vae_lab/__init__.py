@@ -4,14 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vae_lab.loading import load
-    from vae_lab.results.foreign import LoadError
-    from vae_lab.vae import VAE
+    from vae_lab.model.vae import VAE
+    from vae_lab.trained.foreign import LoadError
+    from vae_lab.trained.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["VAE", "LoadError", "__version__", "load"]
 
-_HOMES = {"VAE": "vae_lab.vae", "LoadError": "vae_lab.results.foreign", "load": "vae_lab.loading"}
+_HOMES = {"VAE": "vae_lab.model.vae", "LoadError": "vae_lab.trained.foreign", "load": "vae_lab.trained.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Subset
 
-from vae_lab import config, vae
+from vae_lab import config
 from vae_lab.config import Config
+from vae_lab.model import vae
 
 
 class Epoch(NamedTuple):

@@ -22,10 +22,9 @@ import torchvision
 from vae_lab import config, results
 from vae_lab.benchmark.first import FIRST_STEP, FirstStep
 from vae_lab.benchmark.turns import Middle, Turn, take_turn
-from vae_lab.cli import config_folder
-from vae_lab.config import PACKAGE, Config, Run
-from vae_lab.describe import describe
-from vae_lab.machine import environment
+from vae_lab.config import PACKAGE, Config, Run, config_folder
+from vae_lab.model.describe import describe
+from vae_lab.training.machine import environment
 
 BUNDLED = PACKAGE / "assets" / "fashion_mnist_3k"
 PUBLISHED = ("encoder.blocks=[{down:32},{down:64}]", "decoder.blocks=[{unflatten:64},{up:64},{up:32}]")

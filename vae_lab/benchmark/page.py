@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from vae_lab.benchmark.turns import TARGET
-from vae_lab.plots import COLOURS, STYLE
+from vae_lab.study.plots import COLOURS, STYLE
 
 NAMES = {
     "ours": "(a) this project",

@@ -15,11 +15,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from vae_lab import config, experiment, results, vae
+from vae_lab import config, results
 from vae_lab.benchmark.loops import Epoch, Loop, plain
 from vae_lab.config import Config, Run
 from vae_lab.data import Batches, ImageData, derived_seed
-from vae_lab.machine import keep_freed_memory
+from vae_lab.model import vae
+from vae_lab.training import runner
+from vae_lab.training.machine import keep_freed_memory
 
 TARGET = 0.0190
 """The training total of the best published model."""
@@ -133,7 +135,7 @@ def take_turn(run: Run, plainly: Mapping[str, tuple[Config, Path]] | None = None
         others = {"bare": bare(run.config).epoch}
         others |= {name: stack.enter_context(elsewhere(*what)) for name, what in (plainly or {}).items()}
         interleaved = Interleaved(others, until_target=True)
-        result = experiment.run(replace(run, directory=Path(folder)), [interleaved])
+        result = runner.run(replace(run, directory=Path(folder)), [interleaved])
         if not result.finished:
             raise RuntimeError(f"the training that was to be measured failed: {result.error}")
         history = results.read_history(Path(folder))["train"]

@@ -34,6 +34,12 @@ WORKER, CORES, PRECISION = "VAE_LAB_WORKER", "VAE_LAB_CORES", "VAE_LAB_PRECISION
 CORES_OF_A_RUN, GPUS_OF_A_RUN = "VAE_LAB_CORES_OF_A_RUN", "VAE_LAB_GPUS_OF_A_RUN"
 
 
+def config_folder() -> Path:
+    """`conf/`: inside the package where it is installed, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
 def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
     """`<encoder>-<decoder>`, then `__<key>-<value>` for each further overridden key that can change a result.
 

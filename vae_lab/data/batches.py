@@ -2,10 +2,9 @@
 
 import hashlib
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -13,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vae_lab.share import WHOLE, Part, mine
+from vae_lab.data.shards import WHOLE, Part, mine
 
 log = logging.getLogger(__name__)
 
@@ -169,10 +168,20 @@ def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-# --- Data modules ------------------------------------------------------------------------------------------
+def images_of(batch: Any) -> Float[Tensor, "b c h w"]:
+    """The images of a batch: the batch itself, or the first of a tuple, as most data modules have it."""
+    images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return images
 
-SHARE = 0.5
-"""Of a device's free memory, or of the machine's, that images may take."""
+
+def labels_of(batch: Any) -> Int[Tensor, " b"] | None:
+    """The classes of a batch of images and classes; None where there are none."""
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    whole = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return labels if whole else None
+
+
+# --- Data modules ------------------------------------------------------------------------------------------
 
 
 class ImageModule(LightningDataModule):
@@ -226,28 +235,3 @@ class ImageModule(LightningDataModule):
             images, labels = batch
             return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         return batch.to(device, non_blocking=True)
-
-
-def home_of(images: int, device: torch.device) -> torch.device:
-    """Where so many bytes of images are best kept: on the device if they take no more than half of what is free."""
-    if device.type != "cuda":
-        return device
-    free, _ = torch.cuda.mem_get_info(device)
-    if images <= SHARE * free:
-        return device
-    log.warning("images: %s do not fit on %s beside a model; they stay in memory", megabytes(images), device)
-    return torch.device("cpu")
-
-
-def fits_in_memory(images: int) -> bool:
-    """Whether so many bytes take no more than half of the machine's free memory; where that is unknown, 4 GB."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        free = 8 * 10**9
-    return images <= SHARE * free
-
-
-def megabytes(count: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 1e6:,.1f} MB"

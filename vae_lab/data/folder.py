@@ -11,17 +11,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from vae_lab.data.batches import (
-    Batches,
-    ImageModule,
-    Item,
-    Split,
-    Streamed,
-    fits_in_memory,
-    home_of,
-    megabytes,
-    order_of,
-)
+from vae_lab.data.batches import Batches, ImageModule, Item, Split, Streamed, order_of
+from vae_lab.data.devices import fits_in_memory, home_of, megabytes
 from vae_lab.data.files import DataError
 
 log = logging.getLogger(__name__)

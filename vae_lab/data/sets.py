@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vae_lab.data.batches import Batches, ImageModule, Split, home_of
+from vae_lab.data.batches import Batches, ImageModule, Split
+from vae_lab.data.devices import home_of
 from vae_lab.data.files import (
     CHECKSUMS,
     DataError,

@@ -1,5 +1,5 @@
 """From the files of runs to a report: tables, figures, statistics and findings. Imports no torch."""
 
-from vae_lab.report.pages import Report, details, failures, measured, place, prepare, summary, write
+from vae_lab.report.pages import Report, place, prepare, write
 
-__all__ = ["Report", "details", "failures", "measured", "place", "prepare", "summary", "write"]
+__all__ = ["Report", "place", "prepare", "write"]

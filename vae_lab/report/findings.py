@@ -5,7 +5,6 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from vae_lab.plots import is_number
 from vae_lab.report.tables import (
     SAMPLERS,
     better_than,
@@ -19,8 +18,9 @@ from vae_lab.report.tables import (
     sentence_list,
 )
 from vae_lab.results import read_config_folders
-from vae_lab.results.study import SIDES, Study
-from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
+from vae_lab.study.gather import SIDES, Study
+from vae_lab.study.plots import is_number
+from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4

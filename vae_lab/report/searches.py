@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vae_lab.plots import Drawing
 from vae_lab.report.tables import MISSING, Entry, Table, metric
-from vae_lab.results.study import Study
-from vae_lab.results.trials import Trials, TrialsError, Value, read_trials
-from vae_lab.search.options import WEIGHTED, weighs_what_it_searches
-from vae_lab.search.space import bare
+from vae_lab.results.trials import Trials, TrialsError, Value, bare, read_trials
+from vae_lab.study.gather import Study
+from vae_lab.study.plots import Drawing
+from vae_lab.study.searches import WEIGHTED, weighs_what_it_searches
 
 MOST_TRIALS = 10
 """Trials that the table has."""
@@ -103,12 +102,12 @@ def _entry(value: Value) -> Entry:
 
 def drawings(found: Search) -> Iterator[Callable[[], Drawing | None]]:
     """Its figures."""
-    from vae_lab.search.figures import drawings
+    from vae_lab.study.search_plots import drawings
 
     yield from drawings(found.record, found.name, functools.partial(_shares, found.record))
 
 
 def _shares(record: Trials) -> Mapping[str, float]:
-    from vae_lab.search.study import importances
+    from vae_lab.study.searches import importances
 
     return importances(record)

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vae_lab.results.directions import better
-from vae_lab.results.study import Study
-from vae_lab.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
+from vae_lab.results.figures import better
+from vae_lab.study.gather import Study
+from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
 
 
 class Published(NamedTuple):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from vae_lab.results.writing import write_text
 
 SEARCH = "search.json"
+Sampler = Literal["tpe", "random", "gp"]
 Value = int | float | str
 """What a trial gives to a key: a number, or a choice as it is typed."""
 
@@ -138,6 +139,11 @@ class Trials(_Strict):
 
 class TrialsError(ValueError):
     """A record of a search that cannot be used."""
+
+
+def bare(key: str) -> str:
+    """A key without the signs that add it."""
+    return key.lstrip("+~")
 
 
 def read_trials(folder: Path) -> Trials | None:

@@ -4,7 +4,7 @@ What is tried next depends on nothing but the record of what was tried (`outputs
 a search that was killed goes on as if it had not been.
 """
 
-from vae_lab.search.study import load
 from vae_lab.search.sweeper import Planned, is_chosen, plan, register
+from vae_lab.study.searches import load
 
 __all__ = ["Planned", "is_chosen", "load", "plan", "register"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vae_lab.results.trials import Trial, Trials, Value, write_trials
-from vae_lab.search.study import propose
+from vae_lab.search.propose import propose
 
 
 def search(

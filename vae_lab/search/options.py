@@ -8,15 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vae_lab.config import ConfigError, Problem, choices
-from vae_lab.results.trials import Trials
+from vae_lab.results.trials import Sampler
 
-Sampler = Literal["tpe", "random", "gp"]
 Metric = Literal["val.total", "val.reconstruction", "val.kl", "val.elbo"]
-
-WEIGHTED = (
-    "val.total weighs the KL term by the objective that is searched, so that a small weight looks good by itself; "
-    "hydra.sweeper.metric=val.elbo compares across weights."
-)
 
 
 class Options(BaseModel):
@@ -42,11 +36,6 @@ def options(sweeper: Mapping[str, Any]) -> Options:
         return Options.model_validate(given)
     except ValidationError as error:
         raise ConfigError(*(_problem(one) for one in error.errors())) from None
-
-
-def weighs_what_it_searches(record: Trials) -> bool:
-    """Whether the figure that a search goes by changes its meaning with a key that is searched."""
-    return record.metric == "val.total" and any(key.lstrip("+~").startswith("objective") for key in record.space)
 
 
 def _problem(error: Any) -> Problem:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem
-from vae_lab.results.trials import Choice, Number, Space, Value
+from vae_lab.results.trials import Choice, Number, Space, Value, bare
 
 DIGITS = 3
 """Significant digits of a value out of an interval, so that it can stand in the name of its run."""
@@ -49,11 +49,6 @@ def parse(words: Sequence[str], config: DictConfig, loader: ConfigLoader | None 
         raise ConfigError(*problems)
     fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in parsed.items() if key not in space]
     return space, fixed
-
-
-def bare(key: str) -> str:
-    """A key without the signs that add it."""
-    return key.lstrip("+~")
 
 
 def _parameter(key: str, override: Override, config: DictConfig) -> Choice | Number:

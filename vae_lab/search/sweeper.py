@@ -19,13 +19,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab import plan as plans
 from vae_lab import results
 from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
-from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, read_trials
+from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, bare, read_trials
 from vae_lab.search.loop import search
-from vae_lab.search.options import WEIGHTED, Options, options, weighs_what_it_searches
-from vae_lab.search.space import bare, ends, overrides, parse
+from vae_lab.search.options import Options, options
+from vae_lab.search.space import ends, overrides, parse
+from vae_lab.study.searches import WEIGHTED, weighs_what_it_searches
+from vae_lab.training import plan as plans
 
 TARGET = "hydra_plugins.vae_lab.Optuna"
 """The name in conf/hydra/sweeper/optuna.yaml; Hydra takes plugins of the package `hydra_plugins` only."""
@@ -194,7 +195,7 @@ def _loss(run: Run, result: results.Result, metric: str) -> float | None:
     """What is to be as low as can be."""
     if metric != "val.elbo":
         return cast("float | None", getattr(result.val, metric.partition(".")[2]))
-    from vae_lab.metrics.likelihood import elbo  # imports torch
+    from vae_lab.evaluation.likelihood import elbo  # imports torch
 
     losses, variance = result.val.model_dump(), run.config.likelihood_variance
     if variance is None or losses["reconstruction"] is None or losses["kl"] is None:

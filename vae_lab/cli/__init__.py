@@ -1,0 +1,5 @@
+"""The commands. torch is imported only once the configuration is known to be good."""
+
+from vae_lab.cli.main import main
+
+__all__ = ["main"]

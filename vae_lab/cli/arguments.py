@@ -1,0 +1,53 @@
+"""What the commands that use a trained model have in common."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from vae_lab.config import ConfigError
+from vae_lab.config.terminal import say, stop
+
+
+def parser_of(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"vae-lab {command}",
+        description=f"{description} The folder may come from somebody else: no code of its is run.",
+        epilog=epilog.format(command=f"vae-lab {command}"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Which model, and what it may need."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a sweep's with --best")
+    parser.add_argument("--best", metavar="METRIC", help="of a sweep the run where this is best, such as val.total")
+    parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda, mps (default: cpu)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="the data set's files, if not where they were")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="NAME", help="a package of yours that a model is made of"
+    )
+
+
+@contextmanager
+def refusing(head: str) -> Iterator[None]:
+    """What a user can cause ends the process with 1 and a sentence."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # for the packages that are allowed
+    try:
+        yield
+    except ConfigError as error:
+        stop(error)
+    except ValueError as error:  # LoadError, DataError and their kin
+        refuse(head, str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        refuse(head, f"{place}{error.strerror or error}")
+
+
+def refuse(head: str, reason: str) -> NoReturn:
+    say(f"{head}: {reason}", error=True)
+    raise SystemExit(1)

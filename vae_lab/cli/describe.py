@@ -1,0 +1,75 @@
+"""`vae-lab describe`: the layers of a model that is not trained."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.errors import ConfigCompositionException
+from rich.console import Console
+
+from vae_lab.config import ConfigError, Problem, Run, config_folder, explain, is_complaint, register_resolvers
+from vae_lab.config.terminal import stop
+from vae_lab.sweep import checks
+
+DESCRIBE = """\
+Show the layers of a model with their output shapes, parameters and FLOPs. Nothing is trained or written.
+
+  {command} [OVERRIDES] [--config-dir FOLDER]
+
+OVERRIDES are those of training, for one run: encoder=resnet decoder=resize data.image_shape=[3,32,32] match=flops
+"""
+
+ONE_MODEL = "describe shows one model: give each key one value, without -m"
+
+
+def describe(arguments: Sequence[str]) -> None:
+    """Show the layers of the model that these words make."""
+    if {"--help", "-h"} & {*arguments}:
+        print(DESCRIBE.format(command="vae-lab describe"), end="")
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    register_resolvers()
+    try:
+        run = _composed(arguments)
+        checks.check_import("torch")
+        from vae_lab.model import describe as table
+        from vae_lab.model.match import check_fit, matched
+
+        checks.tell_all([run], check_fit)
+        match = matched(run.config)
+        settings = match.config if match else run.config
+        table.show(Console(), table.describe(settings), table.matching(settings, match))
+    except Exception as error:
+        if not is_complaint(error) and not isinstance(error, ConfigError):
+            raise
+        stop(error if isinstance(error, ConfigError) else explain(error))
+
+
+def _composed(arguments: Sequence[str]) -> Run:
+    """The run of these words, composed as training composes it."""
+    parser = argparse.ArgumentParser(prog="vae-lab describe", add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("overrides", nargs="*")
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if {"-m", "--multirun"} & {*unknown}:
+        raise ConfigError(Problem("command line", ONE_MODEL))
+    if unknown:
+        raise ConfigError(Problem("command line", f"there is no flag {unknown[0]!r}; known: --config-dir, --help"))
+    searched = []
+    if given.config_dir is not None:
+        folder = Path(given.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(Problem("--config-dir", f"there is no folder {folder}"))
+        searched = [f"hydra.searchpath=['file://{folder}']"]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        try:
+            composed = hydra.compose("train", [*given.overrides, *searched], return_hydra_config=True)
+        except ConfigCompositionException as error:
+            if "sweep over it" in str(error):
+                raise ConfigError(Problem("command line", ONE_MODEL)) from error
+            raise
+        return Run.of(composed)

@@ -1,0 +1,64 @@
+"""`vae-lab COMMAND`: which command is meant."""
+
+import io
+import sys
+from collections.abc import Sequence
+
+from vae_lab import __version__
+from vae_lab.cli.describe import describe
+from vae_lab.cli.evaluate import evaluate
+from vae_lab.cli.export import export
+from vae_lab.cli.generate import generate
+from vae_lab.cli.report import report
+from vae_lab.cli.train import train
+
+COMMANDS = {
+    "train": train,
+    "describe": describe,
+    "report": report,
+    "evaluate": evaluate,
+    "generate": generate,
+    "export": export,
+}
+
+USAGE = """\
+vae-lab, version {version}: compare variational autoencoders
+
+  vae-lab train [OVERRIDES]   train one model, or with -m a grid of them
+  vae-lab train --help        the parts and values to choose from
+  vae-lab describe [OVERRIDES]
+                              the layers of one model: shapes, parameters, FLOPs
+  vae-lab report FOLDER…      the report of one sweep or several: tables, figures, which differences are real
+  vae-lab evaluate FOLDER…    the test metrics of finished runs, all of them, from their weights
+  vae-lab generate RUN --what … --out FILE
+                              pictures: samples, reconstructions, walks through the latent space
+  vae-lab export RUN --format …
+                              a model as files for other programs (ONNX and others), with a model card
+
+`vae-lab COMMAND --help` says more about each.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command, `sys.argv` unless given; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table is worth more than its lines
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if command in COMMANDS:
+        try:
+            COMMANDS[command](rest)
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            raise SystemExit(130) from None
+    elif command in ("--help", "-h", "help"):
+        print(USAGE.format(version=__version__), end="")
+    elif command == "--version":
+        print(__version__)
+    else:
+        print(
+            f"vae-lab: there is no command '{command}'\n\n{USAGE.format(version=__version__)}",
+            file=sys.stderr,
+            end="",
+        )
+        raise SystemExit(2)

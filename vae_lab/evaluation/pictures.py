@@ -1,0 +1,140 @@
+"""How a model's images look: reconstructions through the posterior's mean, and samples."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vae_lab.data.batches import images_of, labels_of
+from vae_lab.evaluation.batches import Codes, generator_for, in_double, joined
+from vae_lab.evaluation.classifier import Classifier
+from vae_lab.model.vae import VAE
+
+ROWS, PART = 500, 125
+"""Samples that are drawn and counted at once, and that are decoded at once, which takes the memory."""
+
+SMALLEST_SSIM = 11
+"""Height and width from which on an image holds a window of SSIM's (Wang et al. 2004)."""
+
+
+Draw = Callable[[int, torch.Generator], Float[Tensor, "n z"]]
+"""Gives so many z to sample images of, from the stream of a generator on the CPU."""
+
+
+def reconstruct(
+    vae: VAE, test: Iterable[Any], classifier: Classifier | None, draws: Mapping[str, Draw]
+) -> tuple[Codes, dict[str, Any]]:
+    """Posteriors of the test images, and how their reconstructions through the posterior's mean and samples look.
+
+    Args:
+        vae: the model.
+        test: batches of test images.
+        classifier: its features are what Fréchet distances compare; without, there are none.
+        draws: name of samples → where their z come from.
+    """
+    from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+    quality: dict[str, Any] = {}
+    posteriors, labels, squared, count = [], [], 0.0, 0
+    sets = ("reconstructions", *draws)
+    distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
+    channels = ConstantChannels(vae)
+    # Not synchronised: of several processes that train a run the first one measures all images.
+    with channels:
+        for batch in test:
+            images = images_of(batch)
+            posteriors.append(vae.latent.posterior(vae.encoder(images)))
+            labels.append(labels_of(batch))
+            noise = torch.zeros(len(images), vae.latent.dim, device=images.device)
+            reconstructions = vae.decoder(vae.latent.sample(posteriors[-1], noise)).to(images.dtype)
+            if not quality:
+                quality["psnr"] = PeakSignalNoiseRatio(
+                    (0.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3), sync_on_compute=False
+                )
+                if min(images.shape[2:]) >= SMALLEST_SSIM:
+                    quality["ssim"] = StructuralSimilarityIndexMeasure(data_range=(0.0, 1.0), sync_on_compute=False)
+                quality = {name: metric.to(images.device) for name, metric in quality.items()}
+            for metric in quality.values():
+                metric.update(reconstructions, images)
+            squared += in_double(reconstructions - images).square().flatten(1).mean(1).sum().item()
+            count += len(images)
+            if classifier:
+                _add(distances.values(), classifier.features(images.float()), real=True)
+                _add([distances["reconstructions"]], classifier.features(reconstructions.float()), real=False)
+    figures: dict[str, Any] = {"mse": squared / count} | {name: one.compute().item() for name, one in quality.items()}
+    figures["dead_units"] = channels.dead() if count > 1 else None
+    for name, draw in draws.items():
+        if classifier is None:
+            break
+        generator = generator_for(name)
+        for rows in torch.split(torch.arange(count), ROWS):
+            z = draw(len(rows), generator).to(images)
+            features = [classifier.features(vae.decoder(part).float()) for part in torch.split(z, PART)]
+            _add([distances[name]], torch.cat(features), real=False)
+    figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
+    return joined(posteriors, labels), figures
+
+
+def _add(distances: Iterable["FrechetDistance"], features: Tensor, *, real: bool) -> None:
+    for distance in distances:
+        distance.add(features, real=real)
+
+
+class FrechetDistance:
+    """Fréchet distance between two sets of images in the features of a classifier (Heusel et al. 2017).
+
+    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), of the means and covariances of the features. Features of another network
+    give other numbers, and so do other numbers of images.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        features: Any = nn.Identity()  # not Inception's: they come from outside, so that each image is looked at once
+        features.num_features = num_features
+        self._metric = FrechetInceptionDistance(features, sync_on_compute=False)
+
+    def add(self, features: Float[Tensor, "b f"], *, real: bool) -> None:
+        """Count images to the one set or the other."""
+        features = in_double(features)
+        self._metric.to(features.device).update(features, real=real)
+
+    def value(self) -> float | None:
+        """The distance; None where a set has fewer than two images."""
+        if min(self._metric.real_features_num_samples, self._metric.fake_features_num_samples) < 2:
+            return None
+        return max(0.0, float(self._metric.compute()))  # rounding can make it negative
+
+
+class ConstantChannels:
+    """Watches the activations of a model: which channels or features are the same for all images and places."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = (layer for layer in model.modules() if type(layer).__module__ == "torch.nn.modules.activation")
+        self.layers = [layer for layer in layers if not isinstance(layer, nn.MultiheadAttention)]
+        self._limits: dict[int, tuple[Tensor, Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [layer.register_forward_hook(self._see) for layer in self.layers]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() < 2:
+            return
+        flat = output.detach().transpose(0, 1).flatten(1)
+        low, high = flat.amin(1), flat.amax(1)
+        if id(layer) in self._limits:
+            before = self._limits[id(layer)]
+            if before[0].shape != low.shape:  # one layer in two places
+                return
+            low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
+        self._limits[id(layer)] = (low, high)
+
+    def dead(self) -> int:
+        return sum(int((low == high).sum()) for low, high in self._limits.values())

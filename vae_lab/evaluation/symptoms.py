@@ -1,0 +1,49 @@
+"""What is wrong with a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vae_lab.evaluation.latent_space import ACTIVE
+
+MOST_KL = 10.0
+"""Nats a latent dimension, on average, above which the KL divergence is told to explode.
+
+A dimension that carries them is read to one part in 20,000: no decoder needs that.
+"""
+
+
+def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
+    """What is wrong with a model, as `kind: sentence`: posterior collapse, dead dimensions or units, an exploding KL.
+
+    Args:
+        figures: what `measure` gave.
+        kl: epoch → nats a latent dimension.
+    """
+    found = []
+    dimensions, active = len(figures.get("kl_per_dimension") or ()), figures.get("active_units")
+    if dimensions and active == 0:
+        found.append(
+            f"posterior collapse: none of the {dimensions} latent dimensions is active, so the decoder ignores the "
+            "image; a lower objective.beta or a weaker decoder may help"
+        )
+    elif dimensions and active is not None and active < dimensions:
+        found.append(
+            f"dead latent dimensions: the posterior means of {dimensions - active} of {dimensions} have a variance of "
+            f"no more than {ACTIVE} over the test images"
+        )
+    if figures.get("dead_units"):
+        found.append(
+            f"dead units: {figures['dead_units']} channels have the same activation for every test image; another "
+            "activation or a lower optimizer.lr may help"
+        )
+    if kl and max(kl.values()) > MOST_KL:
+        found.append(exploding(*max(kl.items(), key=lambda one: one[1])))
+    return found
+
+
+def exploding(epoch: int, kl: float) -> str:
+    """The sentence about an epoch whose KL divergence is out of proportion."""
+    return (
+        f"exploding KL: {kl:.4g} nats a latent dimension in epoch {epoch} (more than {MOST_KL:g}); a lower "
+        "optimizer.lr or trainer.gradient_clip_val may help"
+    )

@@ -1,0 +1,168 @@
+"""The modules of those blocks that are more than a few layers in a row."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_lab.config import halved
+from vae_lab.model.blocks.layers import Shape, Style, convolution, convolve, transposed
+
+
+class Skip(nn.Module):
+    """A block with a way around it: x + body(x), or shortcut(x) + body(x) where the shape changes."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.after = nn.Identity() if after is None else after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.shortcut(x) + self.body(x))
+
+
+class Hourglass(nn.Module):
+    """The encoder-decoder block: halve the map by a strided convolution, restore it by a transposed one.
+
+    (b, c, h, w) → (b, c, h, w) with `channels` at the narrow place, as the published `encdec` models have it. Deeper
+    ones halve the map `depth` times, with `channels` at every size below the first, and with `skip` add to what they
+    restore at each size what they had there (Newell et al. 2016).
+    """
+
+    def __init__(
+        self, shape: Shape, channels: int, kernel: int, style: Style, depth: int = 1, *, skip: bool = False
+    ) -> None:
+        super().__init__()
+        outer, *size = shape
+        small = halved(tuple(size))
+        self.encode = convolution(outer, channels, kernel, style, stride=2)
+        self.inner = (
+            Hourglass((channels, *small), channels, kernel, style, depth - 1, skip=skip) if depth > 1 else nn.Identity()
+        )
+        self.decode = transposed(channels, outer, kernel, style, small, tuple(size))
+        self.skip = skip
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        restored = self.decode(self.inner(self.encode(x)))
+        return x + restored if self.skip else restored
+
+
+def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: int = 1) -> Skip:
+    """A residual block: (b, into, h, w) → (b, out, ⌈h / stride⌉, ⌈w / stride⌉).
+
+    Args:
+        into: channels in.
+        out: channels out; where they differ, or with a stride, the way around is a 1×1 convolution.
+        kernel: of the convolutions that have one.
+        kind: `post`, activation after the sum, or `bottleneck`, the same with the kernel between two 1×1 convolutions
+            and a quarter of the channels, 2 at least (He et al. 2016, Deep residual learning); `pre`, normalisation and
+            activation before each convolution (He et al. 2016, Identity mappings).
+        style: activation and normalisation.
+        stride: of the first convolution with a kernel.
+    """
+    same = into == out and stride == 1
+    # Normalised where the sum is activated, so that both terms are of one scale; plain where the sum is the output.
+    plain = kind == "pre"
+    around: list[nn.Module] = [] if same else [convolve(into, out, 1, stride=stride, bias=plain or style.bias)]
+    if not same and not plain:
+        around += style.norm(out)
+    if plain:
+        body = [
+            *style.after(into),
+            convolve(into, out, kernel, stride=stride, bias=style.bias),
+            *style.after(out),
+            convolve(out, out, kernel),
+        ]
+        return Skip(nn.Sequential(*body), nn.Sequential(*around))
+    if kind == "post":
+        body = [
+            *convolution(into, out, kernel, style, stride),
+            convolve(out, out, kernel, bias=style.bias),
+            *style.norm(out),
+        ]
+    else:
+        inner = max(2, out // 4)
+        body = [
+            *convolution(into, inner, 1, style),
+            *convolution(inner, inner, kernel, style, stride),
+            convolve(inner, out, 1, bias=style.bias),
+            *style.norm(out),
+        ]
+    return Skip(nn.Sequential(*body), nn.Sequential(*around), nn.Sequential(*style.act()))
+
+
+def convnext(into: int, out: int, kernel: int, expansion: int, style: Style) -> Skip:
+    """A ConvNeXt block (Liu et al. 2022): (b, into, h, w) → (b, out, h, w).
+
+    A depthwise convolution, normalisation, a 1×1 convolution to `expansion` times the channels, activation, another
+    back; around them x, or a 1×1 convolution where the channels change. Without the paper's scale of the sum, which
+    matters for networks much deeper than these.
+    """
+    wide = expansion * out
+    body = [
+        convolve(into, into, kernel, groups=into, bias=style.bias),
+        *style.norm(into),
+        convolve(into, wide, 1),
+        *style.act(),
+        convolve(wide, out, 1),
+    ]
+    return Skip(nn.Sequential(*body), None if into == out else convolve(into, out, 1))
+
+
+class SqueezeExcitation(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018): each channel times a weight in (0, 1) that all channels decide.
+
+    (b, c, h, w) → (b, c, h, w); the weights come from the channels' means through `channels / reduction` units.
+    """
+
+    def __init__(self, channels: int, reduction: int, style: Style) -> None:
+        super().__init__()
+        squeezed = max(1, channels // reduction)
+        self.weights = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            *style.act(),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x * self.weights(x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) over the positions of a map, with a way around it.
+
+    (b, c, h, w) → (b, c, h, w), normalised before and without an encoding of the position: convolutions before it tell
+    positions apart.
+    """
+
+    def __init__(self, channels: int, heads: int, style: Style) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.Sequential(*style.norm(channels))
+        # No bias: that of the keys would cancel in the softmax.
+        self.queries_keys_values = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        projected = self.queries_keys_values(self.norm(x))
+        # (b, 3c, h, w) → three of (b, heads, h·w, c / heads)
+        q, k, v = projected.flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.output(attended.transpose(-1, -2).reshape(x.shape))
+
+
+class GlobalPool(nn.Module):
+    """Maximum or mean over all positions: (b, c, h, w) → (b, c)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
+        return torch.amax(x, (2, 3)) if self.kind == "max" else torch.mean(x, (2, 3))
+
+    def extra_repr(self) -> str:
+        return self.kind

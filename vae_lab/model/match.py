@@ -1,0 +1,216 @@
+"""Networks of equal cost: the widths of a variant scaled until it costs what its reference does."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vae_lab import config
+from vae_lab.config import WIDEST, Config, ConfigError, Problem, Widths, least, multiples_of, times, with_widths
+from vae_lab.model import vae
+from vae_lab.model.blocks import FitError, shapes_only
+
+Side = Literal["encoder", "decoder"]
+SIDES: tuple[Side, Side] = ("encoder", "decoder")
+REACH = 4
+"""By how many steps a second width is moved where one alone does not do."""
+
+
+class Matched(NamedTuple):
+    """A configuration with the widths found, and what each half costs in parts of its reference's cost."""
+
+    config: Config
+    ratios: dict[Side, float]
+
+
+def matched(settings: Config) -> Matched | None:
+    """Encoder and decoder scaled, each for itself, to the cost of its reference; None where nothing is to be matched.
+
+    All widths are multiplied by one number. Where rounding makes that too coarse, one width or two are changed on their
+    own, each wherever it appears. The same configuration always gives the same widths.
+
+    Raises:
+        ConfigError: if that cannot be done within `match.tolerance`, with the nearest that can be had.
+    """
+    if settings.match.cost == "none":
+        return None
+    problems: list[Problem] = []
+    networks: dict[str, Any] = {}
+    ratios: dict[Side, float] = {}
+    for side in SIDES:
+        try:
+            networks[side], ratios[side] = _half(side, _Frozen(settings))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return Matched(config.validate(settings.container() | networks), ratios)
+
+
+def check_fit(settings: Config) -> None:
+    """That the blocks of a configuration exist and fit, and that it can be matched where it is to be.
+
+    Raises:
+        ConfigError: with what does not fit, or how near its reference it can come.
+    """
+    config.check_targets(settings, ("encoder", "latent", "decoder"))
+    vae.check_fit(settings)
+    found = matched(settings)
+    if found is not None:
+        vae.check_fit(found.config)
+
+
+def cost_of(side: Side, settings: Config) -> int:
+    """What half of a model costs: its parameters, or the FLOPs of one image through it, as `match.cost` says."""
+    with shapes_only():
+        latent = vae.build_latent(settings)
+        half = vae.build_half(side, settings, latent).eval()
+        if settings.match.cost == "parameters":
+            return sum(parameter.numel() for parameter in half.parameters())
+        given = torch.empty(1, *(settings.data.image_shape if side == "encoder" else [latent.dim]))
+        with FlopCounterMode(display=False) as counter:
+            half(given)
+        return counter.get_total_flops()
+
+
+class _Frozen:
+    """A configuration that can be the key of a cache: equal where all that a match depends on is equal."""
+
+    def __init__(self, settings: Config) -> None:
+        self.settings = settings
+        self._key = settings.model_dump_json(include={"encoder", "decoder", "latent", "match"}) + str(
+            settings.data.image_shape
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=256)
+def _half(side: Side, frozen: _Frozen) -> tuple[dict[str, Any], float]:
+    settings = frozen.settings
+    network, references = getattr(settings, side), settings.match.references
+    assert references is not None, "config.Run looks them up"
+    try:
+        goal = cost_of(side, settings.model_copy(update={side: getattr(references, side)}))
+    except FitError as error:
+        problem = f"is {getattr(settings.match, side)!r}, which does not fit: {error}"
+        raise ConfigError(Problem(f"match.{side}", problem)) from error
+    multiples = multiples_of(side, network)
+
+    @functools.cache
+    def cost(new: tuple[int, ...]) -> int:
+        widths = dict(zip(multiples, new, strict=True))
+        try:
+            return cost_of(side, settings.model_copy(update={side: with_widths(network, widths)}))
+        except FitError as error:
+            key, _, text = str(error).partition(": ")
+            problem = (
+                f"with the widths that match tries ({_told(widths)}) {text}; the channels of the images and of a class "
+                "that is named by _target_ stay as they are, and no width that is scaled can be bound to them"
+            )
+            raise ConfigError(Problem(key, problem)) from error
+
+    found = _search(multiples, cost, goal, settings.match.tolerance)
+    widths = dict(zip(multiples, found, strict=True))
+    ratio = cost(found) / goal if goal else math.inf
+    if abs(ratio - 1) > settings.match.tolerance:
+        raise ConfigError(_out_of_reach(side, settings, widths, cost(found), goal))
+    return with_widths(network, widths).model_dump(mode="json"), ratio
+
+
+def _out_of_reach(side: Side, settings: Config, widths: Widths, nearest: int, goal: int) -> Problem:
+    match = settings.match
+    unit = "parameters" if match.cost == "parameters" else "FLOPs an image"
+    ratio = nearest / goal if goal else math.inf
+    how = f"with widths {_told(widths)}" if widths else "as it is, since it has no widths that vae_lab knows"
+    off = f"{100 * abs(ratio - 1):.3g} % {'more' if ratio > 1 else 'less'}"
+    allowed = math.ceil(abs(ratio - 1) * 1000) / 1000
+    wider = f", or allow the difference (match.tolerance={allowed})" if allowed < 1 else ""
+    return Problem(
+        side,
+        f"cannot be brought within {100 * match.tolerance:g} % of the {goal:,} {unit} of {getattr(match, side)!r}; the "
+        f"nearest is {nearest:,} ({off}) {how}; take another reference (match.{side}=…){wider}",
+    )
+
+
+def _told(widths: Widths) -> str:
+    return ", ".join(f"{old}→{new}" for old, new in widths.items())
+
+
+def _search(
+    multiples: Mapping[int, int], cost: Callable[[tuple[int, ...]], int], goal: int, tolerance: float
+) -> tuple[int, ...]:
+    """The widths whose proportions change least among those found within the tolerance, else the nearest found.
+
+    A cost grows with every width, so that each step is a bisection.
+    """
+
+    def scaled(factor: float) -> tuple[int, ...]:
+        return tuple(times(multiples, factor).values())
+
+    def worth(widths: tuple[int, ...]) -> tuple[float, float]:
+        off = abs(cost(widths) - goal)
+        factors = [math.log(new / old) for new, old in zip(widths, multiples, strict=True)]
+        return (0, max(factors) - min(factors)) if off <= tolerance * goal else (1, off)
+
+    def single(start: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [
+            near for place, step in enumerate(multiples.values()) for near in _around(start, place, step, cost, goal)
+        ]
+
+    if not multiples:
+        return ()
+    low, high = _bracket(lambda factor: cost(scaled(factor)), goal)
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if cost(scaled(middle)) <= goal else (low, middle)
+        if scaled(low) == scaled(high):
+            break
+    best = min((scaled(low), scaled(high)), key=worth)
+    if worth(best)[0]:  # rounding is too coarse for a common factor: one width on its own, then two
+        best = min((best, *single(scaled(low)), *single(scaled(high))), key=worth)
+    if worth(best)[0]:
+        moved = [
+            start
+            for place, (width, step) in enumerate(multiples.items())
+            for count in range(-REACH, REACH + 1)
+            if (start := _replaced(best, place, best[place] + count * step))[place] >= least(width, step) * step
+        ]
+        best = min((best, *(near for start in moved for near in single(start))), key=worth)
+    return best
+
+
+def _bracket(cost: Callable[[float], int], goal: int) -> tuple[float, float]:
+    """Two factors with the goal between their costs, if there are such."""
+    low = high = 1.0
+    while cost(low) > goal and low > 1 / WIDEST:
+        low /= 2
+    while cost(high) <= goal and high < WIDEST and cost(2 * high) > cost(high):
+        high *= 2
+    return low, high
+
+
+def _replaced(widths: tuple[int, ...], place: int, width: int) -> tuple[int, ...]:
+    return (*widths[:place], width, *widths[place + 1 :])
+
+
+def _around(
+    widths: tuple[int, ...], place: int, step: int, cost: Callable[[tuple[int, ...]], int], goal: int
+) -> list[tuple[int, ...]]:
+    """The widths with the one at `place` changed, by less than half, to the two between whose costs the goal lies."""
+    here = widths[place] // step
+    low, high = max(1, math.ceil(here / 1.5)), min(math.floor(1.5 * here), WIDEST // step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cost(_replaced(widths, place, middle * step)) <= goal:
+            low = middle
+        else:
+            high = middle
+    return [_replaced(widths, place, count * step) for count in (low, high)]

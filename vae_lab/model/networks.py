@@ -1,0 +1,265 @@
+"""Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vae_lab import config
+from vae_lab.config import Size, halved
+from vae_lab.model import blocks as vocabulary
+from vae_lab.model.blocks import FitError, Place, Shape, Style, describe, shapes_only, transpose
+
+LARGEST = 2**31
+"""Numbers in a map or vector of one image beyond which a network is taken for a mistake."""
+HEAVIEST = 2**35
+"""Weights of one block, likewise: 128 GiB."""
+
+
+class Encoder(nn.Module):
+    """Images to the parameters of a posterior: blocks, then one dense layer.
+
+    (b, c, h, w) → (b, num_parameters).
+
+    Args:
+        image_shape: channels, height and width of the images.
+        num_parameters: how many numbers describe a posterior.
+        blocks: the list from an architecture file, `[{"down": 16}, …]`.
+        activation: of every block that names none.
+        normalization: likewise.
+
+    Raises:
+        ConfigError: if a block is not one of the vocabulary's.
+        FitError: naming the block that does not fit, what it gets and a way to mend it.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_parameters: int,
+        blocks: Sequence[Any],
+        activation: str = "leaky_relu",
+        normalization: str = "batch",
+    ) -> None:
+        super().__init__()
+        key = "encoder.blocks"
+        place = Place(tuple(image_shape), Style(activation, normalization))
+        steps = _plan(key, config.parse_blocks(key, blocks), place)
+        shape = steps[-1].after if steps else place.shape
+        self.blocks = nn.Sequential(*map(_build, steps))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_parameters))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p"]:
+        return self.head(self.blocks(images))
+
+
+class Decoder(nn.Module):
+    """Latent vectors to images in [0, 1]: blocks, then one layer onto the image's channels and a sigmoid.
+
+    (b, latent_dim) → (b, c, h, w). The sizes of the maps are found backwards from the image: before a block that
+    doubles the map it is half as large, rounded up, so that any image size can be reached.
+
+    Args:
+        image_shape: channels, height and width of the images.
+        latent_dim: length of a latent vector.
+        blocks: the list from an architecture file, `[{"unflatten": 32}, {"up": 16}, …]`.
+        activation: of every block that names none.
+        normalization: likewise.
+        head: what makes the image of the last map: `conv`, a convolution, or `up`, a transposed one that doubles it. A
+            vector becomes the image by a dense layer.
+
+    Raises:
+        ConfigError: if a block is not one of the vocabulary's.
+        FitError: naming the block that does not fit, what it gets and a way to mend it.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        blocks: Sequence[Any],
+        activation: str = "leaky_relu",
+        normalization: str = "batch",
+        head: str = "conv",
+    ) -> None:
+        super().__init__()
+        key = "decoder.blocks"
+        parsed = config.parse_blocks(key, blocks)
+        channels, *image_size = image_shape
+        size = tuple(image_size)
+        end = halved(size) if head == "up" else size
+        _check_sizes(key, parsed, size, end)
+        place = Place((latent_dim,), Style(activation, normalization), end)
+        steps = _plan(key, parsed, place)
+        shape = steps[-1].after if steps else place.shape
+        if len(shape) == 3 and shape[1:] != end:
+            wanted = f"the images are {channels}×{size[0]}×{size[1]}"
+            wanted += f", which head: up makes of {end[0]}×{end[1]}" if head == "up" else ""
+            raise FitError(
+                f"decoder.blocks: end with {describe(shape)}, but {wanted}; change the blocks that set the size of "
+                "the map, or give a class of your own that enlarges it its factor: grows: 2"
+            )
+        if len(shape) == 1 and head == "up":
+            raise FitError(
+                f"decoder.head: 'up' doubles a map, but the blocks end with {describe(shape)}; remove it, or add an "
+                "'unflatten'"
+            )
+        self.blocks = nn.Sequential(*map(_build, steps))
+        self.head = nn.Sequential(*_onto_image(shape, channels, size, head), nn.Sigmoid())
+
+    def forward(self, z: Float[Tensor, "b z"]) -> Float[Tensor, "b c h w"]:
+        return self.head(self.blocks(z))
+
+
+def _onto_image(shape: Shape, channels: int, size: Size, head: str) -> list[nn.Module]:
+    if len(shape) == 1:
+        return [nn.Linear(shape[0], channels * math.prod(size)), nn.Unflatten(1, (channels, *size))]
+    if head == "up":
+        return [transpose(shape[0], channels, 3, shape[1:], size)]
+    return [nn.Conv2d(shape[0], channels, 3, padding=1)]
+
+
+class Step(NamedTuple):
+    """A block of a network, with its place, what it puts out and, of a list of blocks, the steps in it."""
+
+    key: str
+    block: config.AnyBlock
+    place: Place
+    after: Shape
+    inner: list["Step"]
+
+
+def _plan(key: str, blocks: Sequence[config.AnyBlock], place: Place) -> list[Step]:
+    """Every block with the shape that it gets, found on the meta device: nothing is allocated."""
+    steps = []
+    shape, style = place.shape, place.style
+    turns = [(index, turn, block) for index, block in enumerate(blocks) for turn in range(1, block.repeat + 1)]
+    for (index, turn, block), size in zip(turns, _sizes(blocks, place.size), strict=True):
+        name = f"{key}[{index}]"
+        here = Place(shape, style, size)
+        inner = _plan(f"{name}.blocks", block.blocks, here) if isinstance(block, config.Group) else []
+        step = Step(name, block, here, inner[-1].after if inner else shape, inner)
+        try:
+            shape = _output_shape(step)
+        except FitError as error:
+            when = f" (repeat {turn} of {block.repeat})" if block.repeat > 1 else ""
+            raise FitError(f"{name}: {error}{when}") from error
+        steps.append(step._replace(after=shape))
+    return steps
+
+
+def _sizes(blocks: Sequence[config.AnyBlock], end: Size | None) -> list[Size | None]:
+    """The height and width that the map must have after each block, found from the last one backwards."""
+    sizes: list[Size | None] = []
+    for block in reversed(config.unrolled(blocks)):
+        sizes.append(end)
+        end = end and block.size_before(end)
+    return sizes[::-1]
+
+
+def _check_sizes(key: str, blocks: Sequence[config.AnyBlock], image: Size, end: Size) -> None:
+    """That a decoder's map is not doubled more often than it takes from 1×1 to the image, nor halved without end."""
+    leaves = config.leaves(blocks, key)
+    growing = [config.block_name(block) for _, block in leaves if block.grows > 1]
+    fitting, size = 0, end
+    for name, block in reversed(leaves):
+        if block.grows > 1:
+            if max(size) == 1:
+                words = " or ".join(f"'{word}'" for word in sorted(map(str, {*growing})))
+                raise FitError(
+                    f"{name}: {len(growing)} {words} blocks double the map {len(growing)} times, but the images are "
+                    f"{image[0]}×{image[1]}, which {fitting} doublings reach from 1×1; "
+                    f"remove {len(growing) - fitting} {words}"
+                )
+            fitting += 1
+        size = block.size_before(size)
+        if math.prod(size) > LARGEST:
+            raise FitError(
+                f"{name}: makes the map smaller, so that with the blocks after it a map of {size[0]}×{size[1]} would "
+                f"have to come in to end with the image's {image[0]}×{image[1]}; remove some of them"
+            )
+
+
+def _build(step: Step) -> nn.Module:
+    if isinstance(step.block, config.Group):
+        return vocabulary.enclose(step.block, [*map(_build, step.inner)], step.place.shape, step.after)
+    return vocabulary.complete(vocabulary.build(step.block, step.place), step.place.shape)
+
+
+def _output_shape(step: Step) -> Shape:
+    """The shape that a block puts out, by building it on the meta device: no memory, no arithmetic.
+
+    What a word of the vocabulary makes of a shape is known. Any other class is run there too, for which torch needs two
+    seconds in each process.
+
+    Raises:
+        FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
+    """
+    block, shape = step.block, step.place.shape
+    if isinstance(block, config.Group):
+        with shapes_only():
+            _build(step)
+        return step.after
+    name = block.target if isinstance(block, config.ForeignBlock) else block.word
+    with shapes_only():
+        try:
+            module = vocabulary.build(block, step.place).to("meta")
+        except FitError:
+            raise
+        except Exception as error:  # a class may make anything of its arguments
+            raise FitError(
+                f"'{name}' cannot be built ({_reason(error)}); its arguments are the keys beside it, and it gets "
+                f"{describe(shape)}"
+            ) from error
+        after = (
+            _run(module, name, shape) if isinstance(block, config.ForeignBlock) else block.after(shape, step.place.size)
+        )
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    if weights > HEAVIEST:
+        raise FitError(
+            f"has {weights:,} weights for {describe(shape)}, of which it makes {describe(after)}; make one of the two "
+            "smaller"
+        )
+    if min(after) < 1 or math.prod(after) > LARGEST:
+        raise FitError(f"makes {describe(after)} of {describe(shape)}; {_remedy(after)}")
+    return after
+
+
+def _run(module: nn.Module, name: str, shape: Shape) -> Shape:
+    try:
+        output = module(torch.empty(2, *shape))
+    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+        raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)}); {_advice(error)}") from error
+    return _shape_of(output, name, shape)
+
+
+def _remedy(shape: Shape) -> str:
+    return "nothing is left of it: remove the block" if min(shape) < 1 else "that is too large: make it smaller"
+
+
+def _advice(error: Exception) -> str:
+    if re.search(r"\bmeta\b", str(error)):
+        return (
+            "blocks are tried on the meta device, where tensors have shapes but no values: let nothing in its "
+            "forward() depend on a value or name a device"
+        )
+    return "change its arguments or the blocks before it"
+
+
+def _shape_of(output: Any, name: str, shape: Shape) -> Shape:
+    rule = "a block must return (b, features) or (b, channels, height, width), and floating-point numbers"
+    if not isinstance(output, Tensor):
+        raise FitError(f"'{name}' makes a {type(output).__name__} of {describe(shape)}; {rule}")
+    if output.dim() not in (2, 4) or len(output) != 2 or not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise FitError(f"'{name}' makes {kind} {tuple(output.shape)} of {(2, *shape)}; {rule}")
+    return tuple(output.shape[1:])
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: " + " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])

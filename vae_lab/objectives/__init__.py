@@ -1,0 +1,1 @@
+"""What a training minimises: a model and images to named terms."""

@@ -1,0 +1,160 @@
+"""A report in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vae_lab import results
+from vae_lab.config.terminal import say, shown
+from vae_lab.report import pages, tables
+from vae_lab.report.tables import COST, METRICS, MISSING, PUBLISHED, figure, metric, of_metrics
+from vae_lab.study.gather import Study, StudyError, find
+from vae_lab.study.statistics import RECORD, Comparison
+
+MOST_HOLES = 10
+"""Missing runs that are told in the terminal; the report has them all."""
+
+
+def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
+    """Write the report of the runs under these folders and show what it found; False if that could not be done."""
+    console = Console()
+    try:
+        find(folders)
+        # Another process may be at it, and the last one to read the runs must be the last one to write.
+        with results.in_turn(pages.place(folders) if out is None else out):
+            prepared = pages.prepare(folders)
+            for table in (
+                summary(prepared.study, prepared.statistics),
+                *details(prepared.study, prepared.statistics),
+            ):
+                console.print(table)
+            place = pages.write(prepared, out, all_pictures=all_pictures)
+    except (StudyError, OSError) as error:
+        say(f"No report: {error}", error=True)
+        return False
+    missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
+    if len(missing) > MOST_HOLES:
+        missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
+    wrong = [*missing, *prepared.study.symptoms, *prepared.study.notes]
+    for sign, sentences, style in (("•", prepared.findings, ""), ("!", wrong, "yellow")):
+        for sentence in sentences:
+            if "`" in sentence:  # a command, to be copied in one piece
+                say(f"{sign} {sentence.replace('`', '')}")
+                continue
+            hanging = Table.grid(padding=(0, 1, 0, 0))
+            hanging.add_row(Text(sign, style), Text(sentence, style))
+            console.print(hanging)
+    console.print()
+    for folder in folders:
+        say(f"Files: {shown(folder)}")
+    say(f"Report: {shown(place / 'report.html')}")
+    return True
+
+
+# --- Tables ------------------------------------------------------------------------------------------------
+
+COLUMNS = ("KL", "recon.", "total", "time")
+
+
+def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
+    """One row a cell: the training losses of the last epoch, the training time and the test total.
+
+    Means over the seeds, the test total with its interval. Cells of the published experiment have its figures beside
+    theirs.
+    """
+    seeds = len(study.seeds)
+    several = seeds > 1
+    title = "Training losses of the last epoch, training time in seconds" + (
+        f"; means over {seeds} seeds" if several else ""
+    )
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("encoder-decoder", overflow="fold", min_width=len("encoder-decoder"))
+    for heading in (*COLUMNS, *(("test total",) if several else ())):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    compared = any(cell in PUBLISHED for cell in study.cells)
+    theirs = (2,) if several else range(4)
+    if compared:
+        for index in theirs:
+            grid.add_column(f"publ.\n{COLUMNS[index]}", justify="right", no_wrap=True, style="dim")
+    for cell in study.cells:
+        runs = len(study.of(cell))
+        hole = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
+        names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
+        means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
+        ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
+        if several:
+            ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
+        row = PUBLISHED.get(cell)
+        published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
+        grid.add_row(Text(cell + hole), *ours, *(published if compared else []))
+    return grid
+
+
+HELD_OUT = ("test.total", "test.kl", "val.total")
+HELD_OUT_QUALITY = ("test.elbo", "test.iwae_100", "test.psnr", "test.fid_samples", "test.active_units")
+SHORT = {
+    "ELBO, nats": "ELBO",
+    "IWAE-100, nats": "IWAE",
+    "PSNR, dB": "PSNR",
+    "FID of samples": "FID",
+    "active units": "active",
+    "training time, s": "time, s",
+    "MFLOPs/image": "MFLOPs",
+    "peak memory, MB": "MB",
+}
+
+
+def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
+    """Held-out losses and cost, a row a cell, the best in bold where it was shown to be better than all others."""
+    chosen = [
+        of_metrics("Held-out losses", HELD_OUT, study, statistics),
+        of_metrics("Held-out quality", [name for name in HELD_OUT_QUALITY if name in study.metrics], study, statistics),
+        of_metrics("Cost", COST, study, statistics),
+    ]
+    return [_grid(table) for table in chosen if len(table.columns) > 2]
+
+
+def _grid(table: tables.Table) -> Table:
+    grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    first, _, *headings = table.columns  # the summary tells the number of runs
+    grid.add_column(first, overflow="fold", min_width=len(first))
+    for heading in headings:
+        grid.add_column(SHORT.get(heading, heading), justify="right", overflow="fold")
+    for row in table.rows:
+        texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
+        grid.add_row(*texts[:1], *texts[2:])
+    return grid
+
+
+def metrics_table(found: Sequence[tuple[str, results.Result]]) -> Table:
+    """The test metrics of runs: a row a metric and a column a run, or of many a row a run."""
+    names = [name for name in METRICS if name.startswith("test.")]
+    values = [{f"test.{name}": value for name, value in result.test.model_dump().items()} for _, result in found]
+    names = [name for name in names if any(own.get(name) is not None for own in values)]
+    grid = Table(title="Test metrics", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("metric")
+    for folder, _ in found:
+        grid.add_column(Text(folder), justify="right", overflow="fold")
+    for name in names:
+        grid.add_row(metric(name).heading, *(_number(name, own.get(name)) for own in values))
+    return grid
+
+
+def _number(name: str, value: float | None) -> str:
+    told = metric(name)
+    places = 0 if isinstance(value, int) else told.digits
+    return MISSING if value is None else f"{value * told.scale:,.{places}f}".replace("-", "−")
+
+
+def failures(found: Sequence[tuple[str, str]]) -> Table:
+    """One row for each run that failed: its folder and what happened."""
+    grid = Table(title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("run", overflow="fold")
+    grid.add_column("error", overflow="fold")
+    for folder, error in found:
+        grid.add_row(Text(folder), Text(error))  # brackets in them are not rich's markup
+    return grid

@@ -1,0 +1,1 @@
+"""Many runs as one table: gathered, compared, drawn. Imports no torch."""

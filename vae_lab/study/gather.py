@@ -1,0 +1,583 @@
+"""Several runs as one study: their table, their cells in the sweep's order, and what is missing or not comparable."""
+
+import functools
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
+from vae_lab.results.figures import of_objective
+from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+from vae_lab.results.integrity import SHOWN, damaged
+from vae_lab.results.locks import holder
+
+SIDES = ("encoder", "decoder")
+
+BASELINE = "vanilla"
+"""The default encoder and decoder: first in an order where the runs do not tell theirs."""
+
+FAMILIES = ("train", "val", "test", "timing", "model", "memory")
+"""The parts of a result that hold figures."""
+
+CLOCKED = ("timing", "memory")
+"""Those that depend on the machine."""
+
+# Losses on other images have nothing to do with each other, also where a sweep asked for both.
+_TEST_IMAGES = (
+    "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
+    "trainer.limit_test_batches",
+)  # fmt: skip
+# How much was learnt from: cells that differ in these, and were not asked to, were not trained alike.
+_CONDITIONS = (
+    "data", "objective", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.precision",
+    "trainer.limit_train_batches", "trainer.accumulate_grad_batches",
+)  # fmt: skip
+# What a comparison of networks is about, what follows from other keys, and what concerns the clock alone.
+_NO_CONFOUND = (
+    "encoder", "decoder", "match", "seed", "name", "scheduler.max_lr", "scheduler.total_steps", "scheduler.T_max",
+    "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
+    "trainer.limit_val_batches", *NOT_IDENTIFYING,
+)  # fmt: skip
+LARGEST = 1e150
+"""Figures beyond this are taken for not finite: their squares are not."""
+
+MOST_TOLD = 6
+"""Cells or keys that one note names."""
+
+
+class StudyError(ValueError):
+    """Folders of which no study can be made."""
+
+
+class Hole(NamedTuple):
+    """A run that the study lacks, and why."""
+
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: where it lies, what it left, and the name of its cell in this study."""
+
+    folder: Path
+    result: Result
+    cell: str
+    config: Mapping[str, Any]
+    """The flattened configuration; empty where the file is missing."""
+
+    @property
+    def sweep(self) -> str:
+        """The name of its sweep."""
+        return self.folder.parts[-3] if len(self.folder.parts) >= 3 else ""
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs trained; None where that was not recorded, or was the clock's affair."""
+        timed = self.config.get("trainer.max_time") is not None
+        return None if timed else len(self.result.timing.epoch_seconds) or None
+
+    @property
+    def label(self) -> str:
+        """The run as a person names it."""
+        return f"{self.cell}/seed-{self.result.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that are compared.
+
+    Args:
+        folders: the folders they were looked for in.
+        records: every run that left a result, in the order of the sweep.
+        compared: those that finished and share a configuration with the other seeds of their cell.
+        factors: what varies between the cells: factor → its levels, in the order of the sweep.
+        levels: cell → its level of each factor.
+        holes: runs that are missing, failed or left out.
+        left_out: runs that are not compared, a sentence each.
+    """
+
+    folders: tuple[Path, ...]
+    records: tuple[Record, ...]
+    compared: tuple[Record, ...]
+    factors: Mapping[str, tuple[str, ...]]
+    levels: Mapping[str, tuple[str, ...]]
+    holes: tuple[Hole, ...]
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def symptoms(self) -> tuple[str, ...]:
+        """What is wrong with a model, a sentence each."""
+        return tuple(_symptoms(self))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What cannot be compared and why, a sentence each."""
+        return (*self.left_out, *_comparability(self))
+
+    @cached_property
+    def cells(self) -> tuple[str, ...]:
+        """The cells of all records, in the order of the sweep."""
+        return tuple(dict.fromkeys(record.cell for record in self.records))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the compared runs."""
+        return tuple(sorted({record.result.seed for record in self.compared}))
+
+    @cached_property
+    def sweeps(self) -> tuple[str, ...]:
+        """The names of the sweeps."""
+        return tuple(dict.fromkeys(record.sweep for record in self.records))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a run, dotted columns, as `results.csv` has it."""
+        return pd.DataFrame([_row(record) for record in self.records])
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures that at least one compared run has."""
+        numbers = self._figures.columns[self._figures.notna().any()]
+        return tuple(map(str, numbers))
+
+    @cached_property
+    def _figures(self) -> pd.DataFrame:
+        places = [(record.result.seed, record.cell) for record in self.compared]
+        index = pd.MultiIndex.from_arrays(list(zip(*places, strict=True)) or [[], []])
+        return pd.DataFrame([_figures(record.result) for record in self.compared], index=index, dtype=float)
+
+    def values(self, metric: str) -> pd.DataFrame:
+        """A figure of the compared runs: a row a seed, a column a cell, NaN where there is none."""
+        if metric not in self._figures:
+            return pd.DataFrame(index=list(self.seeds), columns=list(self.cells), dtype=float)
+        return self._figures[metric].unstack().reindex(index=list(self.seeds), columns=list(self.cells))
+
+    def grounds(self, metric: str) -> pd.DataFrame:
+        """The conditions under which each figure was had, as numbers: figures of one number can be compared.
+
+        A row a seed, a column a cell.
+        """
+        family = metric.partition(".")[0]
+        kinds: dict[Any, int] = {}
+        rows: dict[tuple[int, str], int] = {}
+        for record in self.compared:
+            ground: tuple[Any, ...] = ()
+            if family != "model":
+                ground = tuple(self.conditions[record.cell].items())
+            if of_objective(metric):
+                ground += self.objectives[record.cell]
+            if family in CLOCKED:
+                ground += (self.hardware_of(record),)
+            rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
+        index = pd.MultiIndex.from_arrays(list(zip(*rows, strict=True)) or [[], []])
+        series = pd.Series(list(rows.values()), index=index, dtype=float)
+        return series.unstack().reindex(index=list(self.seeds), columns=list(self.cells))
+
+    def comparable(self, metric: str, cells: Iterable[str] | None = None) -> bool:
+        """Whether all cells, or these, had this figure under the same conditions."""
+        codes = self.grounds(metric)[list(self.cells if cells is None else cells)].to_numpy()
+        return len(set(codes[np.isfinite(codes)])) < 2
+
+    @cached_property
+    def objectives(self) -> Mapping[str, tuple[str, ...]]:
+        """Cell → the configuration of its objective, which is what `total` means."""
+        found: dict[str, tuple[str, ...]] = {}
+        for record in self.compared:
+            own = (f"{key} {value}" for key, value in record.config.items() if _within(key, ["objective"]))
+            found.setdefault(record.cell, tuple(own))
+        known = next(filter(None, found.values()), ())
+        return {cell: own or known for cell, own in found.items()}
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Mapping[str, str]]:
+        """Cell → what it was trained and tested on and how long, what the sweep was asked to vary left out."""
+        return _conditions(self)
+
+    @cached_property
+    def hardware(self) -> tuple[str, ...]:
+        """What the compared runs were timed on."""
+        return tuple(dict.fromkeys(map(self.hardware_of, self.compared)))
+
+    def hardware_of(self, record: Record) -> str:
+        """What a run was timed on: processor or GPU and, unless they were swept, the threads."""
+        environment = record.result.environment
+        swept = "trainer.threads" in self.factors
+        together = f", {environment.processes} processes" if environment.processes > 1 else ""
+        return (environment.device if swept else f"{environment.device}, {environment.threads} threads") + together
+
+    def of(self, cell: str) -> list[Record]:
+        """The compared runs of a cell, by seed."""
+        return sorted((record for record in self.compared if record.cell == cell), key=lambda one: one.result.seed)
+
+    def label(self, cell: str) -> str:
+        """A cell by what sets it apart: encoder and decoder, then its levels of the other factors that vary."""
+        record = next(record for record in self.records if record.cell == cell)
+        words = [f"{record.result.encoder}-{record.result.decoder}"]
+        own = zip(self.factors, self.levels[cell], strict=True)
+        words += [f"{factor} {level}" for factor, level in own if factor not in ("encoder", "decoder")]
+        label = ", ".join(words)
+        others = [other for other in self.cells if other != cell and self.levels[other] == self.levels[cell]]
+        return cell if others else label
+
+
+def gather(folders: Sequence[Path]) -> Study:
+    """The study that the runs under these folders make.
+
+    A folder is a sweep's (`outputs/<name>`), a cell's or a run's. A run that cannot be read, failed, or does not belong
+    with the others leaves a hole or a note, never an error.
+
+    Raises:
+        StudyError: if a folder does not exist or there is no run in any of them.
+    """
+    found = find(folders)
+    records, holes = _read(found)
+    records = _named_apart(_in_order(records, found))
+    compared, odd_ones = _alike(records)
+    compared, twice = _once(compared)
+    holes += [Hole(record.label, record.result.error or "failed") for record in records if not record.result.finished]
+    holes += [
+        Hole(record.label, "finished, but test.total is not a finite number")
+        for record in compared
+        if record.result.test.total is None
+    ]
+    holes += _missing(records, [hole.run for hole in holes])
+    factors, levels = _factors(records)
+    return Study(
+        tuple(folders), tuple(records), tuple(compared), factors, levels, tuple(holes), tuple(odd_ones + twice)
+    )
+
+
+def find(folders: Sequence[Path]) -> list[Path]:
+    """The run folders at or under these folders.
+
+    Raises:
+        StudyError: if a folder does not exist or there is no run in any of them.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise StudyError(f"there is no folder {folder}")
+        found += [path for path in run_folders(folder.absolute()) if path not in found]
+    if not found:
+        raise StudyError(
+            f"there are no runs under {' and '.join(map(str, folders))}; a run is a folder "
+            "<name>/<cell>/seed-<n>, so name a folder such as outputs/<name>"
+        )
+    return found
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The run folders at or under a folder."""
+    nested = False
+    for path, subfolders, _ in os.walk(folder):
+        subfolders.sort()
+        runs = [name for name in subfolders if re.fullmatch(r"seed-\d+", name)]
+        nested = nested or bool(runs)
+        yield from sorted((Path(path, name) for name in runs), key=lambda run: (len(run.name), run.name))
+        subfolders[:] = [name for name in subfolders if name not in runs and not name.startswith(".")]
+    if not nested and re.fullmatch(r"seed-\d+", folder.name):
+        yield folder
+
+
+def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
+    records: list[Record] = []
+    holes = []
+    configs: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for folder in found:
+        result = read_result(folder)
+        if result is None:
+            there = os.path.exists(folder / RESULT)  # Path.exists() raises where it may not look
+            owner = None if there else holder(folder)
+            reason = f"is in the hands of {owner}" if owner else f"has no {RESULT}: it did not end"
+            reason = f"{RESULT} is damaged: {folder / RESULT}" if there else reason
+            holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
+            continue
+        harmed = damaged(folder, result, SHOWN)
+        if harmed:
+            reason = f"left out, {harmed[0].name} is not the file that it wrote: {harmed[0]}"
+            holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
+            continue
+        key = (result.cell, result.config_sha256)
+        if not configs.get(key):  # the same for every seed of a cell, and slow to read
+            configs[key] = _flat_config(folder)
+        records.append(Record(folder, result, result.cell, configs[key]))
+    known = [replace(one, config=configs[one.result.cell, one.result.config_sha256]) for one in records]
+    return known, holes
+
+
+def _flat_config(folder: Path) -> dict[str, Any]:
+    config = read_config(folder)
+    return flatten(config) if config else {}
+
+
+def _in_order(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
+    sweeps = list(dict.fromkeys(folder.parent.parent for folder in found))
+
+    def key(record: Record) -> tuple[Any, ...]:
+        result = record.result
+        place = float("inf") if result.position is None else result.position
+        others = (result.encoder != BASELINE, result.decoder != BASELINE, result.encoder, result.decoder, result.cell)
+        return (sweeps.index(record.folder.parent.parent), place, *others, result.seed)
+
+    in_order = sorted(records, key=key)
+    cells = list(dict.fromkeys(record.cell for record in in_order))
+    return sorted(in_order, key=lambda record: (cells.index(record.cell), record.result.seed))
+
+
+def _named_apart(records: Sequence[Record]) -> list[Record]:
+    """Cells of one name and several configurations, in several sweeps, under the names of both."""
+    configurations: dict[str, set[str]] = defaultdict(set)
+    sweeps: dict[tuple[str, str], str] = {}
+    for record in records:
+        configurations[record.cell].add(record.result.config_sha256)
+        sweeps.setdefault((record.cell, record.result.config_sha256), record.sweep)
+    named = []
+    for record in records:
+        owners = {sweeps[record.cell, sha] for sha in configurations[record.cell]}
+        own = sweeps[record.cell, record.result.config_sha256]
+        cell = f"{record.cell}@{own}" if len(owners) > 1 else record.cell
+        named.append(Record(record.folder, record.result, cell, record.config))
+    return named
+
+
+def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The finished runs that share their cell's configuration and epochs, and a sentence about each other run."""
+    groups: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
+    first: dict[tuple[str, tuple[str, int | None]], Record] = {}
+    finished = [record for record in records if record.result.finished]
+    for record in finished:
+        groups[record.cell][_kind(record)] += 1
+        first.setdefault((record.cell, _kind(record)), record)
+    alike, odd_ones = [], []
+    for record in finished:
+        usual, _ = groups[record.cell].most_common(1)[0]
+        if _kind(record) == usual:
+            alike.append(record)
+            continue
+        other = first[record.cell, usual]
+        differing = _differences(_flat_config(record.folder), other.config) or [
+            f"{record.epochs} epochs, not {other.epochs}"
+            if record.epochs != other.epochs
+            else "another checksum of its configuration"
+        ]
+        odd_ones.append(
+            f"{record.label} is left out: it differs from the other runs of its cell ({'; '.join(differing)})."
+        )
+    return alike, odd_ones
+
+
+def _kind(record: Record) -> tuple[str, int | None]:
+    return (record.result.config_sha256, record.epochs)
+
+
+def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in usual if key in own and own[key] != usual[key] and key not in ("seed", "name")]
+    return [f"{key} is {own[key]}, not {usual[key]}" for key in keys[:3]]
+
+
+def _once(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """A cell has each seed once; the same run in a second sweep adds nothing."""
+    kept: dict[tuple[str, int], Record] = {}
+    notes = []
+    for record in records:
+        earlier = kept.setdefault((record.cell, record.result.seed), record)
+        if earlier is not record:
+            notes.append(f"{record.label} is in {earlier.sweep} and in {record.sweep}; the former is used.")
+    return list(kept.values()), notes
+
+
+def _missing(records: Sequence[Record], told: Sequence[str]) -> list[Hole]:
+    """Seeds that other cells have and a cell has not."""
+    seeds = {record.result.seed for record in records if record.result.finished}
+    present = {record.label for record in records} | set(told)
+    cells = dict.fromkeys(record.cell for record in records)
+    wanted = [f"{cell}/seed-{seed}" for cell in cells for seed in sorted(seeds)]
+    return [Hole(run, "missing: other cells have this seed") for run in wanted if run not in present]
+
+
+def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    given = {record.cell: identifying(record.result.overrides) for record in records}
+    keys = ["encoder", "decoder", *dict.fromkeys(key for one in given.values() for key in one)]
+    cells: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.cell not in cells:
+            sides = {"encoder": record.result.encoder, "decoder": record.result.decoder}
+            others = {
+                key: _level(given[record.cell].get(key, record.config.get(key, "default")))
+                for key in keys
+                if key not in sides
+            }
+            cells[record.cell] = sides | others
+    levels = {key: tuple(dict.fromkeys(cell[key] for cell in cells.values())) for key in keys}
+    varying = {key: values for key, values in levels.items() if len(values) > 1}
+    return varying, {cell: tuple(own[key] for key in varying) for cell, own in cells.items()}
+
+
+def _level(value: Any) -> str:
+    """A level as text: 0.010 and 1e-2 are one, and so are True and true."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _conditions(study: Study) -> dict[str, dict[str, str]]:
+    asked = _crossed(study)
+    epochs_asked = set(asked) & {"trainer", "trainer.max_epochs", "trainer.max_steps"}
+    conditions: dict[str, dict[str, str]] = {}
+
+    @functools.cache
+    def counts(key: str) -> bool:
+        if _within(key, ["data.root"]):
+            return False
+        return _within(key, _TEST_IMAGES) or (_within(key, _CONDITIONS) and not _within(key, asked))
+
+    for record in study.compared:
+        if record.cell in conditions:
+            continue
+        own = {key: str(value) for key, value in record.config.items() if counts(key)}
+        if record.epochs is not None and not epochs_asked:
+            own["epochs trained"] = str(record.epochs)
+        conditions[record.cell] = own
+    known = next((own for own in conditions.values() if len(own) > 1), {})
+    # Where the file is missing the conditions are taken to be the others'.
+    return {cell: own if len(own) > 1 else known | own for cell, own in conditions.items()}
+
+
+def _crossed(study: Study) -> list[str]:
+    """The factors at every level of which each network was trained: what a sweep varies, not what it mixes up."""
+    places = {factor: place for place, factor in enumerate(study.factors) if factor not in SIDES}
+    networks: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in study.records:
+        network = f"{record.result.encoder}-{record.result.decoder}"
+        for factor, place in places.items():
+            networks[factor][network].add(study.levels[record.cell][place])
+    return [
+        factor
+        for factor, by_network in networks.items()
+        if all(levels == set(study.factors[factor]) for levels in by_network.values())
+    ]
+
+
+def _within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a flattened key is one of these or lies in one of them."""
+    return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
+
+
+def _symptoms(study: Study) -> Iterator[str]:
+    """What was noticed in the models of each cell, of several runs with the same trouble the first one's words."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for record in study.compared:
+        for warning in record.result.warnings:
+            kind = warning.partition(":")[0]
+            found.setdefault((record.cell, kind), []).append((record.result.seed, warning))
+    for (cell, _), told in found.items():
+        seeds = ", ".join(str(seed) for seed, _ in told)
+        yield f"{cell}, seed{'s' if len(told) > 1 else ''} {seeds}: {told[0][1]}."
+
+
+def _comparability(study: Study) -> Iterator[str]:
+    yield from _different_conditions(study)
+    yield from _confounds(study)
+    by_condition: dict[tuple[tuple[str, str], ...], set[tuple[str, ...]]] = defaultdict(set)
+    for cell, condition in study.conditions.items():
+        by_condition[tuple(condition.items())].add(study.objectives[cell])
+    if max(map(len, by_condition.values()), default=0) > 1:
+        yield (
+            "Totals under different objectives are different quantities: cells are compared by total within one "
+            "objective only, by reconstruction and KL across."
+        )
+    if len(study.hardware) > 1:
+        where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)
+        yield f"Times and memory are compared on the same hardware only ({where})."
+    for part in ("torch", "lightning", "python"):
+        versions = list(dict.fromkeys(getattr(record.result.environment, part) for record in study.compared))
+        if len(versions) > 1:
+            yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
+    bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
+    if bare:
+        cells = ", ".join(bare[:MOST_TOLD])
+        yield f"{CONFIG} is missing or damaged for {cells}: that the conditions were the same could not be checked."
+
+
+def _runs_on(study: Study, hardware: str) -> str:
+    count = sum(study.hardware_of(record) == hardware for record in study.compared)
+    return f"{count} run{'s' if count > 1 else ''}"
+
+
+def _different_conditions(study: Study) -> Iterator[str]:
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for cell, condition in study.conditions.items():
+        groups[tuple(condition.items())].append(cell)
+    if len(groups) < 2:
+        return
+    told = _told_apart([(cells, dict(condition)) for condition, cells in groups.items()])
+    yield f"Losses and times are not compared across different conditions ({told})."
+
+
+def _confounds(study: Study) -> Iterator[str]:
+    """What cells differ in beside their networks and what was swept, and may owe a difference to."""
+    asked = [*_crossed(study), *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
+    ignored: dict[str, bool] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for cell in study.cells:
+        config = next((record.config for record in study.of(cell) if record.config), None)
+        if config is not None:
+            for key in config:
+                ignored.setdefault(key, _within(key, asked))
+            groups[tuple((key, str(value)) for key, value in config.items() if not ignored[key])].append(cell)
+    if len(groups) > 1:
+        told = _told_apart([(cells, dict(own)) for own, cells in groups.items()])
+        yield f"Cells differ in more than their networks and what was swept; a difference may come from that ({told})."
+
+
+def _told_apart(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> str:
+    """Groups of cells with the keys in which they differ."""
+    keys = dict.fromkeys(key for _, own in groups for key in own)
+    differing = [key for key in keys if len({own.get(key) for _, own in groups}) > 1]
+    told = [
+        f"{', '.join(cells[:MOST_TOLD])}{' …' if len(cells) > MOST_TOLD else ''}: "
+        + ", ".join(f"{key} {own.get(key, 'not set')}" for key in differing[:MOST_TOLD])
+        for cells, own in groups[:MOST_TOLD]
+    ]
+    return "; ".join(told) + (f"; and {len(groups) - MOST_TOLD} more" if len(groups) > MOST_TOLD else "")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    result = record.result
+    row: dict[str, Any] = {
+        "name": record.sweep,
+        "cell": record.cell,
+        "encoder": result.encoder,
+        "decoder": result.decoder,
+        "seed": result.seed,
+        "status": result.status,
+        "error": result.error,
+        "overrides": " ".join(result.overrides),
+        "config_sha256": result.config_sha256,
+        "epochs": record.epochs,
+    }
+    row |= _figures(result)
+    return row | {f"environment.{key}": value for key, value in result.environment.model_dump().items()}
+
+
+def _figures(result: Result) -> dict[str, float | None]:
+    """The numbers of a result by their dotted names, None for those that are null or not finite."""
+    figures: dict[str, float | None] = {}
+    for family in FAMILIES:
+        for key, value in flatten(getattr(result, family).model_dump(), family).items():
+            if value is None or (type(value) in (int, float) and "[" not in key):
+                figures[key] = value if value is not None and abs(value) < LARGEST else None
+    return figures

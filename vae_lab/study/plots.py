@@ -1,0 +1,503 @@
+"""A study to figures. Imports no torch."""
+
+import functools
+import hashlib
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from vae_lab.results import read_history, read_pictures
+from vae_lab.study.gather import SIDES, Record, Study
+from vae_lab.study.statistics import RECORD, Comparison
+
+# Okabe & Ito's colours, which people with any colour vision tell apart, then darker ones.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#9467BD", "#BCBD22",
+)  # fmt: skip
+DASHES = ("-", "--", "-.", ":")
+INK, PAPER, GRID = "#24292f", "#fffffe", "#8c959f"
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.alpha": 0.25,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vae_lab",
+    "text.parse_math": False,  # a $ in a name is a $
+}
+LOSSES = (("total", "total"), ("kl", "KL, nats a latent dimension"), ("reconstruction", "reconstruction"))
+NAMES = {
+    "train.total": "training total",
+    "val.total": "validation total",
+    "test.total": "test total",
+    "test.reconstruction": "test reconstruction",
+    "test.kl": "test KL",
+    "timing.train_seconds": "training time, s",
+    "timing.images_per_second": "images a second",
+    "model.parameters": "parameters",
+    "model.flops_per_image": "FLOPs an image",
+    "memory.peak_bytes": "peak memory, bytes",
+}
+SHOWN_IMAGES = 10
+MOST_ROWS = 24
+
+
+class Drawing(NamedTuple):
+    """A figure under the name of its files."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def render(drawing: Drawing) -> tuple[bytes, str]:
+    """A figure as PNG and as SVG."""
+    png, svg = io.BytesIO(), io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        drawing.figure.savefig(png, format="png", dpi=120)
+        drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def drawings(
+    study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str], *, is_grid: bool = True
+) -> Iterator[Callable[[], Drawing | None]]:
+    """All figures of a study, each drawn when it is called for; None where the runs do not have the files for it.
+
+    Args:
+        study: the runs.
+        statistics: what they say about each metric.
+        cells: those that get figures of their own and a row in the pictures.
+        is_grid: whether the levels of the factors were crossed; a search has hardly two cells at one level.
+    """
+    studio = _Studio(study, statistics, cells)
+    draw: list[Callable[[], Drawing | None]] = [
+        studio.comparison,
+        studio.predictions,
+        studio.samples,
+        studio.cost,
+        *([studio.heatmap] if is_grid else []),
+    ]
+    for factor, levels in study.factors.items():
+        if is_grid and factor not in SIDES and all(map(is_number, levels)):
+            draw.append(functools.partial(studio.by_factor, factor))
+    for cell in cells:
+        draw += [functools.partial(studio.history, cell), functools.partial(studio.cell_predictions, cell)]
+    for one in draw:
+        yield functools.partial(styled, one)
+
+
+def styled(draw: Callable[[], Drawing | None]) -> Drawing | None:
+    """A figure in the style of all."""
+    with matplotlib.rc_context(STYLE):
+        return draw()
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file's name: a long one is cut to a checksum."""
+    name = re.sub(r"[^\w.+@-]", "-", text)
+    return name if len(name.encode()) <= 150 else f"{name[:60]}__{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+class _Studio:
+    """The figures of one study, which share their colours and what was read from the runs."""
+
+    def __init__(self, study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str]) -> None:
+        self.study = study
+        self.statistics = statistics
+        self.cells = cells
+        looks = itertools.cycle(itertools.product(DASHES, COLOURS))
+        self.looks = dict(zip(cells, looks, strict=False))
+        # matplotlib leaves labels that begin with an underscore out of a legend.
+        self.labels = {cell: re.sub("^_", " _", study.label(cell)) for cell in study.cells}
+        self.histories = {
+            cell: [history for record in study.of(cell) if (history := read_history(record.folder))]
+            for cell in study.cells
+        }
+        found = {cell: _first_pictures(study.of(cell)) for cell in cells}
+        self.pictures = {cell: pictures for cell, (pictures, _) in found.items()}
+        self.seeds = {cell: seed for cell, (_, seed) in found.items()}
+
+    # --- Losses by epoch ---------------------------------------------------------------------------------------
+
+    def history(self, cell: str) -> Drawing | None:
+        """Total, KL and reconstruction of one cell against epochs, training and validation."""
+        histories = self.histories[cell]
+        if not histories:
+            return None
+        figure, panels = _panels(3, above=0.65)
+        _, colour = self.looks[cell]
+        for axes, (term, name) in zip(panels, LOSSES, strict=True):
+            for split, dash in (("train", "-"), ("val", "--")):
+                _line(axes, histories, split, term, colour=colour, dash=dash, label=split)
+            _by_epoch(axes, name)
+        _legend(figure, panels[0])
+        figure.suptitle(f"{self.labels[cell]}{_over_seeds(len(histories))}")
+        return Drawing(f"{file_name(cell)}_history", f"Losses of {self.labels[cell]} by epoch", figure)
+
+    def comparison(self) -> Drawing | None:
+        """All cells over each other."""
+        present = [cell for cell in self.study.cells if self.histories[cell]]
+        if not present:
+            return None
+        validated = any("val" in history for cell in present for history in self.histories[cell])
+        split, told = ("val", "validation") if validated else ("train", "training")
+        figure, panels = _panels(3)
+        for axes, (term, name) in zip(panels, LOSSES, strict=True):
+            others = [history for cell in present if cell not in self.looks for history in self.histories[cell][:1]]
+            lines = [np.column_stack([one[split]["epoch"], one[split][term]]) for one in others if split in one]
+            axes.add_collection(LineCollection(lines, colors=GRID, linewidths=0.8, alpha=0.5))
+            for cell in present:
+                if cell in self.looks:
+                    dash, colour = self.looks[cell]
+                    band = len(present) <= 6
+                    _line(axes, self.histories[cell], split, term, colour, dash, self.labels[cell], band=band)
+            _by_epoch(axes, f"{told} {name}")
+        _legend(figure, panels[0])
+        return Drawing("comparison", f"All cells: {told} losses by epoch", figure)
+
+    # --- Images ------------------------------------------------------------------------------------------------
+
+    def predictions(self) -> Drawing | None:
+        """The same test images above what each cell makes of them."""
+        return self._rows("predictions", "reconstructions", "Test images and what each cell makes of them", "original")
+
+    def samples(self) -> Drawing | None:
+        """Samples of the prior, the same z for all cells of as many latent dimensions."""
+        sizes = {record.config.get("latent.dim") for cell in self.cells for record in self.study.of(cell)}
+        of_equal_size = "" if len(sizes) == 1 else " of as many latent dimensions"
+        return self._rows("samples", "samples", f"Samples of the prior, the same z for each cell{of_equal_size}")
+
+    def _rows(self, name: str, kind: str, caption: str, above: str | None = None) -> Drawing | None:
+        shown = [cell for cell in self.cells if kind in self.pictures[cell]]
+        rows: list[tuple[str, np.ndarray]] = []
+        if above is not None and shown and "originals" in self.pictures[shown[0]]:
+            first = self.pictures[shown[0]]["originals"]
+            # Beside one row of originals, only cells that were shown the same ones.
+            shown = [cell for cell in shown if np.array_equal(self.pictures[cell].get("originals", first), first)]
+            rows.append((above, first))
+        rows += [(self.labels[cell], self.pictures[cell][kind]) for cell in shown]
+        if not rows:
+            return None
+        seeds = {self.seeds[cell] for cell in shown}
+        of_seed = f" (seed {seeds.pop()})" if len(seeds) == 1 else ""
+        return Drawing(name, caption + of_seed, _image_rows(rows[:MOST_ROWS]))
+
+    def cell_predictions(self, cell: str) -> Drawing | None:
+        """Test images above their reconstructions by one cell."""
+        pictures = self.pictures[cell]
+        if not {"originals", "reconstructions"} <= set(pictures):
+            return None
+        rows = [("original", pictures["originals"]), ("reconstruction", pictures["reconstructions"])]
+        figure = _image_rows(rows, f"{self.labels[cell]}, seed {self.seeds[cell]}")
+        return Drawing(f"{file_name(cell)}_predictions", f"Test images and {self.labels[cell]}'s predictions", figure)
+
+    # --- Figures of merit --------------------------------------------------------------------------------------
+
+    def cost(self) -> Drawing | None:
+        """The metric of record against training time and parameters, with the cells that no other beats in both."""
+        quality = self.statistics.get(RECORD)
+        if quality is None or len(self.study.cells) < 2:
+            return None
+        figure, panels = _panels(2, above=0.15)
+        drawn = False
+        for axes, metric in zip(panels, ("timing.train_seconds", "model.parameters"), strict=True):
+            cost = self.statistics.get(metric)
+            points = {}
+            for cell in self.study.cells:
+                x, y = (one.cells.get(cell) if one else None for one in (cost, quality))
+                if x is None or y is None or x.mean is None or y.mean is None:
+                    continue
+                points[cell] = (x.mean, y.mean)
+                if cell not in self.looks:
+                    continue
+                dash, colour = self.looks[cell]
+                axes.errorbar(
+                    *points[cell], xerr=_reach(x), yerr=_reach(y), color=colour, label=self.labels[cell],
+                    marker="o^sD"[DASHES.index(dash)], markersize=7, capsize=3, elinewidth=1,
+                )  # fmt: skip
+            drawn = drawn or bool(points)
+            if others := [point for cell, point in points.items() if cell not in self.looks]:
+                costs, losses = zip(*others, strict=True)
+                axes.scatter(costs, losses, color=GRID, s=12, zorder=1)
+            if self.study.comparable(RECORD) and self.study.comparable(metric):
+                front = pareto_front(points)
+                _front(axes, front)
+            axes.set(xlabel=NAMES[metric], ylabel=NAMES[RECORD])
+            if metric == "model.parameters":
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        if not drawn:
+            return None
+        _legend(figure, panels[1])
+        caption = "Quality against cost: 95 % intervals where there are several seeds, the grey line joins the cells "
+        return Drawing("cost", f"{caption}that none beats in both", figure)
+
+    def heatmap(self) -> Drawing | None:
+        """The grid's means, a panel a metric."""
+        study, factors = self.study, list(self.study.factors.items())
+        if not factors or len(set(study.levels.values())) < len(study.levels):
+            return None
+        first, *rest = factors
+        columns = list(dict.fromkeys(study.levels[cell][1:] for cell in study.cells))
+        chosen = [
+            metric for metric in study.metrics if metric in NAMES or (metric.startswith("test.") and "[" not in metric)
+        ]
+        if not chosen or len(first[1]) * len(columns) > 400:
+            return None
+        across = min(len(chosen), max(1, 12 // max(3, len(columns))))
+        down = math.ceil(len(chosen) / across)
+        width = min(8.0, max(2.6, 0.75 * len(columns) + 1.4))
+        height = min(5.0, max(1.7, 0.5 * len(first[1]) + 1.2))
+        left, below = 0.5 + 0.08 * max(map(len, first[1])), 0.35 + 0.13 * len(rest)
+        wide, high = left + across * width, down * height + below
+        figure = Figure(figsize=(wide, high))
+        panels = figure.subplots(down, across, squeeze=False)
+        figure.subplots_adjust(left / wide, below / high, 1 - 0.1 / wide, 1 - 0.3 / high, 0.06, 0.6 / (height - 0.6))
+        for axes in panels.flat[len(chosen) :]:
+            axes.set_axis_off()
+        for place, (axes, metric) in enumerate(zip(panels.flat, chosen, strict=False)):
+            grid = np.full((len(first[1]), len(columns)), np.nan)
+            for cell in study.cells:
+                mean = self.statistics[metric].cells[cell].mean
+                level, *others = study.levels[cell]
+                if mean is not None:
+                    grid[first[1].index(level), columns.index(tuple(others))] = mean
+            _heat(axes, grid)
+            axes.set_title(NAMES.get(metric, metric), fontsize=9)
+            names = ["\n".join(column) for column in columns]
+            _name_ticks(axes.xaxis, names)
+            _name_ticks(axes.yaxis, first[1] if place % across == 0 else [""] * len(first[1]))
+            if place % across == 0:
+                axes.set_ylabel(first[0], fontsize=8)
+            if rest and place // across == down - 1:
+                axes.set_xlabel(", ".join(factor for factor, _ in rest), fontsize=8)
+        return Drawing("heatmap", "Each metric over the grid, means over the seeds", figure)
+
+    def by_factor(self, factor: str) -> Drawing:
+        """The metric of record against the levels of a swept number, a line for each combination of the others."""
+        study, quality = self.study, self.statistics.get(RECORD)
+        axis = list(study.factors).index(factor)
+        lines: dict[str, list[tuple[float, Any]]] = {}
+        for cell in study.cells:
+            other = [level for index, level in enumerate(study.levels[cell]) if index != axis]
+            found = quality.cells.get(cell) if quality else None
+            if found is not None and found.mean is not None:
+                lines.setdefault("-".join(other) or study.label(cell), []).append(
+                    (float(study.levels[cell][axis]), found)
+                )
+        figure, panels = _panels(1, width=6, above=0.15)
+        looks = itertools.cycle(itertools.product(DASHES, COLOURS))
+        for (label, points), (dash, colour) in zip(lines.items(), looks, strict=False):
+            points.sort(key=lambda point: point[0])
+            places, cells = zip(*points, strict=True)
+            reach = np.array([(_reach(cell) or [[0], [0]]) for cell in cells]).reshape(len(cells), 2).T
+            means = [cell.mean for cell in cells]
+            panels[0].errorbar(
+                places, means, yerr=reach, label=label, color=colour, linestyle=dash, marker="o", capsize=3
+            )
+        levels = sorted({float(level) for level in study.factors[factor]})
+        if levels[0] > 0 and levels[-1] / levels[0] >= 4:
+            panels[0].set_xscale("log")
+            panels[0].minorticks_off()
+        panels[0].set_xticks(levels, [f"{level:g}" for level in levels])
+        panels[0].set(xlabel=factor, ylabel=NAMES[RECORD])
+        _legend(figure, panels[0])
+        return Drawing(f"by_{file_name(factor)}", f"{NAMES[RECORD].capitalize()} by {factor}", figure)
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, loss) that no other beats in both, in the order of their cost."""
+    front: list[tuple[float, float]] = []
+    for cost, loss in sorted(points.values()):
+        if not front or loss < front[-1][1]:
+            front.append((cost, loss))
+    return front
+
+
+def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
+    axes.margins(0.15)
+    axes.autoscale_view()
+    (_, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if front:
+        costs = [front[0][0], *(cost for cost, _ in front), right]
+        losses = [top, *(loss for _, loss in front), front[-1][1]]
+        axes.plot(costs, losses, color=GRID, zorder=1, drawstyle="steps-post")
+        axes.set(xlim=(axes.get_xlim()[0], right), ylim=(bottom, top))
+
+
+def is_number(text: str) -> bool:
+    """Whether a level is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _panels(count: int, width: float = 10, above: float = 0.35) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, 2.4 inches high, with room for a legend of one row: placed by hand, which is fast."""
+    height = above + 2.4 + 0.95
+    figure = Figure(figsize=(width, height))
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    left = 0.95 if count < 3 else 0.6
+    figure.subplots_adjust(
+        left / width, 0.95 / height, 1 - 0.15 / width, 1 - above / height, wspace=0.25 if count > 2 else 0.22
+    )
+    return figure, list(panels)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the panels, in as many rows as it takes; the figure grows with them."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    width, height = figure.get_size_inches()
+    columns = max(1, min(len(labels), int(width / (0.6 + 0.085 * max(map(len, labels))))))
+    extra = 0.22 * (math.ceil(len(labels) / columns) - 1)
+    if extra:
+        bottom, top = figure.subplotpars.bottom * height, figure.subplotpars.top * height
+        figure.set_size_inches(width, height + extra)
+        figure.subplots_adjust(bottom=(bottom + extra) / (height + extra), top=(top + extra) / (height + extra))
+    figure.legend(handles, labels, loc="lower center", ncols=columns, borderaxespad=0.3)
+
+
+def _over_seeds(count: int) -> str:
+    return f": mean of {count} seeds, band from lowest to highest" if count > 1 else ""
+
+
+def _line(
+    axes: Axes,
+    histories: Sequence[Mapping[str, Mapping[str, Sequence[float]]]],
+    split: str,
+    term: str,
+    colour: str,
+    dash: str,
+    label: str,
+    *,
+    band: bool = True,
+) -> None:
+    columns = [history[split] for history in histories if split in history]
+    if not columns:
+        return
+    length = min(len(column["epoch"]) for column in columns)
+    values = np.array([column[term][:length] for column in columns])
+    epochs = columns[0]["epoch"][:length]
+    marker = "o" if length == 1 else None
+    axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dash, marker=marker, label=label, linewidth=1.6)
+    if band and len(values) > 1:
+        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+
+
+def _by_epoch(axes: Axes, name: str) -> None:
+    axes.set(xlabel="epoch", title=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float)]
+    # The first epoch is often many times the last: on a linear scale all else would be one line.
+    if lines and min(lines) > 0 and max(lines) / min(lines) > 3:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], int | None]:
+    """The pictures of the first seed that has any, and that seed."""
+    for record in records:
+        if pictures := read_pictures(record.folder):
+            return pictures, record.result.seed
+    return {}, None
+
+
+def _image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:
+    """Rows of images with their names: name → (n, c, h, w), a byte a pixel."""
+    strips = [(name, _strip(images[:SHOWN_IMAGES])) for name, images in rows]
+    columns = max(strip.shape[1] / strip.shape[0] for _, strip in strips)
+    margin = 0.2 + 0.085 * max(len(line) for name, _ in rows for line in name.split(", "))
+    above = 0.4 if title else 0.05
+    width, height = 0.72 * columns + margin, 0.76 * len(rows) + above + 0.05
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    figure.subplots_adjust(margin / width, 0.05 / height, 0.99, 1 - above / height, hspace=0.04)
+    if title:
+        figure.suptitle(title, y=1 - 0.08 / height, va="top")
+    for (name, strip), axes in zip(strips, grid, strict=True):
+        axes.set_axis_off()
+        axes.imshow(strip, interpolation="nearest")
+        axes.text(
+            -0.01, 0.5, "\n".join(name.split(", ")), transform=axes.transAxes, ha="right", va="center", fontsize=9
+        )
+    return figure
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """(n, c, h, w) → (h, n·(w + gap), 4): side by side, nothing between them."""
+    colour = images[:, :3] if images.shape[1] >= 3 else images[:, [0, 0, 0]]
+    opaque = np.full_like(colour[:, :1], 255)
+    gap = max(1, images.shape[-1] // 14)
+    tiles = np.pad(np.concatenate([colour, opaque], axis=1), ((0, 0), (0, 0), (0, 0), (0, gap)))
+    return np.concatenate(list(np.moveaxis(tiles, 1, -1)), axis=1)
+
+
+def _reach(cell: Any) -> list[list[float]] | None:
+    """An interval as matplotlib's error bars want it."""
+    if cell.low is None or cell.mean is None:
+        return None
+    return [[cell.mean - cell.low], [cell.high - cell.mean]]
+
+
+def _name_ticks(axis: Axis, names: Sequence[str]) -> None:
+    axis.set_ticks(range(len(names)) if len(names) <= MOST_ROWS else [])
+    if len(names) <= MOST_ROWS:
+        axis.set_ticklabels(names, fontsize=8)
+
+
+def _heat(axes: Axes, grid: np.ndarray) -> None:
+    present = grid[np.isfinite(grid)]
+    if len(present):
+        # Figures within a few percent of each other are to look alike.
+        middle, half = (present.max() + present.min()) / 2, (present.max() - present.min()) / 2
+        half = max(half, 0.025 * abs(middle)) or 1.0
+        axes.imshow(grid, cmap="cividis", aspect="auto", vmin=middle - half, vmax=middle + half)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if grid.size > 100 or not len(present):
+        return
+    for (row, column), value in np.ndenumerate(grid):
+        text = "—" if np.isnan(value) else short(value)
+        dark = np.isnan(value) or value > middle
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="#000000" if dark else "#ffffff")
+
+
+def short(value: float) -> str:
+    """A figure in few characters: 0.01523, 7.352, 1.22 M."""
+    size = abs(value)
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if size >= limit:
+            return f"{value / limit if unit != ' k' else value / 1e3:.3g}{unit}"
+    return f"{value:.5f}" if 0 < size < 0.1 else f"{value:.4f}" if size < 1 else f"{value:.4g}"

@@ -1,0 +1,138 @@
+"""A search as figures: which key matters, how the loss came down, and where in the space it is low."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from vae_lab.results.trials import Choice, Trials, bare
+from vae_lab.study.plots import COLOURS, GRID, INK, Drawing, file_name, styled
+
+ACROSS = 3
+"""Keys beside each other."""
+
+
+def drawings(
+    record: Trials, name: str, shares: Callable[[], Mapping[str, float]]
+) -> Iterator[Callable[[], Drawing | None]]:
+    """The figures of a search, each drawn when it is called for; None where too few trials have finished.
+
+    Args:
+        record: its trials.
+        name: that of the search, which becomes part of the files' names.
+        shares: gives the importances of its keys.
+    """
+    for kind, draw in (("importance", partial(importance, shares)), ("history", history), ("keys", keys)):
+        yield partial(styled, partial(_named, draw, record, f"search_{file_name(name)}_{kind}"))
+
+
+def _named(draw: Callable[[Trials], tuple[str, Figure] | None], record: Trials, name: str) -> Drawing | None:
+    drawn = draw(record)
+    return Drawing(name, *drawn) if drawn else None
+
+
+def importance(shares: Callable[[], Mapping[str, float]], record: Trials) -> tuple[str, Figure] | None:
+    """The keys by the part of the variance that they account for."""
+    parts = sorted(shares().items(), key=lambda part: part[1])
+    if not parts:
+        return None
+    labels, values = zip(*parts, strict=True)
+    high, left = 0.95 + 0.34 * len(parts), 0.3 + 0.085 * max(map(len, labels))
+    figure = Figure(figsize=(7, high))
+    axes = figure.subplots()
+    figure.subplots_adjust(left / 7, 0.65 / high, 0.93, 1 - 0.1 / high)
+    axes.barh(labels, values, color=COLOURS[0], height=0.6)
+    for place, value in enumerate(values):
+        axes.text(value + 0.008 * max(values), place, f"{100 * value:.0f} %", va="center", fontsize=9)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=f"part of the variance of {record.metric}", xlim=(0, 1.12 * max(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    told = f"Which key matters to {record.metric}: the part of its variance over the space that each accounts for alone"
+    return f"{told} (fANOVA over {len(record.finished)} finished trials)", figure
+
+
+def history(record: Trials) -> tuple[str, Figure] | None:
+    """The figure of each trial, and the best so far."""
+    found = [(trial.number, record.shown(trial)) for trial in record.trials if trial.loss is not None]
+    if not found:
+        return None
+    numbers, values = map(np.array, zip(*found, strict=True))
+    best = np.minimum.accumulate(values) if record.is_lower_better else np.maximum.accumulate(values)
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    figure.subplots_adjust(0.13, 0.17, 0.97, 0.86)
+    axes.plot(numbers, values, "o", color=COLOURS[5], markersize=5, label="trial")
+    ends = np.append(numbers, max(len(record.trials) - 1, numbers[-1]))
+    axes.plot(ends, np.append(best, best[-1]), color=COLOURS[1], drawstyle="steps-post", label="best so far")
+    failed = [trial.number for trial in record.trials if trial.state == "failed"]
+    if failed:
+        high = axes.get_ylim()[1]
+        axes.plot(failed, [high] * len(failed), "x", color=INK, label="failed", clip_on=False)
+    _scaled(axes, values)
+    axes.set(xlabel="trial", ylabel=record.metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.98))
+    return f"The search by trial: {record.metric}, and the {record.goal} so far", figure
+
+
+def keys(record: Trials) -> tuple[str, Figure] | None:
+    """The figure of each trial against each key."""
+    found = [trial for trial in record.trials if trial.loss is not None]
+    if len(found) < 2:
+        return None
+    across = min(ACROSS, len(record.space))
+    down = math.ceil(len(record.space) / across)
+    wide, high = 0.85 + 3.1 * across, 0.2 + 2.75 * down
+    figure = Figure(figsize=(wide, high))
+    panels = figure.subplots(down, across, squeeze=False, sharey=True)
+    figure.subplots_adjust(0.85 / wide, 0.6 / high, 1 - 0.55 / wide, 1 - 0.15 / high, wspace=0.1, hspace=0.32)
+    values = np.array([record.shown(trial) for trial in found])
+    numbers = [trial.number for trial in found]
+    for place, axes in enumerate(panels.flat):
+        if place >= len(record.space):
+            axes.set_axis_off()
+            continue
+        key, parameter = [*record.space.items()][place]
+        at = [trial.values[key] for trial in found]
+        if isinstance(parameter, Choice):
+            places = [float(parameter.choices.index(str(value))) for value in at]
+            axes.set_xticks(range(len(parameter.choices)), parameter.choices)
+            if sum(map(len, parameter.choices)) > 24:
+                axes.tick_params(axis="x", labelrotation=30, labelsize=8)
+            axes.set_xlim(-0.5, len(parameter.choices) - 0.5)
+        else:
+            places = [float(value) for value in at]
+            if parameter.log:
+                axes.set_xscale("log")
+                few = parameter.high / parameter.low < 30
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=parameter.whole))
+        points = axes.scatter(places, values, c=numbers, cmap="viridis_r", s=22)
+        _scaled(axes, values)
+        axes.set_xlabel(bare(key))
+        if place % across == 0:
+            axes.set_ylabel(record.metric)
+    bar = figure.colorbar(points, cax=figure.add_axes((1 - 0.45 / wide, 0.6 / high, 0.1 / wide, 1 - 0.75 / high)))
+    bar.ax.set_title("trial", fontsize=8)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    bar.outline.set_edgecolor(GRID)
+    return f"{record.metric} of each trial by each key, later trials darker", figure
+
+
+def _scaled(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic scale where a linear one would press the good trials into a line."""
+    if values.min() > 0 and values.max() / values.min() > 5:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())

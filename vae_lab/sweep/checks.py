@@ -1,0 +1,189 @@
+"""Checks before the first run of a sweep starts: what needs no torch first."""
+
+import importlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from vae_lab import results
+from vae_lab.config import Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
+from vae_lab.config.terminal import shown
+from vae_lab.training import plan
+
+
+def expand(config: DictConfig) -> Iterator[DictConfig]:
+    """The configuration of each run of a multirun, as Hydra's basic sweeper will compose them.
+
+    Other sweepers choose their runs as they go; of those the common part is given. (Of ours `search` knows more.)
+
+    Raises:
+        ConfigError: if a choice or a key does not exist.
+    """
+    if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+        yield config
+        return
+    arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    arguments += words(config.hydra)
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        str(config.name)  # a default name is the time: found now, so that all runs have the same
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+            yield loader.load_sweep_config(config, list(overrides))
+    except Exception as error:
+        if not is_complaint(error):
+            raise
+        raise explain(error) from error
+
+
+def validated(composed: Iterable[DictConfig]) -> list[Run]:
+    """The runs of these configurations.
+
+    Raises:
+        ConfigError: with every problem of every run, each told once; or if there is no run.
+    """
+    runs = []
+    problems: dict[Problem, list[str]] = defaultdict(list)
+    count = 0
+    for one in composed:
+        count += 1
+        try:
+            runs.append(Run.of(one))
+        except ConfigError as error:
+            for problem in error.problems:
+                problems[problem].append(" ".join(words(one.hydra)))
+    if not count:
+        raise ConfigError(Problem("command line", "the sweep has no run: a glob or a range in it stands for nothing"))
+    if problems:
+        raise ConfigError(
+            *(
+                problem if len(where) == count else Problem(problem.key, f"{problem.text} (with {where[0]})")
+                for problem, where in problems.items()
+            )
+        )
+    return runs
+
+
+def check(runs: Sequence[Run]) -> None:
+    """What can be wrong with runs that are valid one by one; torch is imported once it is needed.
+
+    Raises:
+        ConfigError: if two runs share a folder, one has finished with another configuration, a block does not fit,
+            a target or trainer argument does not exist, or data is missing.
+    """
+    check_folders(runs)
+    found = list(zip(runs, plan.all_finished(runs), strict=True))
+    todo = [run for run, result in found if result is None]
+    unmeasured = [run for run, result in found if result is not None and not plan.measured(run, result)]
+    if not todo and not unmeasured:
+        return
+    different = {run.config.sha256(): run for run in todo}.values()
+    check_import("torch")
+    from vae_lab.model.match import check_fit
+
+    tell_all(different, check_fit)
+    check_import("torchvision")
+    from vae_lab.training import runner  # Lightning takes seconds more
+
+    tell_all(different, runner.check)
+    tell_all({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
+
+
+def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    """Check each run, and tell what is wrong with all of them.
+
+    Raises:
+        ConfigError: with every problem, each told once, and the file that it is in.
+    """
+    problems: dict[Problem, None] = {}
+    for run in runs:
+        try:
+            check_one(run.config)
+        except ConfigError as error:
+            choice = {"encoder": run.encoder, "decoder": run.decoder}
+            for key, text in error.problems:
+                side = key.partition(".")[0]
+                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key or key in choice else key
+                problems[Problem(place, text)] = None
+    if problems:
+        raise ConfigError(*problems)
+
+
+def check_folders(runs: Sequence[Run]) -> None:
+    """Each run has a folder to itself, and a finished run in it is one of the same configuration.
+
+    Raises:
+        ConfigError: if not, naming the keys that differ or the file that lies there.
+    """
+    problems = []
+    names = sorted({run.config.name for run in runs})
+    if len(names) > 1:
+        problems.append(Problem("name", f"must be one for the whole sweep, but is {', '.join(names)}"))
+    owners: dict[str, Run] = {}
+    for run in runs:
+        owner = owners.setdefault(str(run.directory), run)
+        if owner is not run:
+            same = " and ".join(" ".join(one.overrides) for one in (owner, run))
+            problems.append(Problem("sweep", f"two runs would share the folder {shown(run.directory)}: {same}"))
+            continue
+        there = next((place for place in (run.directory, *run.directory.parents) if os.path.lexists(place)), None)
+        if there is not None and not there.is_dir():
+            problem = (
+                f"{shown(there)} is no folder, but {shown(run.directory)} must be; choose another name, or remove it"
+            )
+            problems.append(Problem("name", problem))
+            continue
+        result = results.read_result(run.directory)
+        if result is not None and result.finished and result.config_sha256 != run.config.sha256():
+            before, now = results.read_config(run.directory) or {}, run.config
+            differing = _differences(before, now.container(), set(now.identity()))
+            problems.append(
+                Problem(
+                    "name",
+                    f"{shown(run.directory)} holds a finished run of another configuration ({differing}); "
+                    "choose another name, or delete that folder",
+                )
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:
+    was, will_be = flatten(before), flatten(now)
+    keys = [key for key in will_be if key in identity and was.get(key) != will_be[key]]
+    keys += [key for key in was if key not in will_be]
+    if "match" in before:  # it holds the widths that were found, not those that were asked for
+        keys = [key for key in keys if not key.startswith(("encoder.", "decoder."))] or ["encoder or decoder"]
+    told = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
+    return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
+
+
+def check_import(package: str) -> None:
+    """Import torch or torchvision, whose builds must belong together.
+
+    Raises:
+        ConfigError: if it does not load.
+    """
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        problem = (
+            f"torch {_version('torch')} and torchvision {_version('torchvision')} do not load together ({reason}); "
+            "install a pair from one source: pip install --force-reinstall torch torchvision"
+        )
+        raise ConfigError(Problem("installation", problem)) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,202 @@
+"""The files of a run that may be somebody else's: read so that they can do no harm. Imports no torch."""
+
+import hashlib
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vae_lab import config
+from vae_lab.results.figures import better, of_objective
+from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
+from vae_lab.results.plain import PlainError, load_plain
+
+LARGEST = {CONFIG: 2**20, RESULT: 2**24}
+"""Bytes beyond which a file is none of ours, and not read."""
+MOST_LETTERS = 500
+"""Of an error, which may quote a file."""
+
+SPLITS = ("train", "val", "test")
+OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
+
+
+class LoadError(ValueError):
+    """A folder of which no model can be made, or none that may be."""
+
+    def __init__(self, text: str) -> None:
+        words = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+        super().__init__(words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} …")
+
+
+# --- Which run ---------------------------------------------------------------------------------------------
+
+
+def choose(folder: Path, best: str | None = None) -> tuple[Path, Result]:
+    """The folder of a finished run, and its result: `folder` itself or, with `best`, the best run in it.
+
+    Args:
+        folder: a run's; with `best` a sweep's or a cell's.
+        best: a dotted figure of `result.json`.
+
+    Raises:
+        LoadError: if there is no such folder, run or figure, or the figure cannot be compared between the runs.
+    """
+    if not os.path.isdir(folder):
+        raise LoadError(f"{folder} is not a folder" if os.path.exists(folder) else f"there is no folder {folder}")
+    if os.path.lexists(folder / RESULT) or os.path.lexists(folder / CONFIG):
+        if best is not None:
+            raise LoadError(f"{folder} is the folder of one run: leave out best={best!r}, or name the sweep's folder")
+        return folder, _result(folder)
+    runs = _runs(folder)
+    if not runs:
+        raise LoadError(f"{folder} has no finished run: a run's folder is outputs/<name>/<cell>/seed-<n>")
+    if best is None:
+        raise LoadError(
+            f"{folder} is the folder of {len(runs)} run{'s' if len(runs) > 1 else ''}: name one of them, such as "
+            f"{runs[0].relative_to(folder)}, or give best='val.total'"
+        )
+    return _best(folder, runs, best)
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The run folders of a sweep or a cell."""
+
+    def order(run: Path) -> tuple[str, int, str]:
+        return str(run.parent), len(run.name), run.name
+
+    found = (run for pattern in ("seed-*", "*/seed-*") for run in folder.glob(pattern))
+    return sorted((run for run in found if re.fullmatch(r"seed-\d+", run.name) and run.is_dir()), key=order)
+
+
+def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result]:
+    finished = []
+    for run in runs:
+        try:
+            finished.append((run, _result(run)))
+        except LoadError:  # a hole in the sweep
+            continue
+    if not finished:
+        raise LoadError(f"{folder} has no finished run")
+    figures = [(_figures(result), run, result) for run, result in finished]
+    known = list(dict.fromkeys(name for own, _, _ in figures for name in own if better(name)))
+    direction = better(metric)
+    if direction is None and any(metric in own for own, _, _ in figures):
+        raise LoadError(f"best: neither less nor more of {metric} is better; {config.choices(metric, known)}")
+    candidates = [(own[metric], run, result) for own, run, result in figures if metric in own]
+    if direction is None or not candidates:
+        raise LoadError(f"best: no finished run in {folder} has {metric!r}; {config.choices(metric, known)}")
+    _check_comparable([run for _, run, _ in candidates], metric)
+    _, run, result = (min if direction == "lower" else max)(candidates, key=lambda one: one[0])
+    return run, result
+
+
+def _check_comparable(runs: Iterable[Path], metric: str) -> None:
+    """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
+    of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
+    about = (*of_images, *(("objective",) if of_objective(metric) else ()))
+    seen: dict[str, Any] = {}
+    for run in runs:
+        try:
+            settings = config.flatten(read_plain_config(run))
+        except LoadError:  # if it is the best, this is told
+            continue
+        for key in settings:
+            if re.split(r"[.\[]", key)[0] in about or key.partition("[")[0] in about:
+                other = seen.setdefault(key, settings[key])
+                if other != settings[key]:
+                    raise LoadError(
+                        f"best: {metric} does not mean the same in all runs: {key} is {other!r} in one, "
+                        f"{settings[key]!r} in another; name one run's folder"
+                    )
+
+
+def _figures(result: Result) -> dict[str, float]:
+    families = (*SPLITS, "timing", "model", "memory")
+    flat = config.flatten({family: getattr(result, family).model_dump() for family in families})
+    return {key: one for key, one in flat.items() if type(one) in (int, float) and math.isfinite(one)}
+
+
+def _result(folder: Path) -> Result:
+    """The result of a finished run."""
+    path = folder / RESULT
+    if not os.path.lexists(path):
+        raise LoadError(f"{folder} has no {RESULT}: the run did not end, or it is not the folder of a run")
+    try:
+        result = Result.model_validate_json(_read(path))
+    except ValidationError as error:
+        raise LoadError(f"{path} is damaged ({error.errors()[0]['msg']})") from error
+    if not result.finished:
+        raise LoadError(f"the run in {folder} failed ({result.error}); there is no model of it")
+    return result
+
+
+def _read(path: Path) -> bytes:
+    """The content of a small file; a pipe or a device is not waited for."""
+    try:
+        _check_is_file(path)
+        with open(path, "rb") as file:
+            content = file.read(LARGEST[path.name] + 1)
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read ({error.strerror})") from error
+    if len(content) > LARGEST[path.name]:
+        raise LoadError(f"{path} is larger than any {path.name} that vae_lab writes")
+    return content
+
+
+def _check_is_file(path: Path) -> None:
+    if not os.path.exists(path):
+        raise LoadError(f"{path} is missing")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise LoadError(f"{path} is not a file")
+
+
+def read_plain_config(folder: Path) -> dict[Any, Any]:
+    """What `config.yaml` says: plain containers, no deeper than people nest them, none of them in two places.
+
+    Raises:
+        LoadError: if it is missing, or no such file.
+    """
+    path = folder / CONFIG
+    content = _read(path)
+    try:
+        loaded = load_plain(content)
+    except PlainError as error:
+        raise LoadError(f"{path}: {error}") from error
+    except Exception as error:  # PyYAML also raises what int() and others raise
+        raise LoadError(f"{path} is not a configuration that can be read ({_yaml_reason(error)})") from error
+    if not isinstance(loaded, dict):
+        raise LoadError(f"{path} is not a configuration: it holds a {type(loaded).__name__}")
+    return loaded
+
+
+def _yaml_reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def check_weights(folder: Path, result: Result) -> Path:
+    """The path of the weights, held against the checksum that the run left of them, if it left one.
+
+    Raises:
+        LoadError: if they are missing, or others.
+    """
+    path = folder / WEIGHTS
+    _check_is_file(path)
+    wanted = result.files.get(WEIGHTS)
+    if wanted is None:
+        return path
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read ({error.strerror})") from error
+    if found != wanted:
+        raise LoadError(f"{path} is not the file that the run wrote: its SHA-256 is not the one in {RESULT}")
+    return path

@@ -1,0 +1,174 @@
+"""A run folder to the model that it holds. The folder may be a stranger's: none of its code is run."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from vae_lab import config
+from vae_lab.config import Config, ConfigError
+from vae_lab.model import vae
+from vae_lab.model.blocks import FitError, shapes_only
+from vae_lab.results import CONFIG
+from vae_lab.trained import foreign
+from vae_lab.trained.foreign import LoadError
+from vae_lab.trained.trust import Allowed, Trust
+
+__all__ = ["LoadError", "load"]
+
+LONGEST_HEADER = 2**24
+"""Bytes of the weights that tell their names and shapes; about a hundred a tensor."""
+FLOATING = ("F64", "F32", "F16", "BF16")
+WHOLE = ("BOOL", "U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64")
+
+
+def load(
+    run: str | os.PathLike[str],
+    allow: Allowed | Iterable[Allowed] = (),
+    device: str | torch.device = "cpu",
+    best: str | None = None,
+) -> vae.VAE:
+    """The model of a finished run, in evaluation mode, in 32-bit floats.
+
+    The folder may come from somebody else. Weights are read from `model.safetensors`, which cannot hold code. Of
+    `config.yaml` only encoder, latent and decoder are built, of `torch.nn.Module` classes of this package, of
+    `torch.nn` and of `allow`; nothing else that it names is imported.
+
+    Args:
+        run: a run's folder, `outputs/<name>/<cell>/seed-<n>`; with `best` a sweep's or a cell's.
+        allow: what else the model may be made of: classes of yours, or names of packages, modules or classes, which are
+            then imported from Python's path.
+        device: where the model goes.
+        best: a dotted figure of `result.json` such as `val.total`: of the finished runs the one where it is best.
+
+    Raises:
+        LoadError: saying what is wrong: no such folder, no finished run, files that are missing, damaged or do not fit
+            each other, a class that is not allowed.
+    """
+    try:
+        trust = Trust(allow)
+        place = _device(device)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+    folder, result = foreign.choose(Path(run), best)
+    weights = foreign.check_weights(folder, result)
+    settings = read_settings(folder)
+    try:
+        classes = trust.classes_of(settings)
+        model = _built(settings, classes, weights)
+    except (FitError, ConfigError) as error:
+        raise LoadError(f"{folder / CONFIG}: {_first(error)}") from error
+    try:
+        return model.to(memory_format=torch.channels_last).to(place).eval()
+    except (RuntimeError, AssertionError) as error:  # torch says so where it was built without CUDA
+        raise LoadError(f"the model cannot go to device {str(device)!r}: {error}") from error
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"there is no device {device!r}; take 'cpu', 'cuda' or 'mps'") from error
+
+
+def _first(error: ValueError) -> str:
+    if isinstance(error, ConfigError):
+        more = len(error.problems) - 1
+        return str(error.problems[0]) + (f" (and {more} more)" if more else "")
+    return _first_line(error)
+
+
+def read_settings(folder: Path) -> Config:
+    """The configuration of a folder that may be a stranger's; nothing that it names is imported.
+
+    Raises:
+        LoadError: if it is missing, damaged or not valid.
+    """
+    # What a later version has beside the model does not concern it.
+    known = {key: value for key, value in foreign.read_plain_config(folder).items() if key in Config.model_fields}
+    try:
+        return config.validate(known)
+    except ConfigError as error:
+        raise LoadError(f"{folder / CONFIG}: {_first(error)}") from error
+
+
+# --- The weights -------------------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """A tensor as the header of the weights tells it."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.shape}"
+
+
+def _built(settings: Config, classes: Mapping[str, type[nn.Module]], path: Path) -> vae.VAE:
+    """The model with its weights; memory is taken only once they are known to fit."""
+    stored = _header(path)
+    with config.found_by(classes.__getitem__), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with shapes_only():
+            sketch = vae.build(settings)
+            if not all(isinstance(half, config.Network) for half in (settings.encoder, settings.decoder)):
+                vae.check_shapes(sketch, settings.data.image_shape)  # lists of blocks have planned theirs
+            _check_weights(sketch, stored, path)
+        with torch.device("cpu"):
+            model = vae.build(settings).float()
+        try:
+            model.load_state_dict(load_file(path), strict=False)
+        except Exception as error:  # safetensors and torch raise many kinds over an altered file
+            raise LoadError(f"{path} cannot be read ({_first_line(error)})") from error
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not all(one.isfinite() for one in parameter.aminmax()):
+            raise LoadError(f"{path} is damaged: {name} has values that are not finite")
+    return model
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    """Name → shape and type of every tensor, without reading them."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise LoadError(f"{path} is damaged: its header would be {length:,} bytes long")
+        with safe_open(path, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    except LoadError:
+        raise
+    except Exception as error:  # safetensors raises errors of its own
+        raise LoadError(f"{path} is damaged: it cannot be read as safetensors ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_weights(model: nn.Module, stored: Mapping[str, Stored], path: Path) -> None:
+    wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    written = {id(tensor) for name, tensor in wanted.items() if name in stored}
+    for name, tensor in wanted.items():
+        if is_lazy(tensor):  # of a layer that its own class does not use
+            raise _misfit(path, f"{name} has no shape before it is used")
+        shape = tuple(tensor.shape)
+        if name in stored:
+            kinds, usual = (FLOATING, "F32") if tensor.is_floating_point() else (WHOLE, "I64")
+            if stored[name].shape != shape or stored[name].kind not in kinds:
+                raise _misfit(path, f"{name} is {stored[name]} in the weights, but {usual} {shape} in the model")
+        elif id(tensor) not in written:  # of tensors that are shared one is stored
+            raise _misfit(path, f"{name} is missing in the weights, but {shape} in the model")
+    left = next((name for name in stored if name not in wanted), None)
+    if left is not None:
+        raise _misfit(path, f"{left} is {stored[left]} in the weights, and is not in the model")
+
+
+def _misfit(path: Path, text: str) -> LoadError:
+    return LoadError(f"{path} does not fit {CONFIG} beside it: {text}")

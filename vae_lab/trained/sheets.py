@@ -1,0 +1,427 @@
+"""Sheets of pictures that show what a model does: a run folder to a PNG."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vae_lab import results
+from vae_lab.data.batches import images_of
+from vae_lab.evaluation.runs import open_images
+from vae_lab.model import vae
+from vae_lab.trained import foreign
+from vae_lab.trained.evaluate import with_trusted_images
+from vae_lab.trained.loading import load, read_settings
+from vae_lab.trained.trust import Allowed
+
+T = TypeVar("T")
+
+MARGIN = 2
+"""Pixels between images, of a sheet's own."""
+USUAL_HEIGHT, USUAL_SIDE = 96, 2000
+"""Pixels that an image, and a sheet, has at most where no scale is asked for."""
+LARGEST = 100_000_000
+"""Pixels of a sheet: 300 MB in memory."""
+MOST_CODES = 2000
+"""Test images that are encoded to learn in which directions the codes vary."""
+AT_ONCE = 250
+"""Images that are decoded between two looks at the progress bar."""
+
+
+class SheetError(ValueError):
+    """A sheet that cannot be drawn, for what was asked."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a sheet is to show; None is what suits the kind, see `vae-lab generate --help`.
+
+    Args:
+        what: a kind of `KINDS`.
+        rows: rows of images; of reconstructions a row is two, the images and what is made of them.
+        columns: images in a row.
+        count: of samples and reconstructions how many, in place of `rows`.
+        seed: of the random stream of samples; elsewhere of the test images, which are the first ones without.
+        index: which test images, counted from 0.
+        dims: which latent dimensions, counted from 0.
+        span: how far from the middle, in standard deviations: of the prior, or of the codes along a component.
+        scale: pixels of the sheet for a pixel of an image, in both directions.
+    """
+
+    what: str = "samples"
+    rows: int | None = None
+    columns: int | None = None
+    count: int | None = None
+    seed: int | None = None
+    index: Sequence[int] = ()
+    dims: Sequence[int] = ()
+    span: float = 3.0
+    scale: int | None = None
+
+
+class Drawn(NamedTuple):
+    """Images of a sheet, and how they lie on it."""
+
+    images: Float[Tensor, "n c h w"]
+    columns: int
+    note: str
+    """What the terminal says about it."""
+    together: int | None = 1
+    """Rows that belong together, with a wider margin around them; None for no margin at all."""
+
+
+def generate(
+    run: Path,
+    wanted: Wanted,
+    out: Path,
+    best: str | None = None,
+    allow: Allowed | Iterable[Allowed] = (),
+    device: str = "cpu",
+    root: str | None = None,
+) -> str:
+    """Draw a sheet of a finished run's model into a PNG file; gives a sentence on what it shows.
+
+    The folder may come from somebody else, as in `load` and `evaluate`.
+
+    Args:
+        run: a run's folder; with `best` a sweep's or a cell's.
+        wanted: what the sheet is to show.
+        out: the file, which ends in `.png`.
+        best: see `load`.
+        allow: see `load`.
+        device: where the model computes.
+        root: the folder of the data set's files, in place of the configuration's `data.root`.
+
+    Raises:
+        SheetError: if the model cannot give what is wanted, or the file is none to write to.
+        LoadError: if there is no model, see `load`.
+        DataError: if the test images are not to be had.
+        OSError: if the file cannot be written.
+    """
+    _check_numbers(wanted)
+    if out.suffix.lower() != ".png":
+        raise SheetError(f"--out: must end in .png, the one format that is written, but is {str(out)!r}")
+    if out.is_dir():
+        raise SheetError(f"--out: must be a file, but {out} is a folder")
+    folder, result = foreign.choose(run, best)
+    if out.name in result.files and out.parent.resolve() == folder.resolve():
+        raise SheetError(f"--out: {out} is a file that the run itself left; choose another name or folder")
+    model = load(folder, allow, device)
+    drawn = draw(model, wanted, TestImages(folder, root, model))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_sheet(out, sheet(drawn, wanted.scale))
+    return f"{drawn.note}, of {folder}"
+
+
+def _check_numbers(wanted: Wanted) -> None:
+    for name, least in (("rows", 1), ("columns", 1), ("count", 1), ("scale", 1)):
+        value = getattr(wanted, name)
+        if value is not None and value < least:
+            raise SheetError(f"--{name}: must be at least {least}, but is {value}")
+    if not 0 < wanted.span < math.inf:
+        raise SheetError(f"--span: must be a finite number greater than 0, but is {wanted.span:g}")
+    if wanted.count is not None and wanted.rows is not None:
+        raise SheetError("--count: gives the number of rows; leave out --rows")
+
+
+# --- Test images -------------------------------------------------------------------------------------------
+
+
+class TestImages:
+    """The test images of a run, read when they are asked for."""
+
+    def __init__(self, folder: Path, root: str | None, model: vae.VAE) -> None:
+        self.folder = folder
+        self.root = root
+        self.model = model
+        self._batches: Iterable[object] | None = None
+
+    def batches(self) -> Iterator[Float[Tensor, "b c h w"]]:
+        """All of them, on the CPU, in the order of the files.
+
+        Raises:
+            LoadError: if they would be read by code that is not trusted.
+            DataError: if they are not to be had.
+        """
+        if self._batches is None:
+            settings = with_trusted_images(self.folder, read_settings(self.folder), self.root)
+            self._batches = open_images(self.folder, settings, "test").test_dataloader()
+        for batch in self._batches:
+            yield images_of(batch)
+
+    def take(self, count: int, wanted: Wanted) -> tuple[Float[Tensor, "n c h w"], list[int]]:
+        """So many images, or those whose numbers are asked for; and the numbers.
+
+        Raises:
+            SheetError: if there are not as many, or a number does not exist.
+        """
+        if wanted.seed is None or wanted.index:
+            numbers = list(wanted.index) or list(range(count))
+            found, seen = self._find(numbers)
+        else:
+            total = sum(len(batch) for batch in self.batches())
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(wanted.seed))
+            numbers = order[:count].tolist()
+            found, seen = self._find(numbers)
+        missing = [number for number in numbers if number not in found]
+        if wanted.index and missing:
+            raise SheetError(
+                f"--index: must be among the {seen:,} test images of the run, 0 to {seen - 1}, but {missing[0]} is not"
+            )
+        if missing or len(numbers) < count:
+            raise SheetError(f"the run has {seen:,} test images, but {count:,} are wanted")
+        return torch.stack([found[number] for number in numbers]), numbers
+
+    def _find(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
+        """Those of these numbers that exist; and how many were looked at until all were found."""
+        found: dict[int, Tensor] = {}
+        seen = 0
+        for batch in self.batches():
+            found |= {number: batch[number - seen] for number in numbers if 0 <= number - seen < len(batch)}
+            seen += len(batch)
+            if len(found) == len({*numbers}):
+                break
+        return found, seen
+
+    def codes(self) -> Float[Tensor, "n z"]:
+        """Posterior means of the first test images, on the CPU."""
+        means, seen = [], 0
+        for batch in _tracked(self.batches(), "encoding the test images"):
+            means.append(self.model.encode(batch[: MOST_CODES - seen]).mean.cpu())
+            seen += len(means[-1])
+            if seen == MOST_CODES:
+                break
+        if not seen:
+            raise SheetError("the run has no test images")
+        return torch.cat(means)
+
+
+def _tracked(sequence: Iterable[T], text: str, total: int | None = None) -> Iterable[T]:
+    errors = Console(stderr=True)
+    return track(sequence, text, total, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+# --- What is drawn -----------------------------------------------------------------------------------------
+
+
+def draw(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """The images of a sheet.
+
+    Raises:
+        SheetError: if the model or the test images cannot give what is wanted.
+    """
+    if wanted.what not in KINDS:
+        raise SheetError(f"--what: there is no {wanted.what!r}; known: {', '.join(KINDS)}")
+    unknown = [dim for dim in wanted.dims if dim not in range(model.latent.dim)]
+    if unknown:
+        raise SheetError(
+            f"--dims: must be among the latent dimensions 0 to {model.latent.dim - 1}, but {unknown[0]} is not"
+        )
+    return KINDS[wanted.what](model, wanted, test)
+
+
+def samples(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """Images of z drawn from the prior."""
+    columns = wanted.columns or 8
+    count = wanted.count or columns * (wanted.rows or 8)
+    seed = wanted.seed or 0
+    _check_size(model, count, columns, wanted.scale)
+    z = torch.randn(count, model.latent.dim, generator=torch.Generator().manual_seed(seed))
+    return Drawn(_decoded(model, z), columns, f"{_counted(count, 'sample')} of the prior, seed {seed}")
+
+
+def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """Test images above what the model makes of them."""
+    columns = wanted.columns or min(10, len(wanted.index) or wanted.count or 10)
+    count = len(wanted.index) or wanted.count or columns * (wanted.rows or 1)
+    _check_size(model, 2 * count, columns, wanted.scale)
+    images, numbers = test.take(count, wanted)
+    decoded = torch.cat([model.reconstruct(some).cpu() for some in _in_parts(images, "reconstructing")])
+    rows = [
+        part
+        for pair in zip(torch.split(images, columns), torch.split(decoded, columns), strict=True)
+        for part in (_filled(one, columns) for one in pair)
+    ]
+    return Drawn(torch.cat(rows), columns, f"{_named(numbers)} above what the model makes of them", 2)
+
+
+def interpolation(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """A row for each test image and the next: the straight line between the means of their posteriors."""
+    if len(wanted.index) == 1:
+        raise SheetError(
+            f"--index: an interpolation goes from one test image to the next, but {wanted.index[0]} is one"
+        )
+    steps = wanted.columns or 10
+    if steps < 2:
+        raise SheetError("--columns: must be at least 2, the two ends of an interpolation, but is 1")
+    rows = len(wanted.index) - 1 if wanted.index else wanted.rows or 6
+    _check_size(model, rows * steps, steps, wanted.scale)
+    images, numbers = test.take(rows + 1, wanted)
+    pairs = _tracked(itertools.pairwise(images), "interpolating", rows)
+    lines = [model.interpolate(a, b, steps).cpu() for a, b in pairs]
+    return Drawn(torch.cat(lines), steps, f"interpolations, a row from each to the next of {_named(numbers)}")
+
+
+def traversal(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """A row for each of some latent dimensions, from −span to span; the others stay as a test image has them."""
+    if len(wanted.index) > 1:
+        raise SheetError(f"--index: a traversal starts from one test image, but {len(wanted.index)} are named")
+    steps = wanted.columns or 9
+    if steps < 2:
+        raise SheetError("--columns: must be at least 2, the two ends of a traversal, but is 1")
+    if wanted.rows and wanted.rows > model.latent.dim:
+        raise SheetError(f"--rows: must be at most {model.latent.dim}, the latent dimensions, but is {wanted.rows}")
+    rows = len(wanted.dims) or min(wanted.rows or 8, model.latent.dim)
+    _check_size(model, rows * steps, steps, wanted.scale)
+    images, numbers = test.take(1, wanted)
+    dims = list(wanted.dims) or most_active(test.codes())[:rows]
+    walks = [model.traverse(images[0], [dim], wanted.span, steps)[0].cpu() for dim in _tracked(dims, "traversing")]
+    which = "" if wanted.dims else ", in which the codes vary most"
+    note = f"traversals of latent dimensions {_listed(dims)}{which}, from −{wanted.span:g} to {wanted.span:g} around "
+    return Drawn(torch.cat(walks), steps, note + _named(numbers))
+
+
+def manifold(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """A plane of codes, its images side by side.
+
+    Of two latent dimensions it is the whole space, and with `dims` the plane of these two, the others 0. Else it goes
+    through the mean of the test images' codes along their first two principal components.
+    """
+    if model.latent.dim < 2:
+        raise SheetError("--what manifold: takes two latent dimensions or more, but the model has 1; take traversal")
+    if wanted.dims and len({*wanted.dims}) != 2:
+        raise SheetError(f"--dims: a manifold has two different dimensions, but got {' '.join(map(str, wanted.dims))}")
+    rows, columns = (given or 20 for given in (wanted.rows, wanted.columns))
+    _check_size(model, rows * columns, columns, wanted.scale)
+    if wanted.dims or model.latent.dim == 2:
+        dims = list(wanted.dims) or [0, 1]
+        middle, axes = torch.zeros(model.latent.dim), torch.eye(model.latent.dim)[dims]
+        along = f"latent dimensions {dims[0]} (to the right) and {dims[1]} (up)"
+    else:
+        middle, axes = principal_axes(test.codes())
+        along = "the first two principal components of the test images' codes (to the right and up)"
+    right, up = (torch.linspace(-wanted.span, wanted.span, steps) if steps > 1 else torch.zeros(1)
+                 for steps in (columns, rows))  # fmt: skip
+    plane = torch.cartesian_prod(up.flip(0), right).flip(1)
+    note = f"the plane along {along}, from −{wanted.span:g} to {wanted.span:g} standard deviations"
+    return Drawn(_decoded(model, middle + plane @ axes), columns, note, None)
+
+
+KINDS: dict[str, Callable[[vae.VAE, Wanted, TestImages], Drawn]] = {
+    "samples": samples,
+    "reconstructions": reconstructions,
+    "interpolation": interpolation,
+    "traversal": traversal,
+    "manifold": manifold,
+}
+
+
+def most_active(codes: Float[Tensor, "n z"]) -> list[int]:
+    """All latent dimensions, those first in which the codes vary most."""
+    return codes.var(0, correction=0).argsort(descending=True).tolist()
+
+
+def principal_axes(codes: Float[Tensor, "n z"]) -> tuple[Float[Tensor, " z"], Float[Tensor, "2 z"]]:
+    """The mean of the codes, and their first two principal components, each a standard deviation long.
+
+    The largest part of each is positive, so that it is the same on every machine.
+    """
+    middle = codes.double().mean(0)
+    away = codes.double() - middle
+    variances, directions = torch.linalg.eigh(away.T @ away / len(codes))  # in ascending order
+    two = directions.T[-2:].flip(0)
+    signs = two.gather(1, two.abs().argmax(1, keepdim=True)).sign()
+    deviations = variances[-2:].flip(0).clamp(min=0).sqrt()
+    return middle.float(), (two * signs * deviations[:, None]).float()
+
+
+def _decoded(model: vae.VAE, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
+    return torch.cat([model.decode(some).cpu() for some in _in_parts(z, "decoding")])
+
+
+def _in_parts(tensor: Tensor, text: str) -> Iterable[Tensor]:
+    return _tracked(torch.split(tensor, AT_ONCE), text)
+
+
+def _filled(images: Float[Tensor, "n c h w"], count: int) -> Float[Tensor, "m c h w"]:
+    """As many images: white ones behind."""
+    return torch.cat([images, images.new_ones(count - len(images), *images.shape[1:])])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:12])) + (" and more" if len(numbers) > 12 else "")
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"test image{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+
+
+# --- The sheet ---------------------------------------------------------------------------------------------
+
+
+def sheet(drawn: Drawn, scale: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Images side by side on white, each pixel a square of one colour."""
+    images = drawn.images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    colour = images[:, :3] if images.shape[1] >= 3 else images[:, [0, 0, 0]]  # as many as people see
+    height, width = colour.shape[2:]
+    scale = scale or usual_scale(height, width, len(images), drawn.columns)
+    tiles = np.kron(colour.permute(0, 2, 3, 1).numpy(), np.ones((scale, scale, 1), dtype=np.uint8))
+    margin = 0 if drawn.together is None else MARGIN * -(-scale // 2)
+    rows = -(-len(tiles) // drawn.columns)
+    tops, top = [], margin
+    for row in range(rows):
+        if drawn.together and drawn.together > 1 and row and row % drawn.together == 0:
+            top += 2 * margin
+        tops.append(top)
+        top += height * scale + margin
+    canvas = np.full((top, margin + drawn.columns * (width * scale + margin), 3), 255, dtype=np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, drawn.columns)
+        left = margin + column * (width * scale + margin)
+        canvas[tops[row] : tops[row] + height * scale, left : left + width * scale] = tile
+    return canvas
+
+
+def usual_scale(height: int, width: int, count: int, columns: int) -> int:
+    """The largest with which neither an image nor the sheet is larger than usual; 1 if there is none."""
+    of_image = USUAL_HEIGHT // height
+    of_sheet = min(USUAL_SIDE // (width * columns), USUAL_SIDE // (height * -(-count // columns)))
+    return max(1, min(of_image, of_sheet))
+
+
+def _check_size(model: vae.VAE, count: int, columns: int, scale: int | None) -> None:
+    """Before anything is computed, that the sheet is one that can be looked at."""
+    height, width = (model.image_shape or (1, 1, 1))[-2:]
+    scale = scale or usual_scale(height, width, count, columns)
+    size = height * scale * -(-count // columns), width * scale * columns
+    if math.prod(size) > LARGEST:
+        raise SheetError(
+            f"the sheet would have {size[1]:,} × {size[0]:,} pixels, and may have {LARGEST:,}: ask for fewer images or "
+            "a smaller --scale"
+        )
+
+
+def write_sheet(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write a sheet as PNG.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with results.replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)

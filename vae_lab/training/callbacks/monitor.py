@@ -1,0 +1,102 @@
+"""What of a training can be followed beside its losses: learning rate, gradient norm, memory, the latent dimensions."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from vae_lab.evaluation.measure import MOST_KL, exploding
+from vae_lab.training.machine import peak_memory
+from vae_lab.training.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+
+class Monitor(Callback):
+    """Logs once an epoch, and tells an exploding KL divergence at once; a run that goes on logs the epochs before anew.
+
+    - `optimizer/learning_rate`: that of the epoch's last step.
+    - `optimizer/gradient_norm`: Euclidean norm over all weights that are trained, before clipping, averaged over the
+      epoch's first step and every tenth after it; steps that overflow in 16 bits, and are not taken, do not count.
+    - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
+    - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
+      dimension, in nats.
+
+    Args:
+        every_steps: steps from one gradient norm to the next; it costs a pass over all gradients.
+
+    Raises:
+        ValueError: if `every_steps` is not at least 1.
+    """
+
+    def __init__(self, every_steps: int = 10) -> None:
+        if every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, but is {every_steps}")
+        self.every_steps = every_steps
+        self._norms: list[Tensor] = []
+        self._steps = 0
+        self._learning_rate = 0.0
+        self._told = False
+        self._logged: dict[int, dict[str, float]] = {}
+        self._kl: dict[int, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"logged": {**self._logged}, "kl": {**self._kl}, "told": self._told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._logged, self._kl, self._told = ({**state_dict["logged"]}, {**state_dict["kl"]}, state_dict["told"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for epoch, figures in self._logged.items():
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=epoch)
+        for epoch, kl in self._kl.items():
+            _log_histogram(trainer, kl, epoch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        if self._steps % self.every_steps == 0:
+            self._norms.append(get_total_norm(_gradients(optimizer)))
+        self._steps += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        figures = {"optimizer/learning_rate": self._learning_rate}
+        if self._norms:
+            norms = torch.stack(self._norms)
+            figures["optimizer/gradient_norm"] = norms[norms.isfinite()].mean().item()
+        self._steps, self._norms = 0, []
+        memory = peak_memory(pl_module.device)
+        if memory is not None:
+            figures["memory/peak_megabytes"] = memory / 1e6
+        pl_module.log_dict(figures)
+        self._logged[pl_module.epochs_done] = figures
+        self._tell(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        kl = pl_module.averages["val"].kl_per_dimension()
+        if kl is not None and trainer.state.fn == "fit":
+            self._kl[pl_module.epochs_done] = kl.cpu()
+            _log_histogram(trainer, kl, pl_module.epochs_done)
+
+    def _tell(self, module: LitVAE) -> None:
+        kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
+        if kl > MOST_KL and not self._told:
+            self._told = True
+            log.warning("%s", exploding(module.epochs_done, kl))
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+
+
+def _log_histogram(trainer: Trainer, kl: Tensor, epoch: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram("val/kl_per_dimension", kl, epoch)

@@ -1,0 +1,101 @@
+"""Pages of TensorBoard that want more than a number an epoch."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+from torch.utils.tensorboard import SummaryWriter
+
+from vae_lab import results
+from vae_lab.data.batches import images_of
+from vae_lab.evaluation.measure import labels_of
+from vae_lab.training.callbacks.spared import spared
+from vae_lab.training.module import LitVAE
+
+CHARTS = {
+    "total": ["train/total", "val/total"],
+    "reconstruction": ["train/reconstruction", "val/reconstruction"],
+    "KL": ["train/kl", "val/kl"],
+    "validation total": ["val/total"],
+    "images a second": ["time/images_per_second"],
+}
+
+
+LARGEST_SPRITE = 64
+"""Height and width beyond which the projector's images are made smaller: browsers take a sheet of 8,192 pixels."""
+
+
+class TensorBoardPages(Callback):
+    """TensorBoard's custom scalars, all runs in one chart, and its projector, the test images' codes.
+
+    The layout of the charts is the same in every run, and TensorBoard makes one page of it. A point of the projector is
+    the posterior mean of a test image, with the image as its sprite and the name of its class as its label.
+
+    Args:
+        points: how many test images, the first ones; 0 for none.
+
+    Raises:
+        ValueError: for fewer than none.
+    """
+
+    def __init__(self, points: int = 500) -> None:
+        if points < 0:
+            raise ValueError(f"points must be at least 0, but is {points}")
+        self.points = points
+        self._codes: list[Tensor] = []
+        self._sprites: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for writer in _writers(trainer):
+            writer.add_custom_scalars({"all cells": {name: ["Multiline", tags] for name, tags in CHARTS.items()}})
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, LitVAE)
+        wanted = self.points - sum(map(len, self._codes))
+        if wanted <= 0 or not _writers(trainer):
+            return
+        images, labels, vae = images_of(batch)[:wanted], labels_of(batch), pl_module.vae
+        with spared("the projector"), torch.no_grad():
+            self._codes.append(vae.latent.posterior(vae.encoder(images)).mean)
+            self._sprites.append(_sprites(images))
+            if labels is not None:
+                self._labels.append(labels[:wanted])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        codes, sprites, labels = self._codes, self._sprites, self._labels
+        self._codes, self._sprites, self._labels = [], [], []
+        if not codes or not trainer.is_global_zero:
+            return
+        with spared("the projector"):
+            names = None
+            if len(labels) == len(codes):
+                classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
+                names = [classes[label] if classes else str(label) for label in torch.cat(labels).tolist()]
+            for writer in _writers(trainer):
+                points = torch.cat(codes).float()
+                writer.add_embedding(points, names, torch.cat(sprites), results.PROJECTOR, "test images")
+
+
+def _sprites(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
+    """Square and small, as the projector draws images."""
+    height, width = images.shape[2:]
+    size = max(height, width)
+    left, top = (size - width) // 2, (size - height) // 2
+    square = pad(images.float(), (left, size - width - left, top, size - height - top), value=1.0)
+    return interpolate(square, LARGEST_SPRITE, mode="area") if size > LARGEST_SPRITE else square
+
+
+def _writers(trainer: Trainer) -> list[SummaryWriter]:
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

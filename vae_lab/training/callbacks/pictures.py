@@ -1,0 +1,164 @@
+"""Pictures of a model: while it is trained, of validation images; after the test, of test images."""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from vae_lab import results
+from vae_lab.data.batches import images_of
+from vae_lab.model.vae import VAE
+from vae_lab.training.callbacks.spared import spared
+from vae_lab.training.loggers import log_image
+from vae_lab.training.module import LitVAE
+
+PRIOR_SEED = 20131220
+"""Start of the stream of z from which every run's samples of the prior are decoded."""
+
+STEPS = 9
+"""Images in a row of a traversal or an interpolation."""
+
+
+class Pictures(Callback):
+    """Reconstructions, samples of the prior, traversals and interpolations.
+
+    After the test, the first test images with their reconstructions and samples of the prior go to `pictures.npz`, to
+    the sheets `reconstructions.png` and `samples.png`, and to the loggers. While the model is trained, the loggers see
+    every few epochs what it makes of the first validation images: reconstructions, walks along the latent dimensions
+    with the largest KL divergence (a row each, from −3 to 3), straight lines between the posterior means of one image
+    and the next; and samples of the prior. z has a stream of its own, the same for every run with as many latent
+    dimensions; a reconstruction is that of the posterior's mean.
+
+    Args:
+        folder: where the files go.
+        images: how many test images.
+        samples: how many samples.
+        every_epochs: epochs between two looks at a model that is trained; the last epoch has one too.
+        rows: how many latent dimensions, and how many pairs of images.
+
+    Raises:
+        ValueError: for fewer than one of any.
+    """
+
+    def __init__(self, folder: str, images: int = 10, samples: int = 20, every_epochs: int = 2, rows: int = 6) -> None:
+        counts = {"images": images, "samples": samples, "every_epochs": every_epochs, "rows": rows}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, but is {count}")
+        self.folder = Path(folder)
+        self.images = images
+        self.samples = samples
+        self.every_epochs = every_epochs
+        self.rows = rows
+        self._seen: Tensor | None = None
+        self._originals: Tensor | None = None
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._seen is None:
+            self._seen = images_of(batch)[: max(self.images, self.rows + 1)]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        seen, self._seen = self._seen, None
+        epoch = pl_module.epochs_done
+        due = epoch % self.every_epochs == 0 or epoch == trainer.max_epochs
+        if seen is None or not due or not trainer.loggers or not trainer.is_global_zero:
+            return
+        with spared(f"pictures of epoch {epoch}"):
+            taken = take_pictures(pl_module.vae, seen[: self.images], self.samples)
+            log_image(trainer.loggers, "val/reconstructions", _pairs(taken), epoch)
+            log_image(trainer.loggers, "latent/samples", _sheet(taken.samples, 10), epoch)
+            for name, images in take_walks(pl_module.vae, seen[: self.rows + 1], self.rows).items():
+                log_image(trainer.loggers, f"latent/{name}", _sheet(images, STEPS), epoch)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._originals is None:
+            self._originals = images_of(batch)[: self.images]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        if self._originals is None or not trainer.is_global_zero:
+            return
+        originals, self._originals = self._originals, None
+        with spared("pictures of the test"):
+            self._keep(trainer, pl_module, originals)
+
+    def _keep(self, trainer: Trainer, pl_module: LitVAE, originals: Tensor) -> None:
+        taken = take_pictures(pl_module.vae, originals, self.samples)
+        with results.replacing(self.folder / results.PICTURES) as path:
+            np.savez(path, allow_pickle=False, **taken._asdict())
+        sheets = {"reconstructions": _pairs(taken), "samples": _sheet(taken.samples, 10)}
+        for name, sheet in sheets.items():
+            scale = max(1, 96 // originals.shape[-2])
+            large = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            with results.replacing(self.folder / f"{name}.png") as path:
+                to_pil_image(large).save(path)
+            log_image(trainer.loggers, f"test/{name}", sheet, pl_module.epochs_done)
+
+
+class TakenPictures(NamedTuple):
+    """Images of a model, (n, c, h, w) with a byte a pixel."""
+
+    originals: UInt8[np.ndarray, "n c h w"]
+    reconstructions: UInt8[np.ndarray, "n c h w"]
+    samples: UInt8[np.ndarray, "m c h w"]
+
+
+@torch.no_grad()
+def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -> TakenPictures:
+    """Reconstructions of images through the posterior's mean, and samples of the prior from the fixed stream of z."""
+    noise = torch.zeros(len(originals), vae.latent.dim, device=originals.device)
+    # Drawn on the CPU, so that the stream is the same on every device.
+    z = torch.randn(samples, vae.latent.dim, generator=torch.Generator().manual_seed(PRIOR_SEED))
+    return TakenPictures(
+        _as_bytes(originals),
+        _as_bytes(vae(originals, noise).reconstruction),
+        _as_bytes(vae.decoder(z.to(originals))),
+    )
+
+
+@torch.no_grad()
+def take_walks(vae: VAE, images: Float[Tensor, "n c h w"], rows: int) -> dict[str, UInt8[np.ndarray, "m c h w"]]:
+    """Walks through the latent space, nine images a row: `traversals` and, of two images or more, `interpolations`."""
+    images = images.clamp(0, 1)  # as they are drawn; a user's may lie beyond
+    posterior = vae.encode(images)
+    widest = vae.latent.kl(posterior).mean(0).argsort(descending=True)[:rows].tolist()
+    walks = {"traversals": vae.traverse(images[0], widest, steps=STEPS).flatten(0, 1)}
+    lines = [vae.interpolate(a, b, STEPS) for a, b in itertools.pairwise(images)]
+    if lines:
+        walks["interpolations"] = torch.cat(lines)
+    return {name: _as_bytes(walk) for name, walk in walks.items()}
+
+
+def _pairs(taken: TakenPictures) -> UInt8[Tensor, "3 height width"]:
+    return _sheet(np.concatenate([taken.originals, taken.reconstructions]), len(taken.originals))
+
+
+def _as_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n c h w"]:
+    scaled = images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return scaled.cpu().contiguous().numpy()
+
+
+def _sheet(images: UInt8[np.ndarray, "n c h w"], columns: int) -> UInt8[Tensor, "3 height width"]:
+    return make_grid(torch.from_numpy(images), nrow=columns, padding=2, pad_value=255)

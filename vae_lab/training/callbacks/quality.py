@@ -1,0 +1,56 @@
+"""The test metrics, taken at the end of the test."""
+
+import logging
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vae_lab.config import Config
+from vae_lab.evaluation.measure import measure
+from vae_lab.training.callbacks.history import History
+from vae_lab.training.loggers import log_end
+from vae_lab.training.machine import peak_memory
+from vae_lab.training.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+
+class Quality(Callback):
+    """Measures what the configuration asks for and tells the loggers; `figures` and `seconds` hold it.
+
+    If that fails, for want of memory or over a class of the user's, `error` says why: the model is kept, and the same
+    command measures it again. `peak_bytes` is the highest memory before it.
+
+    Args:
+        settings: the run's configuration.
+        parameters: its hyperparameters, as the loggers are told them.
+        history: its record of the test's losses.
+    """
+
+    def __init__(self, settings: Config, parameters: dict[str, Any], history: History) -> None:
+        self.settings = settings
+        self.parameters = parameters
+        self.history = history
+        self.figures: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.error: str | None = None
+        self.peak_bytes: int | None = None
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
+        losses = self.history.last("test")
+        data = getattr(trainer, "datamodule", None)
+        if losses is None or data is None:
+            return
+        self.peak_bytes = peak_memory(pl_module.device)
+        if not trainer.is_global_zero:
+            return
+        started = time.perf_counter()
+        try:
+            self.figures = measure(pl_module.vae, data, self.settings, self.settings.metrics, losses._asdict())
+        except Exception as error:
+            self.error = f"test metrics: they could not be taken ({type(error).__name__}: {error})"
+            log.warning("%s", self.error, exc_info=True)
+        self.seconds = time.perf_counter() - started
+        log_end(trainer.loggers, self.parameters, self.figures, pl_module.epochs_done)

@@ -1,0 +1,161 @@
+"""The checkpoints from which an interrupted training goes on."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from vae_lab import results
+from vae_lab.training.module import LitVAE
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+OURS = "vae_lab"
+"""Our own entry in a checkpoint, beside Lightning's."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be gone on from, with its path and the reason."""
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` after every epoch, `best.ckpt` with the lowest total so far of one split.
+
+    Args:
+        folder: where they go.
+        origin: what a run must share with the one that wrote a checkpoint, to end as that one would have ended.
+        split: `val`, or `train` where nothing is validated.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], split: str = "val") -> None:
+        self.folder = folder
+        self.origin = dict(origin)
+        self.split = split
+        self.best: float | None = None
+        self._is_best = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and self.split == "val":
+            self._judge(pl_module)
+            if self._is_best and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                trainer.save_checkpoint(self.folder / BEST)  # in the midst of an epoch: the last one will be another
+                self._is_best = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.split == "train":
+            self._judge(pl_module)
+        is_best, self._is_best = self._is_best, False
+        if not is_best:
+            trainer.save_checkpoint(self.folder / LAST)
+            return
+        # The best one first: a process that dies between the two repeats the epoch, and finds the best one again.
+        trainer.save_checkpoint(self.folder / BEST)
+        if trainer.is_global_zero:
+            results.write_same(self.folder / LAST, self.folder / BEST)
+
+    def _judge(self, module: LightningModule) -> None:
+        assert isinstance(module, LitVAE)
+        total = module.averages[self.split].value()["total"]
+        self._is_best = self.best is None or total < self.best
+        if self._is_best:
+            self.best = total
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for count in progress.values():
+            count["completed"] = count["processed"]  # Lightning counts the epoch later than it saves it
+        epochs = progress["current"]["processed"]
+        checkpoint[OURS] = {"origin": self.origin, "epochs": epochs, "stopped": trainer.should_stop}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        trainer.should_stop = checkpoint[OURS]["stopped"]  # a callback may have ended the training early
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning would begin the first epoch after a checkpoint with an iterator from before the epoch's seeding, and
+        # with `max_steps` take that epoch for the finished one: it is an epoch like any other.
+        trainer.fit_loop._resuming_from_checkpoint = False
+        trainer.fit_loop.epoch_loop.restarting = False
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's way to the files: written as a whole or not at all, read without running what they hold."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # torch's own writer hides a full disk behind errors of its own
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        results.write_bytes(Path(path), content.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU: tensors and plain containers, no code of its file is run.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds what torch does not take for safe.
+    """
+    check_archive(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch makes of a file that is not what it was
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} is damaged (it holds a {type(loaded).__name__})")
+    return loaded
+
+
+def check_archive(path: Path) -> None:
+    """Hold every record of a checkpoint against its CRC-32; torch writes them and does not look at them.
+
+    Raises:
+        CheckpointError: if one differs, or the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises many kinds over an altered file
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged (the checksum of {damaged} differs)")
+
+
+def epochs_kept(folder: Path, origin: Mapping[str, Any]) -> int:
+    """The epochs after which a run can go on from the checkpoints in `folder`; 0 if it left none.
+
+    Raises:
+        CheckpointError: if there is one that is damaged, or that another configuration, machine or version wrote.
+    """
+    path = folder / LAST
+    if not path.exists():
+        return 0
+    loaded = read_checkpoint(path)
+    try:
+        found, epochs = loaded[OURS]["origin"], int(loaded[OURS]["epochs"])
+        best = loaded["callbacks"][Checkpoints.__qualname__]["best"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this version") from error
+    differing = [
+        f"{key} was {found.get(key)!r}, is {value!r}" for key, value in origin.items() if found.get(key) != value
+    ]
+    if differing:
+        raise CheckpointError(f"{path} was not written by the same run ({'; '.join(differing)})")
+    if best is not None:
+        check_archive(folder / BEST)
+    return epochs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

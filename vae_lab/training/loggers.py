@@ -1,0 +1,81 @@
+"""What loggers are told beside the losses: hyperparameters, final figures and images, each in the logger's own way."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import UInt8
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torchvision.transforms.functional import to_pil_image
+
+from vae_lab import config
+from vae_lab.config import Node, Run, identifying
+from vae_lab.objectives.mse_kl import TERMS
+
+USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
+"""Values that are told also where nobody set them. TensorBoard shows five columns at first, in the order of the
+alphabet: decoder, encoder and the first three of these."""
+
+
+def hyperparameters(run: Run) -> dict[str, Any]:
+    """The variants that a run chose, the usual values, and whatever else its command line set: one value each."""
+    values = run.config.identity()
+    chosen = {"encoder": run.encoder, "decoder": run.decoder, "seed": run.config.seed}
+    usual = {key: values[key] for key in USUAL if key in values}
+    given = {key: values.get(key, value) for key, value in identifying(run.overrides).items()}
+    return {key: _plain(value) for key, value in (chosen | usual | given).items()}
+
+
+def _plain(value: Any) -> str | float | bool:
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+@contextmanager
+def opened(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> Iterator[list[Logger]]:
+    """The loggers of a run, told what is about to be trained, and closed after it.
+
+    TensorBoard hears of the hyperparameters at the end: its HPARAMS page wants the figures that belong to them, and
+    takes -1 for those that are not there yet.
+    """
+    loggers = [config.build(node) for node in nodes]
+    try:
+        for logger in loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(dict(parameters))
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):  # it has one run at a time, which would go on into the next one
+                logger.experiment.finish()
+
+
+def log_end(loggers: Iterable[Logger], parameters: Mapping[str, Any], figures: Mapping[str, Any], step: int) -> None:
+    """Tell the test metrics, and TensorBoard's HPARAMS page the values that they belong to.
+
+    Args:
+        loggers: who is told.
+        parameters: what `hyperparameters` gave.
+        figures: the test metrics by name; what is not a number is left out.
+        step: the epochs trained.
+    """
+    numbers = {f"test/{name}": float(value) for name, value in figures.items() if type(value) in (int, float)}
+    names = [*(f"test/{term}" for term in TERMS), *numbers]  # the test itself has logged the losses
+    pages: Any = hparams
+    for logger in loggers:
+        logger.log_metrics(numbers, step=step)
+        if isinstance(logger, TensorBoardLogger):
+            for summary in pages(dict(parameters), dict.fromkeys(names, 0)):  # it reads the values off the scalars
+                logger.experiment._get_file_writer().add_summary(summary)
+
+
+def log_image(loggers: Iterable[Logger], name: str, image: UInt8[Tensor, "3 height width"], step: int) -> None:
+    """Show an image on the page of each logger that has one for images."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, image, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [to_pil_image(image)], step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, to_pil_image(image), key=name, step=step)

@@ -1,0 +1,285 @@
+"""The only LightningModule: losses, their averages, optimiser and scheduler around a plain model."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vae_lab.data import Batches, Streamed, derived_seed, shards
+from vae_lab.data.batches import images_of
+from vae_lab.model.vae import VAE, Output
+from vae_lab.objectives.mse_kl import TERMS
+
+EVALUATION_SEED = 20140214
+"""Start of the noise stream of every validation and test, the same for all runs."""
+
+Objective = Callable[[Output, Tensor], dict[str, Tensor]]
+
+
+LOOK_EVERY = 20
+"""Steps between two looks at the losses, each of which keeps a device waiting."""
+
+
+class LossError(ArithmeticError):
+    """A loss that is no longer a finite number."""
+
+    def __init__(self, split: str, term: str, value: float, place: str) -> None:
+        super().__init__(
+            f"the {split} loss is not finite in {place}: {term} is {value}; "
+            "a lower optimizer.lr or trainer.gradient_clip_val may help"
+        )
+
+
+class Average:
+    """Mean of the loss terms over the images of an epoch, each image weighted alike.
+
+    The terms of a batch stay on the device until somebody looks, and are then added up in 64 bits.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.first_images = 0
+        self.batches = 0
+        self._sums = dict.fromkeys(TERMS, 0.0)
+        self._waiting: list[tuple[int, list[Tensor]]] = []
+        self._first_wrong: tuple[int, str, float] | None = None
+        self._kl: Tensor | None = None
+
+    def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
+        """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
+        self._waiting.append((images, [losses[term].detach() for term in TERMS]))
+        self.images += images
+        if not self.batches:
+            self.first_images = images
+        self.batches += 1
+        if kl is not None:
+            self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
+
+    def _fetch(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows = torch.stack([torch.stack(terms) for _, terms in waiting]).tolist()
+        for batch, (row, (images, _)) in enumerate(zip(rows, waiting, strict=True), self.batches - len(waiting) + 1):
+            values = dict(zip(TERMS, row, strict=True))
+            term = not_finite(values)
+            if term is not None and self._first_wrong is None:
+                self._first_wrong = batch, term, values[term]
+            for term, value in values.items():
+                self._sums[term] += images * value
+
+    def first_not_finite(self) -> tuple[int, str, float] | None:
+        """The first batch (from 1) with a loss that is no number: which, its term and that value; fetches.
+
+        Several processes look together, and find the same one.
+        """
+        self._fetch()
+        batch, term, value = self._first_wrong or (math.inf, TERMS[0], 0.0)
+        number, index, value = min(shards.gathered([batch, TERMS.index(term), value]), key=lambda found: found[0])
+        return None if math.isinf(number) else (int(number), TERMS[int(index)], value)
+
+    def bring_together(self) -> None:
+        """Count what the other processes have counted; all call it, once, when the epoch has ended."""
+        self._fetch()
+        every = shards.gathered([self.images, self.first_images, *self._sums.values()])
+        images, first_images, *sums = (sum(numbers) for numbers in zip(*every, strict=True))
+        self.images, self.first_images = int(images), int(first_images)
+        self._sums = dict(zip(TERMS, sums, strict=True))
+        if self._kl is not None:
+            self._kl = shards.added_up(self._kl).to(self._kl)
+
+    def value(self) -> dict[str, float]:
+        """The mean of each term so far; fetches from the device."""
+        self._fetch()
+        return {term: total / self.images for term, total in self._sums.items()} if self.images else {}
+
+    def kl_per_dimension(self) -> Float[Tensor, " z"] | None:
+        """The mean KL divergence of each latent dimension in nats, where it was kept."""
+        return None if self._kl is None else self._kl / self.images
+
+
+def not_finite(values: dict[str, float]) -> str | None:
+    """The term that makes losses not finite, the total only where no other does; None if all are finite."""
+    terms = sorted(values, key=lambda term: term == "total")
+    return next((term for term in terms if not math.isfinite(values[term])), None)
+
+
+class LitVAE(LightningModule):
+    """A model, its objective and how it is optimised.
+
+    Args:
+        vae: the model.
+        objective: model output and images to named loss terms.
+        optimizer: parameters to an optimiser.
+        scheduler: optimiser to a scheduler that advances once a training step, or None.
+        seed: seed of the noise. Each epoch has a stream of its own, so that an epoch can be repeated.
+
+    Several processes that train one run each compute their part of a batch (`share`). All draw the z of the whole batch
+    and take the rows of their part, so that an image has the z that it has with one process.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        objective: Objective,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.seed = seed
+        self.averages: dict[str, Average] = {}
+        self._noise = torch.Generator()
+        self._part = shards.mine()
+        self._train_noise: torch.Generator | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it around every hook, and torch's way to set takes its time
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch to the loss that is minimised."""
+        if self._part.processes > 1:
+            losses, images, weight = self._shared(images_of(batch), batch_idx)
+            self.averages["train"].add(losses, images)
+            total = losses["total"] * weight
+        else:
+            losses = self.objective(self.vae(images_of(batch)), images_of(batch))
+            self.averages["train"].add(losses, len(images_of(batch)))
+            total = losses["total"]
+        if (batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
+            self._look()
+        return total
+
+    def _shared(self, images: Float[Tensor, "b c h w"], batch_idx: int) -> tuple[dict[str, Tensor], int, float]:
+        """The losses of this process's part of a batch, its images, and what they weigh in the mean over processes.
+
+        Our own loaders give the part, a user's the whole batch.
+        """
+        loader, part, epoch = self.trainer.train_dataloader, self._part, self.current_epoch
+        if isinstance(loader, Batches | Streamed):
+            count = loader.images_in(batch_idx)
+        else:
+            count = len(images)
+            images = images[part.taken(count)]
+        if self._train_noise is None or batch_idx == 0:
+            # What a single process draws z from. All else that is drawn at random, such as what is dropped out, is
+            # another stream in each process, whose images differ.
+            on_gpu = images.device.type == "cuda"
+            state = torch.cuda.get_rng_state(images.device) if on_gpu else torch.get_rng_state()
+            self._train_noise = torch.Generator(images.device)
+            self._train_noise.set_state(state)
+            torch.manual_seed(derived_seed(self.seed, f"epoch of process {part.rank}", epoch))
+        noise = torch.randn(count, self.vae.latent.dim, generator=self._train_noise, device=images.device)
+        losses = self.objective(self.vae(images, noise[part.taken(count)]), images)
+        own = part.rows(count)
+        return losses, own.stop - own.start, part.weight(count)
+
+    def _look(self) -> None:
+        average = self.averages["train"]
+        found = average.first_not_finite()
+        if found is not None:
+            batch, term, value = found
+            step = self.trainer.fit_loop.total_batch_idx + 1 - (average.batches - batch)
+            place = f"step {step} (epoch {self.epochs_done}, step {batch} of {self.trainer.num_training_batches})"
+            raise LossError("train", term, value, place)
+
+    def on_train_epoch_start(self) -> None:
+        """Start this epoch's streams: the order of the images, and Python's, NumPy's and torch's generators."""
+        self.averages["train"] = Average()
+        if isinstance(self.trainer.train_dataloader, Batches | Streamed):
+            self.trainer.train_dataloader.set_epoch(self.current_epoch)
+        seed_everything(derived_seed(self.seed, "epoch", self.current_epoch), verbose=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the fixed noise stream."""
+        self._start_evaluation("val")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch of the validation images."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start the fixed noise stream."""
+        self._start_evaluation("test")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """One batch of the test images."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test."""
+        self._log("test")
+
+    def _start_evaluation(self, split: str) -> None:
+        self.averages[split] = Average()
+        self._noise.manual_seed(EVALUATION_SEED)
+
+    def _evaluate(self, split: str, batch: Any) -> None:
+        images = images_of(batch)
+        # Drawn on the CPU, so that the stream is the same on every device.
+        noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
+        own, taken = self._part.rows(len(images)), self._part.taken(len(images))
+        images, noise, count = images[taken], noise[taken], own.stop - own.start
+        with torch.autocast(images.device.type, enabled=False):  # in 32 bits, however the model was trained
+            output = self.vae(images, noise)
+            losses = self.objective(output, images)
+        self.averages[split].add(losses, count, output.kl[:count])
+
+    def _log(self, split: str) -> None:
+        values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}
+        self.log_dict(values | {"step": float(self.epochs_done)})  # Lightning takes "step" for the x axis
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained, the current one included."""
+        return self.current_epoch + 1 if self.trainer.state.fn == "fit" else self.current_epoch
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `trainer.gradient_clip_val` and `gradient_clip_algorithm` say, by norm unless told otherwise.
+
+        In mixed precision Lightning refuses fused optimisers, which could unscale gradients themselves; where nothing
+        is scaled, as in bfloat16, there is no reason to.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_val:
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
+        """The optimiser, and the scheduler that advances with each step."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }

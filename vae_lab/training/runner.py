@@ -1,0 +1,353 @@
+"""One run, from its configuration to `result.json`."""
+
+import importlib.util
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.plugins.precision import DoublePrecision
+
+from vae_lab import __version__, config, results
+from vae_lab.config import Config, ConfigError, Position, Problem, Run
+from vae_lab.data import DataError, shards
+from vae_lab.data.devices import on_gpu
+from vae_lab.evaluation.measure import symptoms
+from vae_lab.model import vae
+from vae_lab.model.blocks import shapes_only
+from vae_lab.model.describe import Description, describe, matching, text
+from vae_lab.model.match import Matched, matched
+from vae_lab.model.weights import save_weights
+from vae_lab.objectives.mse_kl import TERMS
+from vae_lab.training import checkpoints, processes
+from vae_lab.training.callbacks import History, Quality, Together
+from vae_lab.training.loggers import hyperparameters, opened
+from vae_lab.training.loop import Unprofiled, lighten
+from vae_lab.training.machine import device_name, environment, keep_freed_memory, reset_peak_memory, search_no_gpu
+from vae_lab.training.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+# Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
+QUIET = (
+    "smaller than the logging interval",
+    "Checkpoint directory .* exists",
+    "You defined a `validation_step` but have no `val_dataloader`",  # data.num_val=0
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # averages are brought together before they are logged
+    "Grad strides do not match bucket view strides",  # weights lie channels last
+)
+
+
+# Lightning's loggers that write by a package which is an extra of this project.
+LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+
+# Our own progress bar and files stand in for these.
+SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        yield
+
+
+def check(settings: Config) -> None:
+    """What can be wrong with a valid configuration whose blocks fit: targets and their arguments.
+
+    Raises:
+        ConfigError: with what is wrong.
+    """
+    config.check_targets(settings)
+    with _quiet():
+        _check_trainer(settings)
+        _check_parts(settings)
+
+
+def check_data(settings: Config) -> None:
+    """Find, fetch and read the images once.
+
+    Raises:
+        ConfigError: if they cannot be had.
+    """
+    try:
+        config.build(settings.data).prepare_data()
+    except DataError as error:
+        raise ConfigError(Problem("data", str(error))) from error
+    except Exception as error:  # a user's data module may raise anything
+        raise ConfigError(Problem("data", f"cannot be read ({type(error).__name__}: {error})")) from error
+
+
+def _check_trainer(settings: Config) -> None:
+    config.check_trainer(settings.trainer, Trainer)
+    processes.check(settings)
+    if settings.trainer.processes > 1 and not torch.distributed.is_available():
+        problem = f"must be 1: torch {torch.__version__} is built without torch.distributed"
+        raise ConfigError(Problem("trainer.devices", problem))
+    accelerator = settings.trainer.accelerator
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        problem = f"is {accelerator!r}, but torch {torch.__version__} finds no GPU here; take trainer=default"
+        raise ConfigError(Problem("trainer.accelerator", problem))
+    try:
+        Trainer(**SILENT | _arguments(settings), logger=False, enable_checkpointing=False)
+    except Exception as error:  # Lightning raises its own and many others
+        raise ConfigError(Problem("trainer", f"Lightning's Trainer refuses it: {error}")) from error
+
+
+def _check_parts(settings: Config) -> None:
+    """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
+    with _told("objective"), shapes_only():
+        images = torch.empty(2, *settings.data.image_shape)
+        losses = config.build(settings.objective)(vae.build(settings)(images), images)
+        missing = [term for term in TERMS if term not in losses]
+        if missing:
+            raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but returns no {missing[0]}"))
+    with _told("optimizer"):
+        optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
+    if settings.scheduler is not None:
+        with _told("scheduler"):
+            config.build(settings.scheduler)(optimizer)
+    for name, node in (settings.logger or {}).items():
+        package = LOGGERS.get(node.target.rpartition(".")[2])
+        if package and importlib.util.find_spec(package) is None:
+            problem = f"needs the package {package}, which is not installed: pip install 'vae-lab[{package}]'"
+            raise ConfigError(Problem(f"logger.{name}", f"{problem}, or pip install {package}"))
+    for name, node in (settings.callbacks or {}).items():
+        with _told(f"callbacks.{name}"):
+            config.build(node)
+
+
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the target makes of its arguments
+        raise ConfigError(Problem(key, f"cannot be built ({type(error).__name__}: {error})")) from error
+
+
+def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
+    """Train, validate, test and record one run; an error is recorded, not raised.
+
+    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted. Callbacks that
+    are `watching` come after those of the configuration.
+
+    Raises:
+        OSError: if its files cannot be written.
+    """
+    folder, started = run.directory, time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        epochs = epochs_kept(run)
+    except checkpoints.CheckpointError as reason:
+        log.warning("%s begins anew: %s", run, reason)
+        epochs = 0
+    results.clear(folder, keep_checkpoints=epochs > 0)
+    match = matched(run.config)
+    settings = match.config if match else run.config
+    results.write_config(folder, settings.container())
+    history = History(on_epoch=lambda rows: results.write_history(folder, rows))
+    try:
+        described = describe(settings)
+        results.write_text(folder / results.MODEL, text(described, matching(settings, match)))
+        if settings.trainer.processes > 1:
+            assert not watching, "callbacks of this process do not see the processes of a run"
+            measured = processes.train(run, settings, goes_on=epochs > 0, on_history=history.take)
+        else:
+            measured = attempt(run, settings, history, watching, goes_on=epochs > 0)
+        measured["model"] = _size(described, _told_match(settings, match))
+        error = None
+    except processes.RankError as failure:
+        with suppress(OSError):
+            results.write_text(folder / results.TRACEBACK, failure.told or f"{failure.error}\n")
+        measured, error = {}, failure.error
+    except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
+        with suppress(OSError):
+            results.write_text(folder / results.TRACEBACK, traceback.format_exc())
+        measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
+    position = Position.current()
+    result = results.Result(
+        status="failed" if error else "finished",
+        error=error,
+        cell=run.cell,
+        encoder=run.encoder,
+        decoder=run.decoder,
+        seed=run.config.seed,
+        position=position.number if position else None,
+        overrides=list(run.overrides),
+        config_sha256=run.config.sha256(),
+        resumed=history.resumed,
+        wall_seconds=time.monotonic() - started,
+        environment=environment(run.config),
+        files=results.checksums(folder),
+        **_recorded(history) | measured,
+    )
+    results.write_result(folder, result)
+    return result
+
+
+def _recorded(history: History) -> dict[str, Any]:
+    """What is known of a run whether or not it came to its end: its clock and the last losses of each split."""
+    timing = results.Timing(
+        train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
+        epoch_seconds=history.epoch_seconds,
+        first_step_seconds=history.first_step_seconds,
+        images_per_second=history.images_per_second,
+    )
+    kinds = {"train": results.Losses, "val": results.Losses, "test": results.Test}
+    return {"timing": timing} | {split: kind(**_losses(history, split)) for split, kind in kinds.items()}
+
+
+def _losses(history: History, split: str) -> dict[str, float]:
+    row = history.last(split)
+    return {term: getattr(row, term) for term in TERMS} if row else {}
+
+
+def origin(run: Run) -> dict[str, Any]:
+    """What a run must share with the one that wrote a checkpoint: beside these, its figures depend on nothing."""
+    return {
+        "configuration": run.config.sha256(),
+        "seed": run.config.seed,
+        "vae_lab": __version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which its safe loading refuses
+        "device": device_name(run.config),
+    }
+
+
+def epochs_kept(run: Run) -> int:
+    """The epochs after which a run goes on: those of an earlier attempt that was interrupted, not one that failed.
+
+    Raises:
+        CheckpointError: if its checkpoint cannot be used.
+    """
+    earlier = results.read_result(run.directory)
+    if earlier is not None and not earlier.finished:
+        return 0
+    return checkpoints.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
+
+
+class _Group(LightningEnvironment):
+    """Tells Lightning of the processes that `group` has started."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def local_rank(self) -> int:
+        return shards.mine().rank
+
+
+def _arguments(settings: Config) -> dict[str, Any]:
+    """What goes to Lightning's `Trainer`; several processes share batches and statistics in our way."""
+    arguments = settings.trainer.arguments()
+    if settings.trainer.processes == 1:
+        return arguments
+    return {"sync_batchnorm": on_gpu(settings)} | arguments | {"use_distributed_sampler": False}
+
+
+def attempt(
+    run: Run, settings: Config, history: History, watching: Sequence[Callback] = (), *, goes_on: bool
+) -> dict[str, Any]:
+    """Train, validate and test a run in this process, alone or together with others of a group.
+
+    Args:
+        run: the run.
+        settings: its configuration, with the widths that were found for it.
+        history: its clock and record.
+        watching: further callbacks.
+        goes_on: whether it goes on from its last checkpoint.
+
+    Returns:
+        What was measured, as fields of `results.Result`; nothing in a group's further processes.
+    """
+    folder, part = run.directory, shards.mine()
+    keep_freed_memory()
+    search_no_gpu()
+    reset_peak_memory()
+    torch.set_num_threads(settings.trainer.threads)
+    seed_everything(settings.seed, verbose=False)
+    model = vae.build(settings).to(memory_format=torch.channels_last)
+    module = LitVAE(
+        model,
+        config.build(settings.objective),
+        config.build(settings.optimizer),
+        config.build(settings.scheduler) if settings.scheduler else None,
+        settings.seed,
+    )
+    data = config.build(settings.data)
+    data.seed = settings.seed
+    arguments = _arguments(settings)
+    has_validation = getattr(settings.data, "num_val", 1) > 0
+    validated = {} if has_validation else {"limit_val_batches": 0}
+    checkpoint_folder = folder / results.CHECKPOINTS
+    parameters = hyperparameters(run)
+    quality = Quality(settings, parameters, history)
+    nodes = (settings.logger or {}).values() if part.is_first else ()
+    with _quiet(), opened(nodes, parameters) as loggers:
+        trainer = Trainer(
+            **SILENT | {"profiler": Unprofiled()} | arguments | validated,
+            default_root_dir=folder,
+            logger=loggers,
+            callbacks=[
+                *([Together()] if part.processes > 1 else []),
+                history,
+                quality,
+                *(config.build(node) for node in (settings.callbacks or {}).values()),
+                checkpoints.Checkpoints(checkpoint_folder, origin(run), "val" if has_validation else "train"),
+                *watching,
+            ],
+            plugins=[checkpoints.CheckpointFiles(), *([_Group()] if part.processes > 1 else [])],
+        )
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
+        lighten(trainer, module)
+        told = shards.apart(model) if not arguments.get("sync_batchnorm") else []
+        for sentence in told if part.is_first else ():
+            log.warning("%s: %s", run, sentence)
+        last = str(checkpoint_folder / checkpoints.LAST) if goes_on else None
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        trainer.test(module, datamodule=data, verbose=False)
+    if not part.is_first:
+        return {}
+    save_weights(model, folder / results.WEIGHTS)
+    recorded = _recorded(history)
+    trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # not only what came after the last epoch
+    return {
+        "test": recorded["test"].model_copy(update=quality.figures),
+        "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
+        "metrics": None if quality.error else settings.metrics.model_dump(),
+        "warnings": [
+            *([quality.error] if quality.error else []),
+            *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
+            *told,
+        ],
+        "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
+    }
+
+
+def _size(described: Description, match: dict[str, Any] | None) -> results.Model:
+    halves = {row.key: row.parameters for row in described.rows if row.level == 0}
+    return results.Model(
+        parameters=described.parameters,
+        encoder_parameters=halves["encoder"],
+        decoder_parameters=halves["decoder"],
+        flops_per_image=described.flops,
+        match=match,
+    )
+
+
+def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    named = settings.match.model_dump(include={"cost", "encoder", "decoder"})
+    return named | {f"{side}_ratio": ratio for side, ratio in found.ratios.items()}
