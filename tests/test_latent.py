@@ -2,8 +2,9 @@
 
 import torch
 from torch.distributions import Normal, kl_divergence
+from vae_lab.model.latent import Gaussian
 
-from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.model.interfaces import Posterior
 
 
 def test_kl_is_that_of_torch_distributions() -> None:

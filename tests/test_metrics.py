@@ -15,13 +15,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, IterableDataset
+from vae_lab.model.latent import Gaussian
 
 from vae_lab import config
 from vae_lab.config import MetricsConfig
 from vae_lab.evaluation import classifier, measure
 from vae_lab.evaluation.classifier import ClassifierError, load_classifier
 from vae_lab.model import vae
-from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.model.interfaces import Posterior
 from vae_lab.model.vae import VAE
 
 SHAPE = (1, 2, 3)

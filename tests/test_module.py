@@ -11,8 +11,8 @@ from vae_lab import config
 from vae_lab.data import Batches
 from vae_lab.data.batches import images_of
 from vae_lab.model import vae
-from vae_lab.objectives.mse_kl import TERMS
 from vae_lab.training.module import Average, LitVAE, LossError
+from vae_lab.training.runner import TERMS
 
 
 def module_of(run_of: Compose, seed: int = 0) -> LitVAE:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from vae_lab.model.latent import Posterior
+from vae_lab.model.interfaces import Posterior
 from vae_lab.model.vae import Output
-from vae_lab.objectives.mse_kl import TERMS, mse_kl
+from vae_lab.objectives import mse_kl
 from vae_lab.report.tables import PUBLISHED
+from vae_lab.training.runner import TERMS
 
 
 def output(reconstruction: torch.Tensor, kl: torch.Tensor) -> Output:

@@ -4,22 +4,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vae_lab.data.folder import FolderData
+    from vae_lab.data.sets import ImageData
+    from vae_lab.model.interfaces import Latent, Likelihood, Posterior, Prior
+    from vae_lab.model.networks import Decoder, Encoder
     from vae_lab.model.vae import VAE
+    from vae_lab.objectives.base import Objective
     from vae_lab.trained.foreign import LoadError
     from vae_lab.trained.loading import load
 
-__version__ = "0.1.0"
-__all__ = ["VAE", "LoadError", "__version__", "load"]
-
-_HOMES = {"VAE": "vae_lab.model.vae", "LoadError": "vae_lab.trained.foreign", "load": "vae_lab.trained.loading"}
+__version__ = "0.2.0"
+__all__ = [
+    "VAE",
+    "Decoder",
+    "Encoder",
+    "FolderData",
+    "ImageData",
+    "Latent",
+    "Likelihood",
+    "LoadError",
+    "Objective",
+    "Posterior",
+    "Prior",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """What takes torch is imported when it is asked for (PEP 562)."""
-    if name not in _HOMES:
+    """A public name, imported when it is asked for (PEP 562): most of them need torch."""
+    from vae_lab.config import names
+
+    module = names.homes().get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    from vae_lab.config import names
+
+    return sorted({*globals(), *names.homes()})

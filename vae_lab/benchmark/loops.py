@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from vae_lab import config
 from vae_lab.config import Config
 from vae_lab.model import vae
+from vae_lab.objectives.base import Objective
 
 
 class Epoch(NamedTuple):
@@ -27,8 +28,8 @@ class Loop:
     """The plainest loop over a model's training step.
 
     Args:
-        model: gives an output to `objective`.
-        objective: as `objective.mse_kl`.
+        model: what `objective` takes.
+        objective: gives the total.
         optimizer: of the model's weights.
         batches: gives the batches of epoch 0, 1, …: images (b, c, h, w) in [0, 1].
         scheduler: advances once a step.
@@ -38,7 +39,7 @@ class Loop:
     def __init__(
         self,
         model: nn.Module,
-        objective: Callable[[Any, Tensor], dict[str, Tensor]],
+        objective: Objective,
         optimizer: Optimizer,
         batches: Callable[[int], Iterable[Tensor]],
         scheduler: LRScheduler | None = None,
@@ -58,7 +59,7 @@ class Loop:
         started, images, total = time.perf_counter(), 0, torch.zeros(())
         for batch in self.batches(self.epochs):
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.mixed):
-                loss = self.objective(self.model(batch), batch)["total"]
+                loss = self.objective(self.model, batch, 0.0)["total"]
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()

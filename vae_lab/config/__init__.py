@@ -2,6 +2,7 @@
 
 from vae_lab.config.base import WIDEST, Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
+from vae_lab.config.identity import NOT_IDENTIFYING, cell_name, identifying
 from vae_lab.config.runs import (
     CORES,
     CORES_OF_A_RUN,
@@ -13,16 +14,13 @@ from vae_lab.config.runs import (
     WORKER,
     Position,
     Run,
-    cell_name,
     config_folder,
     cores,
-    identifying,
     precision,
     register_resolvers,
     words,
 )
 from vae_lab.config.schema import (
-    NOT_IDENTIFYING,
     Config,
     DataConfig,
     FolderConfig,

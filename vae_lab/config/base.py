@@ -7,6 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 WIDEST = 2**20
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Binarize = Literal["none", "threshold", "static", "dynamic"]
+Target = Annotated[str, Field(alias="_target_")]
 
 
 class Section(BaseModel):

@@ -1,11 +1,10 @@
 """A run: one cell at one seed, its name and its folder."""
 
-import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -19,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vae_lab.config.errors import ConfigError, Problem, explain, is_complaint
-from vae_lab.config.schema import NOT_IDENTIFYING, Config, flatten
+from vae_lab.config.identity import BESIDE_TRAINING, cell_name, identifying
+from vae_lab.config.schema import Config, flatten
 from vae_lab.config.validation import validate
 
 PACKAGE = Path(__file__).parents[1]
-LONGEST_CELL = 120
 # Set by a sweep for its jobs, which Hydra tells their own number but not how many there are.
 SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
 # Set by a job for the processes that train its run together, to which Hydra tells nothing.
@@ -40,31 +39,6 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
-def cell_name(encoder: str, decoder: str, overrides: Iterable[str]) -> str:
-    """`<encoder>-<decoder>`, then `__<key>-<value>` for each further overridden key that can change a result.
-
-    `overrides` are the words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
-    """
-    base = f"{encoder}-{decoder}"
-    given = identifying(overrides)
-    suffix = "".join(f"__{key}-{value}" for key, value in sorted(given.items()))
-    cell = re.sub(r"[^\w.+-]", "-", base + suffix)
-    if len(cell) <= LONGEST_CELL:
-        return cell
-    return re.sub(r"[^\w.+-]", "-", base)[:80] + "__" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
-
-
-def identifying(overrides: Iterable[str]) -> dict[str, str]:
-    """The overridden keys that can change a result, encoder and decoder apart: key to value as typed."""
-    given: dict[str, str] = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        first_part = key.partition(".")[0]
-        if key not in ("encoder", "decoder", *NOT_IDENTIFYING) and first_part not in NOT_IDENTIFYING:
-            given[key] = value
-    return given
-
-
 @dataclass(frozen=True)
 class Run:
     """One cell at one seed: a valid configuration and where its files go."""
@@ -75,6 +49,8 @@ class Run:
     cell: str
     overrides: tuple[str, ...]
     directory: Path
+    given: Mapping[str, str] = field(default_factory=dict)
+    """The overridden keys that can change a result, encoder and decoder apart."""
 
     @classmethod
     def of(cls, composed: DictConfig) -> Self:
@@ -116,13 +92,15 @@ class Run:
         chosen = hydra_config.runtime.choices
         overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
+        given = identifying(overrides, raw)
         run = cls(
             config=config,
             encoder=encoder,
             decoder=decoder,
-            cell=cell_name(encoder, decoder, overrides),
+            cell=cell_name(encoder, decoder, given),
             overrides=overrides,
             directory=Path(run_folder(hydra_config)),
+            given=given,
         )
         # What a run finds in its folder it takes for an earlier attempt's, and removes.
         if run.directory.parts[-3:] != (config.name, run.cell, f"seed-{config.seed}"):
@@ -228,7 +206,15 @@ def _group_choice(loader: ConfigLoader, side: str, choice: str, overrides: tuple
 def _cell(*, _root_: DictConfig) -> str:
     node = hydra_node(_root_)
     encoder, decoder = (str(node.runtime.choices.get(side)) for side in ("encoder", "decoder"))
-    return cell_name(encoder, decoder, (*experiment_words(node), *words(node)))
+    given = (*experiment_words(node), *words(node))
+    return cell_name(
+        encoder, decoder, identifying(given, {group: _plain(_root_.get(group)) for group in BESIDE_TRAINING})
+    )
+
+
+def _plain(nodes: Any) -> Any:
+    """A section as plain containers; what is wrong with it validation says."""
+    return OmegaConf.to_container(nodes, resolve=False) if OmegaConf.is_config(nodes) else nodes
 
 
 def _steps(*, _root_: DictConfig) -> int:

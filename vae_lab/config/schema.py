@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union
 
 from pydantic import (
     AfterValidator,
@@ -18,24 +18,11 @@ from pydantic import (
     model_serializer,
 )
 
-from vae_lab.config.base import Count, Node, PartialNode, Section, Width
+from vae_lab.config import names, signatures
+from vae_lab.config.base import Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
+from vae_lab.config.identity import is_free
+from vae_lab.config.versions import as_first_written
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
-
-# These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
-NOT_IDENTIFYING = (
-    "seed",
-    "name",
-    "experiment",
-    "logger",
-    "callbacks",
-    "metrics",
-    "plan",
-    "data.root",
-    "data.workers",
-    "data.in_memory",
-)
-
-Target = Annotated[str, Field(alias="_target_")]
 
 
 class Network(Section):
@@ -51,13 +38,13 @@ class Network(Section):
 
 
 class EncoderConfig(Network):
-    target: Target = "vae_lab.networks.Encoder"
+    target: Target = "vae_lab.Encoder"
 
 
 class DecoderConfig(Network):
     """The blocks, and the layer that makes the image of the last map: a convolution, or one that doubles the map."""
 
-    target: Target = "vae_lab.networks.Decoder"
+    target: Target = "vae_lab.Decoder"
     head: Literal["conv", "up"] = "conv"
 
     @model_serializer(mode="wrap")
@@ -83,8 +70,10 @@ class DataConfig(Section):
     num_val: Annotated[int, Field(ge=0, le=10**9)]
     num_test: Count
     subset: Literal["first", "random", "stratified"]
-    subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    subset_seed: Seed
     batch_size: Width
+    binarize: Binarize = "none"
+    binarize_seed: Seed = 0
 
 
 class FolderConfig(Section):
@@ -95,8 +84,10 @@ class FolderConfig(Section):
     num_train: Count
     num_val: Annotated[int, Field(ge=0, le=10**9)]
     num_test: Count
-    subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    subset_seed: Seed
     batch_size: Width
+    binarize: Binarize = "none"
+    binarize_seed: Seed = 0
     workers: Annotated[int, Field(ge=0, le=1024)]
     in_memory: bool | None = None
 
@@ -109,31 +100,54 @@ class ForeignData(Node):
     batch_size: Annotated[Width, Field(strict=True)]
 
 
-class LatentConfig(Section):
-    target: Target
-    dim: Width
-
-
 def _once_each(values: list[int]) -> list[int]:
     if len({*values}) < len(values):
         raise ValueError("must have each number once")
     return values
 
 
+def _target_of(value: Any) -> Any:
+    return value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+
+
 def _whose(value: Any) -> str:
-    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+    target = _target_of(value)
     return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
 
 
 def _which_data(value: Any) -> str:
-    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
-    return "folder" if target == "vae_lab.data.FolderData" else _whose(value)
+    return "folder" if _target_of(value) == "vae_lab.FolderData" else _whose(value)
 
 
 Ours = TypeVar("Ours", bound=BaseModel)
 Foreign = TypeVar("Foreign", bound=BaseModel)
 # Our own classes take the keys of the schema and no others; a user's class takes what it likes.
 Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
+
+
+def _extension(family: str) -> Any:
+    """One of our classes of a family, by its signature, or anybody else's."""
+    ours = [Annotated[schema, Tag(name)] for name, schema in signatures.schemas(family).items()]
+
+    def which(value: Any) -> str | None:
+        target = _target_of(value)
+        if not isinstance(target, str):
+            return "foreign"
+        name = target.removeprefix("vae_lab.")
+        return "foreign" if name == target or name not in signatures.schemas(family) else name
+
+    return Annotated[Union[(*ours, Annotated[Node, Tag("foreign")])], Discriminator(which)]
+
+
+if TYPE_CHECKING:
+    LatentNode: TypeAlias = Node
+    PosteriorNode: TypeAlias = Node
+    PriorNode: TypeAlias = Node
+    LikelihoodNode: TypeAlias = Node
+    ObjectiveNode: TypeAlias = Node
+    CallbackNode: TypeAlias = Node
+else:
+    LatentNode, PosteriorNode, PriorNode, LikelihoodNode, ObjectiveNode, CallbackNode = map(_extension, names.FAMILIES)
 
 
 class References(Section):
@@ -156,13 +170,25 @@ class MatchConfig(Section):
     references: References | None = None
 
 
-class ObjectiveConfig(Section):
-    target: Target
-    partial: Annotated[Literal[True], Field(alias="_partial_")]
-    beta: Annotated[float, Field(ge=0)]
-
-
 Samples = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class FurtherMetric(Node):
+    """A test metric of a user's own: a function, how its figure is shown, and further keys as its arguments.
+
+    The function is called as `f(vae, batches, **arguments)`, with the model in evaluation mode and an iterable over
+    batches of test images (b, c, h, w), and returns a number or None.
+    """
+
+    heading: str
+    unit: str = ""
+    digits: Annotated[int, Field(ge=0, le=10)] = 3
+    better: Literal["lower", "higher"] | None = None
+    meaning: str
+
+    def call(self) -> PartialNode:
+        """The function with its arguments."""
+        return PartialNode.model_validate({"_target_": self.target, "_partial_": True} | (self.model_extra or {}))
 
 
 class MetricsConfig(Section):
@@ -172,11 +198,16 @@ class MetricsConfig(Section):
     frechet: bool = True
     probe: bool = False
     samplers: bool = False
+    further: dict[str, FurtherMetric] = Field(default_factory=dict)
 
     def covers(self, other: "MetricsConfig") -> bool:
         """Whether whoever computed these has also computed the others."""
         switches = ("frechet", "probe", "samplers")
-        return {*self.iwae} >= {*other.iwae} and all(getattr(self, one) >= getattr(other, one) for one in switches)
+        return (
+            {*self.iwae} >= {*other.iwae}
+            and all(getattr(self, one) >= getattr(other, one) for one in switches)
+            and all(self.further.get(name) == node for name, node in other.further.items())
+        )
 
     def with_all_of(self, other: "MetricsConfig") -> "MetricsConfig":
         """These and the others."""
@@ -185,6 +216,7 @@ class MetricsConfig(Section):
             frechet=self.frechet or other.frechet,
             probe=self.probe or other.probe,
             samplers=self.samplers or other.samplers,
+            further=other.further | self.further,
         )
 
 
@@ -262,6 +294,12 @@ def _folder_name(name: str) -> str:
     return name
 
 
+PARTS = (
+    "data", "encoder", "latent", "posterior", "prior", "decoder", "likelihood", "objective", "optimizer", "scheduler",
+)  # fmt: skip
+"""The sections that are each built from one `_target_`."""
+
+
 class Config(Section):
     """The whole configuration of one run, as `config.yaml` holds it."""
 
@@ -274,28 +312,39 @@ class Config(Section):
         Discriminator(_which_data),
     ]
     encoder: Either[EncoderConfig, Node]
-    latent: Either[LatentConfig, Node]
+    latent: LatentNode
+    posterior: PosteriorNode
+    prior: PriorNode
     decoder: Either[DecoderConfig, Node]
+    likelihood: LikelihoodNode
     match: MatchConfig = MatchConfig()
-    objective: Either[ObjectiveConfig, PartialNode]
+    objective: ObjectiveNode
     optimizer: OptimizerConfig
     scheduler: PartialNode | None = None
     trainer: TrainerConfig
     logger: dict[str, Node] | None = None
-    callbacks: dict[str, Node] | None = None
+    callbacks: dict[str, CallbackNode] | None = None
     metrics: MetricsConfig = MetricsConfig()
     plan: bool = False
 
     @property
     def latent_dim(self) -> int:
-        """Z, the number of latent dimensions; 0 for a latent space of another class that does not say."""
-        return self.latent.dim if isinstance(self.latent, LatentConfig) else 0
+        """Z, the number of latent dimensions; 0 for a latent space of a user's own that does not say."""
+        dim = getattr(self.latent, "dim", 0)
+        return dim if isinstance(dim, int) else 0
 
     @property
-    def likelihood_variance(self) -> float | None:
-        """σ² of the Gaussian decoder that β stands for; None where it stands for none."""
-        beta = getattr(self.objective, "beta", None) if isinstance(self.objective, ObjectiveConfig) else None
-        return likelihood_variance(beta, self.data.image_shape, self.latent_dim) if beta and self.latent_dim else None
+    def pixels(self) -> int:
+        """D, the values of an image."""
+        return math.prod(self.data.image_shape)
+
+    @property
+    def implied_sigma(self) -> float | None:
+        """σ of the Gaussian likelihood that β stands for under `mse_kl`; None where it stands for none."""
+        beta = getattr(self.objective, "beta", None) if self.objective.target == "vae_lab.MseKl" else None
+        if not beta or not self.latent_dim:
+            return None
+        return likelihood_variance(beta, self.data.image_shape, self.latent_dim) ** 0.5
 
     def container(self) -> dict[str, Any]:
         """Plain containers, every default filled in: what `validate` takes."""
@@ -304,17 +353,15 @@ class Config(Section):
             del plain["match"]
         return plain
 
+    def sigma_of(self, asked: Any) -> Any:
+        """What `likelihood.sigma` of a Gaussian comes to: `auto` is σ by β under `mse_kl`, elsewhere it is learned."""
+        if asked not in ("auto", "from_beta"):
+            return asked
+        return self.implied_sigma if self.objective.target == "vae_lab.MseKl" else "learned"
+
     def identity(self) -> dict[str, Any]:
         """The flattened keys that decide what a run computes, the seed left out."""
-        container = self.container()
-        if self.trainer.is_shared:  # which GPUs, and how the processes find their gradients, changes nothing
-            container["trainer"]["devices"] = self.trainer.processes
-            del container["trainer"]["strategy"]
-        return {
-            key: value
-            for key, value in flatten(container).items()
-            if not any(key == free or key.startswith(f"{free}.") for free in NOT_IDENTIFYING)
-        }
+        return {key: value for key, value in flatten(as_first_written(self)).items() if not is_free(key)}
 
     def sha256(self) -> str:
         """Checksum of `identity`: equal for the seeds of a cell."""
@@ -324,11 +371,23 @@ class Config(Section):
         """Everything that is built from a `_target_`, by its key."""
         found: dict[str, BaseModel] = {
             key: getattr(self, key)
-            for key in ("data", "encoder", "latent", "decoder", "objective", "optimizer", "scheduler")
+            for key in (
+                "data",
+                "encoder",
+                "latent",
+                "posterior",
+                "prior",
+                "decoder",
+                "likelihood",
+                "objective",
+                "optimizer",
+                "scheduler",
+            )  # fmt: skip
             if getattr(self, key) is not None
         }
         for group in ("logger", "callbacks"):
             found |= {f"{group}.{key}": node for key, node in (getattr(self, group) or {}).items()}
+        found |= {f"metrics.further.{key}": node.call() for key, node in self.metrics.further.items()}
         for side in ("encoder", "decoder"):
             blocks = getattr(self, side).blocks if isinstance(getattr(self, side), Network) else []
             found |= {key: block for key, block in leaves(blocks, f"{side}.blocks") if isinstance(block, ForeignBlock)}

@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from pydantic import BaseModel
 
 from vae_lab.config.errors import ConfigError, Problem, choices
+from vae_lab.config.identity import SAYS_SO
 from vae_lab.config.schema import Config, Network, TrainerConfig
 from vae_lab.config.vocabulary import ForeignBlock
 
@@ -43,7 +44,7 @@ def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
             problem = f"must name a class or a function, but {target!r} is a {type(thing).__name__}"
             problems.append(Problem(f"{key}._target_", problem))
             continue
-        ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else ()
+        ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else (SAYS_SO,)
         names = [name for name in values if not name.startswith("_") and name not in ours]
         problems += _unknown_arguments(key, thing, names)
     if problems:
@@ -95,7 +96,7 @@ def build(node: BaseModel, **arguments: Any) -> Any:
     if isinstance(node, Network):
         arguments["_recursive_"] = False  # a block can be built only once its input shape is known
     ours = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
-    values = node.model_dump(exclude=ours)
+    values = node.model_dump(exclude={*ours, SAYS_SO})
     find = _find.get()
     if find is not None:
         return _called(values | arguments, find)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from vae_lab.config import names, signatures
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.schema import (
     STRATEGIES,
@@ -14,13 +15,12 @@ from vae_lab.config.schema import (
     DecoderConfig,
     EncoderConfig,
     FolderConfig,
-    LatentConfig,
     MatchConfig,
     MetricsConfig,
-    ObjectiveConfig,
     TrainerConfig,
     flatten,
 )
+from vae_lab.config.versions import upgraded
 from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
 from vae_lab.config.widths import scaled
 
@@ -48,18 +48,28 @@ def validate(raw: Mapping[str, Any]) -> Config:
     if huge is not None:  # Python refuses to print it
         raise ConfigError(Problem(huge, f"is a number of more than {MOST_BITS:,} bits"))
     try:
-        config = Config.model_validate(dict(raw))
+        config = Config.model_validate(upgraded(raw))
     except ValidationError as error:
         raise ConfigError(*(_problem(details) for details in error.errors())) from None
     problems = list(_across_groups(config))
     if problems:
         raise ConfigError(*problems)
-    return scaled(config)
+    return _resolved(scaled(config))
+
+
+def _resolved(config: Config) -> Config:
+    """The configuration with the σ that its likelihood leaves to the objective."""
+    sigma = getattr(config.likelihood, "sigma", None)
+    likelihood = config.likelihood.model_copy(update={"sigma": config.sigma_of(sigma)})
+    return config if sigma not in ("auto", "from_beta") else config.model_copy(update={"likelihood": likelihood})
 
 
 def _is_huge(number: int) -> bool:
     return number.bit_length() > MOST_BITS
 
+
+TAGS = {"ours", "folder", "foreign", *(name for family in names.FAMILIES for name in names.files(family))}
+"""pydantic's tags of unions: parts of an error's place that no YAML has."""
 
 _LIST = TypeAdapter(list[AnyBlock])
 
@@ -119,7 +129,7 @@ def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
     """The parts of a place, and whether each is pydantic's tag of a union: a key that no YAML has."""
     in_blocks = False
     for before, part in zip((None, *location), location, strict=False):
-        is_tag = part in ("ours", "folder", "foreign") or (in_blocks and isinstance(before, int))
+        is_tag = part in TAGS or (in_blocks and isinstance(before, int))
         yield part, is_tag
         in_blocks = in_blocks or part == "blocks"
 
@@ -130,22 +140,23 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "data": DataConfig,
         "folder": FolderConfig,
         "encoder": EncoderConfig,
-        "latent": LatentConfig,
         "decoder": DecoderConfig,
         "match": MatchConfig,
-        "objective": ObjectiveConfig,
         "metrics": MetricsConfig,
         **BLOCKS,
+        **{name: schema for family in names.FAMILIES for name, schema in signatures.schemas(family).items()},
     }
     model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)
-    names = [field.alias or name for name, field in model.model_fields.items()]
+    keys = [field.alias or name for name, field in model.model_fields.items()]
     if issubclass(model, Block):  # the word first, what all blocks have last
-        names.sort(key=lambda name: (name != model.word, name in Styled.model_fields))
-    return names
+        keys.sort(key=lambda name: (name != model.word, name in Styled.model_fields))
+    return keys
 
 
 def _across_groups(config: Config) -> Iterable[Problem]:
     data = config.data
+    yield from _of_names(config)
+    yield from _of_likelihood(config)
     if isinstance(data, DataConfig):
         if data.num_train + data.num_val > data.train_images:
             yield Problem(
@@ -167,6 +178,49 @@ def _across_groups(config: Config) -> Iterable[Problem]:
         if extra.get(f"limit_{split}_batches") == 0:
             other = "; data.num_val=0 does without validation" if split == "val" else ""
             yield Problem(f"trainer.limit_{split}_batches", f"must be greater than 0, but is 0{other}")
+
+
+def _of_names(config: Config) -> Iterable[Problem]:
+    """Names of ours that do not exist."""
+    for key, node in config.nodes().items():
+        target = str(node.model_dump().get("_target_"))
+        name = target.removeprefix("vae_lab.")
+        if target.startswith("vae_lab.") and "." not in name and name not in names.homes():
+            family = key.partition(".")[0]
+            known = names.files(family) if family in names.FAMILIES else names.homes()
+            offered = choices(target, [f"vae_lab.{one}" for one in known])
+            yield Problem(f"{key}._target_", f"this version of vae_lab has no {target}; {offered}")
+
+
+def _of_likelihood(config: Config) -> Iterable[Problem]:
+    """That the likelihood is for such images, and one that the objective trains."""
+    likelihood, objective = config.likelihood, config.objective
+    wanted = signatures.attribute("likelihood", likelihood.target, "data", "real")
+    if wanted == "binary" and getattr(config.data, "binarize", None) == "none":
+        yield Problem(
+            "likelihood",
+            f"{likelihood.target} is for binary images, but data.binarize is none; take data.binarize=dynamic, "
+            "threshold or static, or likelihood=gaussian",
+        )
+    only = signatures.attribute("objective", objective.target, "only_likelihood")
+    if only is not None and likelihood.target != f"vae_lab.{only}":
+        yield Problem(
+            "likelihood",
+            f"must be vae_lab.{only} for the objective {objective.target}, but is {likelihood.target}; take objective=elbo",
+        )
+    elif objective.target == "vae_lab.MseKl":
+        sigma = getattr(likelihood, "sigma", "auto")
+        if sigma not in ("auto", "from_beta", config.implied_sigma):
+            yield Problem(
+                "likelihood.sigma",
+                f"must be from_beta under objective=mse_kl, whose beta stands for σ = sqrt(β·D / (2·Z)), but is {sigma!r}; "
+                "set objective.beta instead, or take objective=elbo",
+            )
+    elif getattr(likelihood, "sigma", None) == "from_beta":
+        yield Problem(
+            "likelihood.sigma",
+            "is from_beta, which is for objective=mse_kl; take a number, such as 0.1, or learned",
+        )
 
 
 def _of_processes(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:

@@ -12,6 +12,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vae_lab.config.base import Binarize
+from vae_lab.data.binarize import WHITE, by_levels
 from vae_lab.data.shards import WHOLE, Part, mine
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class Batches:
 
     With a `seed` the images come in another order each pass. The order depends on the seed and the number of
     the pass alone, so that every model sees the same one and a later process can repeat it. With `labels` a batch is a
-    pair of images and labels. A process that trains together with others gets its `part` of each batch.
+    pair of images and labels. A process that trains together with others gets its `part` of each batch. With
+    `draws_binary` every pixel is drawn again in each pass, 0 or 1, by `seed` and the number of the pass.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class Batches:
         seed: int | None = None,
         labels: Int[Tensor, " n"] | None = None,
         part: Part = WHOLE,
+        *,
+        draws_binary: bool = False,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
         self.labels = labels
         self.part = part
+        self.draws_binary = draws_binary
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,9 +76,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order().to(self.images.device)
+        generator = _binary_stream(self.seed, self.epoch) if self.draws_binary else None
         for whole in torch.split(order, self.batch_size):
             indices = whole[self.part.taken(len(whole))]
-            images = _as_float(self.images[indices])
+            chosen = self.images[indices]
+            if generator is not None:
+                chosen = _redrawn(chosen, len(whole), self.part, generator)
+            images = _as_float(chosen)
             yield images if self.labels is None else (images, self.labels[indices])
 
     def _order(self) -> Int[Tensor, " n"]:
@@ -89,6 +99,7 @@ class Streamed:
         workers: processes that read.
         labelled: whether a batch is a pair of images and labels.
         part: see `Batches`.
+        draws_binary: see `Batches`.
     """
 
     def __init__(
@@ -100,10 +111,12 @@ class Streamed:
         *,
         labelled: bool = False,
         part: Part = WHOLE,
+        draws_binary: bool = False,
     ) -> None:
         count = len(images)  # type: ignore[arg-type]  # torch's Dataset does not say that it has one
         self.order = _Order(count, batch_size, seed, part)
         self.labelled = labelled
+        self.draws_binary = draws_binary
         self.loader: DataLoader[Item] = DataLoader(
             images,
             batch_sampler=self.order,
@@ -124,7 +137,10 @@ class Streamed:
         return size_of(number, self.order.count, self.order.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.loader:
+        generator = _binary_stream(self.order.seed, self.order.epoch) if self.draws_binary else None
+        for number, (images, labels) in enumerate(self.loader):
+            if generator is not None:
+                images = _redrawn(images, self.images_in(number), self.order.part, generator)
             yield (_as_float(images), labels) if self.labelled else _as_float(images)
 
 
@@ -162,6 +178,19 @@ def _as_float(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
+def _binary_stream(seed: int | None, epoch: int) -> torch.Generator:
+    assert seed is not None, "images are drawn again in training only"
+    return torch.Generator().manual_seed(derived_seed(seed, "binary", epoch))
+
+
+def _redrawn(
+    images: UInt8[Tensor, "b c h w"], whole: int, part: Part, generator: torch.Generator
+) -> UInt8[Tensor, "b c h w"]:
+    """Black and white at random, from numbers that are drawn for the whole batch in every process."""
+    levels = torch.randint(WHITE, (whole, *images.shape[1:]), generator=generator, dtype=torch.uint8)
+    return by_levels(images, levels[part.taken(whole)])
+
+
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
     """A seed of its own for each purpose and epoch of a run: streams that do not overlap."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
@@ -190,12 +219,20 @@ class ImageModule(LightningDataModule):
     Args:
         batch_size: images a step.
         seed: seed of the order of the training images.
+        binarize: how pixels are made 0 or 1, if they are.
+        binarize_seed: of images that are drawn once.
     """
 
-    def __init__(self, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, batch_size: int, seed: int = 0, binarize: Binarize = "none", binarize_seed: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.seed = seed
+        self.binarize = binarize
+        self.binarize_seed = binarize_seed
+
+    def draws_binary(self, seed: int | None) -> bool:
+        """Whether a loader draws its images again in each pass: that of the training."""
+        return seed is not None and self.binarize == "dynamic"
 
     @abstractmethod
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:

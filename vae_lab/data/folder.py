@@ -11,7 +11,10 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
+from vae_lab.config.base import Binarize
+from vae_lab.data import derived_seed
 from vae_lab.data.batches import Batches, ImageModule, Item, Split, Streamed, order_of
+from vae_lab.data.binarize import fixed
 from vae_lab.data.devices import fits_in_memory, home_of, megabytes
 from vae_lab.data.files import DataError
 
@@ -23,12 +26,21 @@ MODES = {1: "L", 3: "RGB"}
 class Files(Dataset[Item]):
     """Image files as tensors of one shape, read when they are asked for.
 
-    An image is resized so that it covers the wanted size, and cropped to it around its middle.
+    An image is resized so that it covers the wanted size, and cropped to it around its middle; its pixels are then made 0
+    or 1 as `binarize` says, by a stream of its own.
     """
 
-    def __init__(self, paths: list[tuple[str, int]], image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        paths: list[tuple[str, int]],
+        image_shape: tuple[int, int, int],
+        binarize: Binarize = "none",
+        seed: int = 0,
+    ) -> None:
         self.paths = paths
         self.image_shape = image_shape
+        self.binarize: Binarize = binarize
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,7 +58,8 @@ class Files(Dataset[Item]):
         if covering != [image.height, image.width]:
             image = resize(image, covering, InterpolationMode.BILINEAR, antialias=True)
         top, left = (image.height - height) // 2, (image.width - width) // 2
-        return pil_to_tensor(image.crop((left, top, left + width, top + height))), label
+        pixels = pil_to_tensor(image.crop((left, top, left + width, top + height)))
+        return fixed(pixels, self.binarize, derived_seed(self.seed, "binary", index)), label
 
 
 class FolderData(ImageModule):
@@ -68,6 +81,8 @@ class FolderData(ImageModule):
         workers: processes that read images where they do not fit into memory.
         in_memory: whether they are kept there; None decides by their size.
         seed: seed of the order of the training images.
+        binarize: see `ImageData`.
+        binarize_seed: see `ImageData`.
     """
 
     def __init__(
@@ -84,8 +99,10 @@ class FolderData(ImageModule):
         workers: int,
         in_memory: bool | None = None,
         seed: int = 0,
+        binarize: Binarize = "none",
+        binarize_seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, binarize, binarize_seed)
         self.root = Path(root)
         self.dataset = dataset
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
@@ -152,19 +169,25 @@ class FolderData(ImageModule):
             )
         order = order_of(len(found), self.subset_seed, 0).tolist()
         for split, count in self.counts.items():
-            self.files[split] = Files([found[index] for index in order[:count]], self.image_shape)
+            paths = [found[index] for index in order[:count]]
+            mode: Binarize = "none" if split == "train" and self.binarize == "dynamic" else self.binarize
+            self.files[split] = Files(paths, self.image_shape, mode, derived_seed(self.binarize_seed, split))
             order = order[count:]
 
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
         """Batches of a split, in another order each epoch if there is a seed."""
         labelled = labelled and self.classes is not None
-        if not self.in_memory:
-            size, part = self.size_of_batch(seed), self.part(seed)
-            return Streamed(self.files[split], size, seed, self.workers, labelled=labelled, part=part)
+        size, part, draws = self.size_of_batch(seed), self.part(seed), self.draws_binary(seed)
+        files = self.files[split]
+        drawn_once = split == "train" and self.binarize == "dynamic" and not draws
+        if drawn_once:  # those in memory are grey
+            files = Files(files.paths, files.image_shape, "static", derived_seed(self.binarize_seed, split))
+        if not self.in_memory or drawn_once:
+            return Streamed(files, size, seed, self.workers, labelled=labelled, part=part, draws_binary=draws)
         images, labels = self.splits[split]
         home = home_of(images.nbytes, self.device())
         classes = labels.to(home) if labelled else None
-        return Batches(images.to(home), self.size_of_batch(seed), seed, classes, self.part(seed))
+        return Batches(images.to(home), size, seed, classes, part, draws_binary=draws)
 
 
 def _read(files: Files, workers: int) -> Split:

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vae_lab.config.base import Binarize
+from vae_lab.data import derived_seed
 from vae_lab.data.batches import Batches, ImageModule, Split
+from vae_lab.data.binarize import fixed
 from vae_lab.data.devices import home_of
 from vae_lab.data.files import (
     CHECKSUMS,
@@ -46,6 +49,9 @@ class ImageData(ImageModule):
         subset_seed: seed of that draw.
         batch_size: images a step; the last batch of an epoch may be smaller.
         seed: seed of the order of the training images.
+        binarize: `threshold` makes pixels 0 or 1 at 0.5, `static` draws each once with its value as probability,
+            `dynamic` draws training images again in every epoch, the others once; `none` leaves them as they are.
+        binarize_seed: seed of what is drawn once.
     """
 
     def __init__(
@@ -63,8 +69,10 @@ class ImageData(ImageModule):
         subset_seed: int,
         batch_size: int,
         seed: int = 0,
+        binarize: Binarize = "none",
+        binarize_seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, binarize, binarize_seed)
         self.dataset = pkgutil.resolve_name(dataset)
         if not isinstance(self.dataset, type):
             raise DataError(f"dataset must name a class such as torchvision.datasets.FashionMNIST, but is {dataset!r}")
@@ -141,10 +149,14 @@ class ImageData(ImageModule):
 
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches:
         """Batches of a split, in another order each epoch if there is a seed."""
+        draws = self.draws_binary(seed)
         images, labels = self.splits[split]
+        if not draws:
+            images = fixed(images, self.binarize, derived_seed(self.binarize_seed, f"binary {split}"))
         home = home_of(images.nbytes, self.device())
         classes = labels.to(home) if labelled else None
-        return Batches(images.to(home), self.size_of_batch(seed), seed, classes, self.part(seed))
+        size, part = self.size_of_batch(seed), self.part(seed)
+        return Batches(images.to(home), size, seed, classes, part, draws_binary=draws)
 
 
 def in_words(shape: tuple[int, ...] | torch.Size) -> str:

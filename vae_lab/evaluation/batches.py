@@ -1,7 +1,8 @@
 """What every metric starts from: the test's batches, the codes of images, random streams."""
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,28 +11,37 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from vae_lab.data import derived_seed
-from vae_lab.model.latent import Posterior
+from vae_lab.data.batches import images_of, labels_of
+from vae_lab.model.vae import VAE
 
 SEED = 20150901
 """Start of the streams of z that the metrics draw, the same for every run."""
 
 
 class Codes(NamedTuple):
-    """What the encoder makes of a split: the mean of each image's posterior, and its class where there is one."""
+    """What the encoder makes of a split: the parameters of each image's posterior, its mean, and the class if there is one."""
 
+    parameters: Float[Tensor, "n ..."]
     mean: Float[Tensor, "n z"]
-    posterior: Posterior | None
-    """None for a latent space of another class, whose posteriors are not Gaussians with diagonal covariance."""
     labels: Int[Tensor, " n"] | None
 
 
-def joined(posteriors: Sequence[Any], labels: Sequence[Tensor | None]) -> Codes:
+def encoded(vae: VAE, batches: Iterable[Any]) -> Codes:
+    """The codes of all batches; without labels unless every batch has them."""
+    parameters, labels = [], []
+    for batch in batches:
+        parameters.append(vae.encoder(images_of(batch)))
+        labels.append(labels_of(batch))
+    return joined(vae, parameters, labels)
+
+
+def joined(vae: VAE, parameters: Sequence[Tensor], labels: Sequence[Tensor | None]) -> Codes:
     """The codes of batches as those of one; without labels unless every batch has them."""
     known = [one for one in labels if one is not None]
-    gaussian = all(isinstance(one, Posterior) for one in posteriors)
+    whole = torch.cat(list(parameters))
     return Codes(
-        torch.cat([one.mean for one in posteriors]),
-        Posterior(*(torch.cat(parts) for parts in zip(*posteriors, strict=True))) if gaussian else None,
+        whole,
+        vae.posterior(whole).mean.flatten(1),
         torch.cat(known) if len(known) == len(labels) else None,
     )
 
@@ -71,11 +81,13 @@ def generator_for(purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(SEED, purpose))
 
 
-def standard_noise(count: int, dim: int, generator: torch.Generator) -> Float[Tensor, "b z"]:
-    """Standard normal, drawn on the CPU, so that the stream is the same on every device."""
-    return torch.randn(count, dim, generator=generator)
-
-
 def in_double(values: Tensor) -> Tensor:
     """The values in 64 bits, where they are or, for a device that has no such numbers, on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def exact(vae: VAE) -> VAE:
+    """A copy of a model in 64 bits, for its densities; where a device has no such numbers, on the CPU."""
+    copied = copy.deepcopy(vae)
+    on_mps = any(one.device.type == "mps" for one in copied.parameters())
+    return (copied.cpu() if on_mps else copied).double()

@@ -2,17 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.distributions import Distribution
 
-from vae_lab.data.batches import images_of, labels_of
-from vae_lab.evaluation.batches import Codes, HeldOutBatches, generator_for, in_double, joined, standard_noise
-from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
+from vae_lab.model.distributions import DiagonalNormal, by_dimension, divergence
+from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
 
 ACTIVE = 0.01
@@ -22,10 +22,10 @@ ROWS = 500
 """Images whose z is held against all posteriors at once."""
 
 
-def use_of_latent(latent: Gaussian, posterior: Posterior) -> dict[str, Any]:
-    """How a model uses its latent space, from the posteriors of a data set's images.
+def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any]:
+    """How a model uses its latent space, from the encoder's output for a data set's images.
 
-    - `kl_per_dimension`: mean KL divergence of each dimension from the prior, in nats.
+    - `kl_per_dimension`: mean KL divergence of each dimension from the prior, in nats; None where it has no dimensions.
     - `active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al. 2016).
     - `mutual_information_low`, `…_high`: bounds of the information that z has about the image it is of, in nats.
     - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean of the posteriors. Both are
@@ -34,59 +34,69 @@ def use_of_latent(latent: Gaussian, posterior: Posterior) -> dict[str, Any]:
     The KL divergence of an image is the sum of the two (Hoffman & Johnson 2016), so that one's lower bound makes the
     other's upper one; see `aggregate_bounds`.
     """
-    kl = in_double(latent.kl(posterior)).mean(0)
+    with drawn_from(generator_for("aggregate")):
+        z = in_double(vae.posterior(parameters).sample())
+    densities = exact(vae)
+    posterior, prior = densities.posterior(in_double(parameters)), densities.prior()
+    dimensions = by_dimension(posterior, prior)
+    mean = posterior.mean.flatten(1)
     figures: dict[str, Any] = {
-        "kl_per_dimension": kl.tolist(),
-        "active_units": int((in_double(posterior.mean).var(0) > ACTIVE).sum()) if len(posterior.mean) > 1 else None,
+        "kl_per_dimension": None if dimensions is None else dimensions.mean(0).flatten().tolist(),
+        "active_units": int((mean.var(0) > ACTIVE).sum()) if len(mean) > 1 else None,
     }
-    if isinstance(latent, Gaussian) and len(posterior.mean) > 1:
-        information, divergence = aggregate_bounds(latent, posterior, generator_for("aggregate"))
-        total = kl.sum().item()
-        figures |= {
-            "mutual_information_low": information,
-            "mutual_information_high": total - divergence,
-            "aggregate_kl_low": divergence,
-            "aggregate_kl_high": total - information,
-        }
+    if len(mean) > 1:
+        total = divergence(posterior, prior, z).nats.mean().item()
+        information, aggregate = aggregate_bounds(posterior, prior, z)
+        figures |= {"mutual_information_low": information, "aggregate_kl_high": total - information}
+        if aggregate is not None:
+            figures |= {"mutual_information_high": total - aggregate, "aggregate_kl_low": aggregate}
     return figures
 
 
-def aggregate_bounds(latent: Gaussian, posterior: Posterior, generator: torch.Generator) -> tuple[float, float]:
+def aggregate_bounds(
+    posterior: Distribution, prior: Distribution, z: Float64[Tensor, "n ..."]
+) -> tuple[float, float | None]:
     """Lower bounds, in nats: of the mutual information of image and z, and of KL(q(z) ‖ p(z)).
 
     Both are averages over one z of each of the N posteriors. The first holds each z against all of them,
     log q(zᵢ|xᵢ) − log (1/N) Σⱼ q(zᵢ|xⱼ) (Hoffman & Johnson 2016); it cannot exceed ln N. The second holds the z of one
     half of the images against a Gaussian of the other half's mean and covariance, log g(z) − log p(z): no density g
-    gives more than the divergence itself.
+    gives more than the divergence itself. It is for posteriors with diagonal covariance, and None for others.
+
+    Args:
+        posterior: of the N images, in 64 bits.
+        prior: p(z).
+        z: one sample of each posterior.
     """
-    posterior = Posterior(*map(in_double, posterior))
-    count = len(posterior.mean)
-    z = latent.sample(posterior, standard_noise(count, latent.dim, generator).to(posterior.mean))
-    own = latent.log_posterior(posterior, z)
-    aggregate = torch.cat([_log_mean_posterior(latent, posterior, rows) for rows in torch.split(z, ROWS)])
-    information = (own - aggregate).mean().item()
-    halves = torch.arange(count, device=z.device) % 2 == 0
+    aggregate = torch.cat([_log_mean_posterior(posterior, rows) for rows in torch.split(z, ROWS)])
+    information = (posterior.log_prob(z) - aggregate).mean().item()
+    if not isinstance(posterior, DiagonalNormal):
+        return information, None
+    halves = torch.arange(len(z), device=z.device) % 2 == 0
     gains = []
     for fitted, held_out in ((halves, ~halves), (~halves, halves)):
-        part = Posterior(*(values[fitted] for values in posterior))
-        gains.append(_log_matching_gaussian(part, z[held_out]) - latent.log_prior(z[held_out]))
+        part = DiagonalNormal(posterior.mean[fitted], posterior.log_variance[fitted])
+        gains.append(_log_matching_gaussian(part, z[held_out]) - prior.log_prob(z[held_out]))
     return information, torch.cat(gains).mean().item()
 
 
-def _log_mean_posterior(latent: Gaussian, posterior: Posterior, z: Float64[Tensor, "m z"]) -> Float64[Tensor, " m"]:
-    """Log (1/N) Σⱼ q(zᵢ|xⱼ), by matrix products: a table of all pairs and dimensions would not fit into memory."""
-    mean, log_variance = posterior
+def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) -> Float64[Tensor, " m"]:
+    """Log (1/N) Σⱼ q(zᵢ|xⱼ)."""
+    if not isinstance(posterior, DiagonalNormal):
+        return torch.stack([posterior.log_prob(one).logsumexp(0) for one in z]) - math.log(posterior.batch_shape[0])
+    # By matrix products: a table of all pairs and dimensions would not fit into memory.
+    mean, log_variance = posterior.mean, posterior.log_variance
     precision = torch.exp(-log_variance)
     squared = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)
     constant = (log_variance + math.log(2 * math.pi)).sum(1)
     return torch.logsumexp(-0.5 * (squared + constant), 1) - math.log(len(mean))
 
 
-def _log_matching_gaussian(posterior: Posterior, z: Float64[Tensor, "m z"]) -> Float64[Tensor, " m"]:
+def _log_matching_gaussian(posterior: DiagonalNormal, z: Float64[Tensor, "m z"]) -> Float64[Tensor, " m"]:
     """Log-density of the Gaussian that has the mean and covariance of the posteriors' mixture."""
-    mean, log_variance = posterior
+    mean = posterior.mean
     centred = mean - mean.mean(0)
-    covariance = centred.T @ centred / len(mean) + torch.diag(log_variance.exp().mean(0))
+    covariance = centred.T @ centred / len(mean) + torch.diag(posterior.variance.mean(0))
     root, failed = torch.linalg.cholesky_ex(covariance)
     if failed:  # a variance that rounding has made 0
         return torch.full_like(z[:, 0], math.nan)
@@ -97,7 +107,7 @@ def _log_matching_gaussian(posterior: Posterior, z: Float64[Tensor, "m z"]) -> F
 
 def training_codes(vae: VAE, data: LightningDataModule, place: Tensor) -> Codes:
     """What the encoder makes of the training images, in the order of their files."""
-    return _encode(vae, HeldOutBatches(data, labelled_training_images(data), place))
+    return encoded(vae, HeldOutBatches(data, labelled_training_images(data), place))
 
 
 def probe(train: Codes, test: Codes) -> float | None:
@@ -132,11 +142,3 @@ def probe_accuracy(
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough after a thousand steps
         probe.fit(in_double(codes).cpu().numpy(), labels.cpu().numpy())
     return float(probe.score(in_double(test_codes).cpu().numpy(), test_labels.cpu().numpy()))
-
-
-def _encode(vae: VAE, batches: Iterable[Any]) -> Codes:
-    posteriors, labels = [], []
-    for batch in batches:
-        posteriors.append(vae.latent.posterior(vae.encoder(images_of(batch))))
-        labels.append(labels_of(batch))
-    return joined(posteriors, labels)

@@ -1,10 +1,7 @@
-"""How well a model explains unseen images, in nats.
-
-Figures are those of the Gaussian likelihood that β stands for, N(x̂, σ²·1) with σ² = β·D / (2·Z), its constant included.
-"""
+"""How well a model explains unseen images, in nats per image, under its own likelihood."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,58 +9,36 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from vae_lab.data.batches import images_of
-from vae_lab.evaluation.batches import generator_for, in_double, standard_noise
-from vae_lab.model.latent import Posterior
+from vae_lab.evaluation.batches import exact, generator_for, in_double
+from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
 
-
-def elbo(losses: Mapping[str, float], variance: float, pixels: int, latent_dim: int) -> float:
-    """The evidence lower bound in nats an image that the mean losses of a data set amount to (Kingma & Welling 2014).
-
-    E[log p(x|z)] − KL(q(z|x) ‖ p(z)), one z an image: −(D/2)·(reconstruction/σ² + ln 2πσ²) − Z·kl.
-
-    Args:
-        losses: `reconstruction` (mean squared error) and `kl` (nats a latent dimension).
-        variance: σ² of the Gaussian likelihood.
-        pixels: D, channels times height times width.
-        latent_dim: Z.
-    """
-    expected = -0.5 * pixels * (losses["reconstruction"] / variance + math.log(2 * math.pi * variance))
-    return expected - latent_dim * losses["kl"]
-
-
-def log_likelihood(
-    images: Float[Tensor, "b c h w"], means: Float[Tensor, "b c h w"], variance: float
-) -> Float64[Tensor, " b"]:
-    """Log N(x; x̂, σ²·1) of each image in nats."""
-    squared = in_double(images - means).square().flatten(1).sum(1)
-    return -0.5 * (squared / variance + images[0].numel() * math.log(2 * math.pi * variance))
+LEVEL_BITS = 8
+"""Bits of a grey level: the density of a real-valued likelihood is taken as constant over one of 256."""
 
 
 def importance_weighted(
-    vae: VAE,
-    images: Float[Tensor, "b c h w"],
-    variance: float,
-    counts: Sequence[int],
-    generator: torch.Generator,
+    vae: VAE, images: Float[Tensor, "b c h w"], counts: Sequence[int], generator: torch.Generator
 ) -> dict[int, Float64[Tensor, " b"]]:
     """Importance-weighted bounds of each image in nats, by their number of samples k (Burda et al. 2016).
 
     log (1/k) Σᵢ p(x, zᵢ) / q(zᵢ|x), zᵢ ~ q(z|x). k = 1 is the evidence lower bound. All bounds share the samples of the
     largest one; a smaller k takes them in groups and averages over these. One sample is held at a time, so that memory
-    does not grow with k.
+    does not grow with k. Densities are in 64 bits.
     """
-    latent = vae.latent
-    posterior = latent.posterior(vae.encoder(images))
-    exact = Posterior(*map(in_double, posterior))
-    sums = {k: exact.mean.new_zeros(len(images)) for k in counts}
+    densities = exact(vae)
+    parameters = vae.encoder(images)
+    posterior, exact_posterior = vae.posterior(parameters), densities.posterior(in_double(parameters))
+    prior, pixels = densities.prior(), in_double(images)
+    sums = {k: pixels.new_zeros(len(images)) for k in counts}
     running = {k: torch.full_like(sums[k], -math.inf) for k in counts}
     for sample in range(1, max(counts) + 1):
-        z = latent.sample(posterior, standard_noise(len(images), latent.dim, generator).to(images.device))
+        with drawn_from(generator):
+            z = posterior.sample()
         weight = (
-            log_likelihood(images, vae.decoder(z), variance)
-            + latent.log_prior(in_double(z))
-            - latent.log_posterior(exact, in_double(z))
+            densities.likelihood(in_double(vae.decoder(z))).log_prob(pixels)
+            + prior.log_prob(in_double(z))
+            - exact_posterior.log_prob(in_double(z))
         )
         for k in counts:
             running[k] = torch.logaddexp(running[k], weight)
@@ -73,15 +48,18 @@ def importance_weighted(
     return {k: sums[k] / (max(counts) // k) for k in counts}
 
 
-def bounds(
-    vae: VAE, test: Iterable[Any], variance: float, counts: Sequence[int], pixels: int
-) -> dict[str, float | None]:
+def bounds(vae: VAE, test: Iterable[Any], counts: Sequence[int]) -> dict[str, float | None]:
+    """The mean bounds of a data set as `iwae_<k>`, and `bits_per_dim` by that of 100 samples."""
     generator = generator_for("iwae")
     found: dict[int, list[Tensor]] = {k: [] for k in counts}
+    pixels = 0
     for batch in test:
-        for k, bound in importance_weighted(vae, images_of(batch), variance, counts, generator).items():
+        images = images_of(batch)
+        pixels = images[0].numel()
+        for k, bound in importance_weighted(vae, images, counts, generator).items():
             found[k].append(bound)
     figures: dict[str, float | None] = {f"iwae_{k}": torch.cat(bounds).mean().item() for k, bounds in found.items()}
     if 100 in found:
-        figures["bits_per_dim"] = 8 - float(figures["iwae_100"] or 0) / (pixels * math.log(2))
+        offset = LEVEL_BITS if vae.likelihood.data == "real" else 0  # others are masses, not densities
+        figures["bits_per_dim"] = offset - float(figures["iwae_100"] or 0) / (pixels * math.log(2))
     return figures

@@ -1,39 +1,22 @@
 """Held-out quality: how well a model explains unseen images, what it keeps in its latent space, how its images look."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
+from vae_lab import config
 from vae_lab.config import Config, MetricsConfig
-from vae_lab.data.batches import labels_of
+from vae_lab.data.batches import images_of
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, generator_for
 from vae_lab.evaluation.classifier import fits, load_classifier
-from vae_lab.evaluation.latent_space import aggregate_bounds, probe, probe_accuracy, training_codes, use_of_latent
-from vae_lab.evaluation.likelihood import bounds, elbo, importance_weighted, log_likelihood
-from vae_lab.evaluation.pictures import ConstantChannels, Draw, FrechetDistance, reconstruct
-from vae_lab.evaluation.symptoms import MOST_KL, exploding, symptoms
-from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.evaluation.latent_space import probe, training_codes, use_of_latent
+from vae_lab.evaluation.likelihood import bounds
+from vae_lab.evaluation.pictures import Draw, reconstruct
 from vae_lab.model.samplers import KINDS, fit_codes, least_codes, posterior_samples
 from vae_lab.model.vae import VAE
-
-__all__ = [
-    "MOST_KL",
-    "ConstantChannels",
-    "FrechetDistance",
-    "aggregate_bounds",
-    "elbo",
-    "exploding",
-    "importance_weighted",
-    "labels_of",
-    "log_likelihood",
-    "measure",
-    "probe_accuracy",
-    "symptoms",
-    "use_of_latent",
-]
+from vae_lab.objectives.base import Objective
 
 MOST_CODES = 10_000
 """Training images whose codes samplers are fitted to, the first of their files: more take time and change little."""
@@ -41,6 +24,7 @@ MOST_CODES = 10_000
 
 def measure(
     vae: VAE,
+    objective: Objective | None,
     data: LightningDataModule,
     settings: Config,
     asked: MetricsConfig,
@@ -52,53 +36,66 @@ def measure(
 
     Args:
         vae: the model.
+        objective: what it was trained by, which says whether it is measured in nats; None where that is not known.
         data: gives the test images by `test_dataloader`, for probe and samplers also training images and classes.
         settings: the run's configuration.
         asked: which metrics.
-        losses: `reconstruction` and `kl` of the test.
+        losses: the terms of the test.
     """
     training = vae.training
     vae.eval()
     try:
         with torch.no_grad():
-            return _measure(vae, data, settings, asked, losses)
+            return _measure(vae, objective, data, settings, asked, losses)
     finally:
         vae.train(training)
 
 
 def _measure(
-    vae: VAE, data: LightningDataModule, settings: Config, asked: MetricsConfig, losses: Mapping[str, float]
+    vae: VAE,
+    objective: Objective | None,
+    data: LightningDataModule,
+    settings: Config,
+    asked: MetricsConfig,
+    losses: Mapping[str, float],
 ) -> dict[str, Any]:
     place = next(vae.parameters(), torch.empty(0))
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
     test = HeldOutBatches(data, data.test_dataloader(), place, limit)
-    variance = settings.likelihood_variance
     classifier = load_classifier().to(place.device) if asked.frechet and fits(settings.data) else None
     figures: dict[str, Any] = {}
-    if variance is not None:
-        figures["elbo"] = elbo(losses, variance, math.prod(settings.data.image_shape), settings.latent_dim)
+    in_nats = objective is not None and objective.measures(vae)
+    if objective is not None and in_nats:
+        elbo = objective.elbo(losses, vae)
+        figures["elbo"] = bounds(vae, test, [1])["iwae_1"] if elbo is None else elbo
     with_samplers = asked.samplers and classifier is not None
     train = training_codes(vae, data, place) if asked.probe or with_samplers else None
     draws = _draws(vae, train if with_samplers else None) if classifier else {}
     codes, pictures = reconstruct(vae, test, classifier, draws)
     figures |= pictures
-    if codes.posterior is not None:
-        figures |= use_of_latent(vae.latent, codes.posterior)
-    if variance is not None and asked.iwae and isinstance(vae.latent, Gaussian):
-        figures |= bounds(vae, test, variance, asked.iwae, math.prod(settings.data.image_shape))
+    figures |= use_of_latent(vae, codes.parameters)
+    if in_nats and asked.iwae:
+        figures |= bounds(vae, test, asked.iwae)
     if asked.probe and train is not None:
         figures["probe_accuracy"] = probe(train, codes)
+    for name, node in asked.further.items():
+        figures[name] = config.build(node.call())(vae, (images_of(batch) for batch in test))
     return figures
+
+
+def has_exact_divergence(vae: VAE) -> bool:
+    """Whether the KL divergence of a model's posterior from its prior has a closed form."""
+    with torch.no_grad():
+        parameters = torch.zeros(1, vae.posterior.num_parameters(vae.latent_shape)).to(next(vae.parameters()))
+        q = vae.posterior(parameters)
+        return vae.divergence(q, q.sample()).is_exact
 
 
 def _draws(vae: VAE, train: Codes | None) -> dict[str, Draw]:
     """Where the z of sampled images come from: the prior, and the samplers that are fitted to the training codes."""
-    draws: dict[str, Draw] = {}
-    if hasattr(vae.latent, "sample_prior"):
-        draws["samples"] = vae.latent.sample_prior
-    if train is not None and train.posterior is not None:
-        posterior = Posterior(*(values[:MOST_CODES] for values in train.posterior))
-        codes = posterior_samples(vae, posterior, generator_for("samplers"))
+    draws: dict[str, Draw] = {"samples": vae.draw}
+    if train is not None and len(vae.latent_shape) == 1:
+        codes = posterior_samples(vae.posterior(train.parameters[:MOST_CODES]), generator_for("samplers"))
         if len(codes) >= least_codes() and codes.isfinite().all():
             draws |= {f"samples_{kind}": fit_codes(codes, kind).draw for kind in KINDS}
     return draws

@@ -37,7 +37,7 @@ def reconstruct(
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
     quality: dict[str, Any] = {}
-    posteriors, labels, squared, count = [], [], 0.0, 0
+    parameters, labels, squared, count = [], [], 0.0, 0
     sets = ("reconstructions", *draws)
     distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
@@ -45,10 +45,9 @@ def reconstruct(
     with channels:
         for batch in test:
             images = images_of(batch)
-            posteriors.append(vae.latent.posterior(vae.encoder(images)))
+            parameters.append(vae.encoder(images))
             labels.append(labels_of(batch))
-            noise = torch.zeros(len(images), vae.latent.dim, device=images.device)
-            reconstructions = vae.decoder(vae.latent.sample(posteriors[-1], noise)).to(images.dtype)
+            reconstructions = vae.likelihood(vae.decoder(vae.posterior(parameters[-1]).mean)).mean.to(images.dtype)
             if not quality:
                 quality["psnr"] = PeakSignalNoiseRatio(
                     (0.0, 1.0), reduction="elementwise_mean", dim=(1, 2, 3), sync_on_compute=False
@@ -71,10 +70,12 @@ def reconstruct(
         generator = generator_for(name)
         for rows in torch.split(torch.arange(count), ROWS):
             z = draw(len(rows), generator).to(images)
-            features = [classifier.features(vae.decoder(part).float()) for part in torch.split(z, PART)]
+            features = [
+                classifier.features(vae.likelihood(vae.decoder(part)).mean.float()) for part in torch.split(z, PART)
+            ]
             _add([distances[name]], torch.cat(features), real=False)
     figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
-    return joined(posteriors, labels), figures
+    return joined(vae, parameters, labels), figures
 
 
 def _add(distances: Iterable["FrechetDistance"], features: Tensor, *, real: bool) -> None:

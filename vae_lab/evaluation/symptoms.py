@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vae_lab.evaluation.latent_space import ACTIVE
+from vae_lab.results.figures import NATS_PER_DIMENSION
 
 MOST_KL = 10.0
 """Nats a latent dimension, on average, above which the KL divergence is told to explode.
@@ -12,12 +13,17 @@ A dimension that carries them is read to one part in 20,000: no decoder needs th
 """
 
 
+def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
+    """By what an objective's `kl` is divided to be in nats per latent dimension."""
+    return 1.0 if units.get("kl") == NATS_PER_DIMENSION else float(max(1, latent_dim))
+
+
 def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
     """What is wrong with a model, as `kind: sentence`: posterior collapse, dead dimensions or units, an exploding KL.
 
     Args:
         figures: what `measure` gave.
-        kl: epoch → nats a latent dimension.
+        kl: epoch → nats per latent dimension.
     """
     found = []
     dimensions, active = len(figures.get("kl_per_dimension") or ()), figures.get("active_units")

@@ -92,9 +92,11 @@ class _Named(NamedTuple):
 
 def _modules(model: vae.VAE, settings: Config) -> Iterator[_Named]:
     yield from _half("encoder", model.encoder, settings.encoder)
-    latent = model.latent
-    yield _Named(0, "latent", f"{type(latent).__name__}, dim {latent.dim}", "latent", latent)
+    shape = _product(model.latent_shape)
+    yield _Named(0, "posterior", f"{type(model.posterior).__name__}, {shape}", "posterior", model.posterior)
+    yield _Named(0, "prior", type(model.prior).__name__, "prior", model.prior)
     yield from _half("decoder", model.decoder, settings.decoder)
+    yield _Named(0, "likelihood", type(model.likelihood).__name__, "likelihood", model.likelihood)
 
 
 def _half(side: str, half: nn.Module, network: Any) -> Iterator[_Named]:

@@ -56,7 +56,7 @@ def check_fit(settings: Config) -> None:
     Raises:
         ConfigError: with what does not fit, or how near its reference it can come.
     """
-    config.check_targets(settings, ("encoder", "latent", "decoder"))
+    config.check_targets(settings, ("encoder", "latent", "posterior", "prior", "decoder", "likelihood"))
     vae.check_fit(settings)
     found = matched(settings)
     if found is not None:
@@ -66,11 +66,11 @@ def check_fit(settings: Config) -> None:
 def cost_of(side: Side, settings: Config) -> int:
     """What half of a model costs: its parameters, or the FLOPs of one image through it, as `match.cost` says."""
     with shapes_only():
-        latent = vae.build_latent(settings)
-        half = vae.build_half(side, settings, latent).eval()
+        posterior, _, likelihood = vae.build_distributions(settings)
+        half = vae.build_half(side, settings, posterior if side == "encoder" else likelihood).eval()
         if settings.match.cost == "parameters":
             return sum(parameter.numel() for parameter in half.parameters())
-        given = torch.empty(1, *(settings.data.image_shape if side == "encoder" else [latent.dim]))
+        given = torch.empty(1, *(settings.data.image_shape if side == "encoder" else posterior.latent_shape))
         with FlopCounterMode(display=False) as counter:
             half(given)
         return counter.get_total_flops()
@@ -81,9 +81,9 @@ class _Frozen:
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        self._key = settings.model_dump_json(include={"encoder", "decoder", "latent", "match"}) + str(
-            settings.data.image_shape
-        )
+        self._key = settings.model_dump_json(
+            include={"encoder", "decoder", "latent", "posterior", "prior", "likelihood", "match"}
+        ) + str(settings.data.image_shape)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Frozen) and self._key == other._key

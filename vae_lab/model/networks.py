@@ -58,13 +58,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent vectors to images in [0, 1]: blocks, then one layer onto the image's channels and a sigmoid.
+    """Latent vectors to the parameters of a likelihood: blocks, then one layer onto the image's channels.
 
     (b, latent_dim) → (b, c, h, w). The sizes of the maps are found backwards from the image: before a block that
     doubles the map it is half as large, rounded up, so that any image size can be reached.
 
     Args:
-        image_shape: channels, height and width of the images.
+        image_shape: channels that the likelihood takes, height and width of the images.
         latent_dim: length of a latent vector.
         blocks: the list from an architecture file, `[{"unflatten": 32}, {"up": 16}, …]`.
         activation: of every block that names none.
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
                 "'unflatten'"
             )
         self.blocks = nn.Sequential(*map(_build, steps))
-        self.head = nn.Sequential(*_onto_image(shape, channels, size, head), nn.Sigmoid())
+        self.head = nn.Sequential(*_onto_image(shape, channels, size, head))
 
     def forward(self, z: Float[Tensor, "b z"]) -> Float[Tensor, "b c h w"]:
         return self.head(self.blocks(z))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
+from torch.distributions import Distribution
 
-from vae_lab.model.latent import Posterior
+from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import AT_ONCE, VAE
 
 Kind = Literal["gaussian", "mixture"]
@@ -87,15 +88,15 @@ def fit(
     _check(kind, components)
     generator = torch.Generator().manual_seed(seed)
     parts = torch.split(images, AT_ONCE) if isinstance(images, Tensor) and images.dim() else (images,)
-    codes = torch.cat([posterior_samples(model, model.encode(some), generator) for some in parts])
+    codes = torch.cat([posterior_samples(model.encode(some), generator) for some in parts])
     return fit_codes(codes, kind, seed, components)
 
 
 @torch.no_grad()
-def posterior_samples(model: VAE, posterior: Posterior, generator: torch.Generator) -> Float[Tensor, "n z"]:
-    """One z of each posterior, by noise that is drawn on the CPU and so the same on every device."""
-    noise = torch.randn(posterior.mean.shape, generator=generator, device="cpu", dtype=torch.float32)
-    return model.latent.sample(posterior, noise.to(posterior.mean))
+def posterior_samples(posterior: Distribution, generator: torch.Generator) -> Float[Tensor, "n ..."]:
+    """One z of each posterior, the same on every device."""
+    with drawn_from(generator):
+        return posterior.sample()
 
 
 def fit_codes(

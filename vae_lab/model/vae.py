@@ -8,56 +8,90 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_lab import config
 from vae_lab.config import ConfigError, Problem
 from vae_lab.model.blocks import FitError, Shape, complete, shapes_only
-from vae_lab.model.latent import Gaussian, Posterior
+from vae_lab.model.distributions import Divergence, divergence
+from vae_lab.model.interfaces import Latent, Likelihood, Posterior, Prior
+from vae_lab.model.randomness import drawn_from
 
 AT_ONCE = 1000
 """Samples that are decoded together: more would take memory and no less time."""
 
 
 class Output(NamedTuple):
-    """What a forward pass gives to an objective."""
+    """What a forward pass gives to an objective: q(z | x), one z of it for each image, and p(x | z)."""
 
-    reconstruction: Float[Tensor, "b c h w"]
-    posterior: Posterior
-    kl: Float[Tensor, "b z"]
+    posterior: Distribution
+    z: Float[Tensor, "b ..."]
+    likelihood: Distribution
 
 
 class VAE(nn.Module):
     """Encode, sample, decode.
 
     `forward` is what is trained. The other methods are for use: they take no gradients, refuse images that the model
-    was not made for, take tensors of any device and floating type, and give theirs on the model's device. Their results
-    are those of a trained model in evaluation mode only (`model.eval()`; `vae_lab.load` gives it so).
+    was not made for, take tensors of any device and floating type, and return theirs on the model's device. Their
+    results are those of a trained model in evaluation mode only (`model.eval()`; `vae_lab.load` returns it so).
 
     Args:
-        encoder: (b, c, h, w) → (b, latent.num_parameters).
-        latent: posterior and prior.
-        decoder: (b, latent.dim) → (b, c, h, w), the mean of p(x | z).
+        encoder: (b, c, h, w) → (b, posterior.num_parameters).
+        posterior: the encoder's output → q(z | x).
+        prior: p(z).
+        decoder: (b, *latent_shape) → (b, likelihood.channels(c), h, w).
+        likelihood: the decoder's output → p(x | z).
         image_shape: channels, height and width of the images; without, images of any size are tried.
     """
 
     def __init__(
-        self, encoder: nn.Module, latent: Gaussian, decoder: nn.Module, image_shape: Sequence[int] | None = None
+        self,
+        encoder: nn.Module,
+        posterior: Posterior,
+        prior: Prior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        image_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.latent = latent
+        self.posterior = posterior
+        self.prior = prior
         self.decoder = decoder
+        self.likelihood = likelihood
+        self.latent_shape = posterior.latent_shape
         self.image_shape = None if image_shape is None else tuple(image_shape)
+        prior.belong_to(self)
 
-    def forward(self, images: Float[Tensor, "b c h w"], noise: Float[Tensor, "b z"] | None = None) -> Output:
-        """Images in [0, 1] to their reconstruction through one sample of the posterior."""
-        posterior = self.latent.posterior(self.encoder(images))
-        z = self.latent.sample(posterior, noise)
-        return Output(self.decoder(z), posterior, self.latent.kl(posterior))
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Output:
+        """Images in [0, 1] to their distribution through one sample of the posterior."""
+        q = self.posterior(self.encoder(images))
+        z = q.rsample()
+        return Output(q, z, self.likelihood(self.decoder(z)))
+
+    def divergence(self, q: Distribution, z: Float[Tensor, "b ..."]) -> Divergence:
+        """KL(q(z | x) ‖ p(z)) of each image in nats, estimated at z where it has no closed form."""
+        return divergence(q, self.prior(), z)
+
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n ..."]:
+        """Codes of the model's own prior, the same on every device: what every picture and figure of samples decodes.
+
+        Args:
+            n: how many.
+            generator: the random stream, on the CPU.
+        """
+        with drawn_from(generator):
+            return self.prior().sample((n,))
+
+    @property
+    def latent_dim(self) -> int:
+        """Z, the numbers of one code."""
+        return math.prod(self.latent_shape)
 
     @torch.no_grad()
-    def encode(self, images: Shaped[Tensor, "..."]) -> Posterior:
-        """The posterior of each image: its mean and log-variance, (b, z) each.
+    def encode(self, images: Shaped[Tensor, "..."]) -> Distribution:
+        """The posterior of each image, with its `mean` (b, *latent_shape) and, by default, `log_variance`.
 
         Args:
             images: (b, c, h, w) in [0, 1].
@@ -65,22 +99,24 @@ class VAE(nn.Module):
         Raises:
             ValueError: for images of another shape, of whole numbers, or with values outside [0, 1].
         """
-        return self.latent.posterior(self.encoder(self._checked(images, "images", "b")))
+        return self.posterior(self.encoder(self._checked(images, "images", "b")))
 
     @torch.no_grad()
     def decode(self, z: Shaped[Tensor, "..."]) -> Float[Tensor, "b c h w"]:
-        """The mean image in [0, 1] of each latent vector.
+        """The mean image of each code: the mean of p(x | z).
 
         Args:
-            z: (b, z), in units of the prior's standard deviation.
+            z: (b, *latent_shape).
 
         Raises:
-            ValueError: for vectors of another length.
+            ValueError: for codes of another shape.
         """
         _check_floating(z, "z")
-        if z.dim() != 2 or z.shape[1] != self.latent.dim:
-            raise ValueError(f"z must have shape (b, {self.latent.dim}), but got {_described(z)}")
-        return self.decoder(self._moved(z))
+        if z.shape[1:] != self.latent_shape:
+            raise ValueError(
+                f"z must have shape (b, {', '.join(map(str, self.latent_shape))}), but got {_described(z)}"
+            )
+        return self.likelihood(self.decoder(self._moved(z))).mean
 
     def reconstruct(self, images: Shaped[Tensor, "..."]) -> Float[Tensor, "b c h w"]:
         """Each image through the mean of its posterior: nothing is drawn, equal images give equal ones.
@@ -94,7 +130,7 @@ class VAE(nn.Module):
         return self.decode(self.encode(images).mean)
 
     def sample(self, n: int, seed: int | None = None) -> Float[Tensor, "n c h w"]:
-        """Images of `n` latent vectors drawn from the prior, N(0, I).
+        """Images of `n` codes drawn from the prior.
 
         Args:
             n: how many.
@@ -105,8 +141,7 @@ class VAE(nn.Module):
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, but is {n}")
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        z = torch.randn(n, self.latent.dim, generator=generator, device="cpu", dtype=torch.float32)
+        z = self.draw(n, torch.default_generator if seed is None else torch.Generator().manual_seed(seed))
         return torch.cat([self.decode(some) for some in torch.split(z, AT_ONCE)])
 
     def interpolate(
@@ -141,10 +176,10 @@ class VAE(nn.Module):
         Raises:
             ValueError: as `encode`, for a dimension that does not exist, or for less than two steps.
         """
-        known = range(self.latent.dim)
+        known = range(self.latent_shape[0])
         missing = [dim for dim in dims if dim not in known]
         if missing or not len(dims):
-            rule = f"dims must be among the latent dimensions 0 to {self.latent.dim - 1}"
+            rule = f"dims must be among the latent dimensions 0 to {len(known) - 1}"
             raise ValueError(f"{rule}, but {f'{missing[0]} is not' if missing else 'there are none'}")
         if steps < 2:
             raise ValueError(f"steps must be at least 2, but is {steps}")
@@ -190,35 +225,59 @@ def build(settings: config.Config) -> VAE:
     """The model that a configuration describes, freshly initialised on the current default device.
 
     Raises:
-        FitError: if a block does not fit.
+        FitError: if a block does not fit, or a part is not what its group is for.
     """
-    latent = build_latent(settings)
-    encoder, decoder = build_half("encoder", settings, latent), build_half("decoder", settings, latent)
-    return VAE(encoder, latent, decoder, settings.data.image_shape)
+    posterior, prior, likelihood = build_distributions(settings)
+    encoder = build_half("encoder", settings, posterior)
+    decoder = build_half("decoder", settings, likelihood)
+    return VAE(encoder, posterior, prior, decoder, likelihood, settings.data.image_shape)
 
 
-def build_latent(settings: config.Config) -> Any:
+def build_distributions(settings: config.Config) -> tuple[Posterior, Prior, Likelihood]:
+    """What a model has between and behind its networks.
+
+    Raises:
+        FitError: if one is not what its group is for.
+    """
+    latent_shape = list(build_latent(settings).shape)
+    return (
+        _part("posterior", settings.posterior, Posterior, latent_shape=latent_shape),
+        _part("prior", settings.prior, Prior, latent_shape=latent_shape),
+        _part("likelihood", settings.likelihood, Likelihood, image_shape=list(settings.data.image_shape)),
+    )
+
+
+def build_latent(settings: config.Config) -> Latent:
     """The latent space of a configuration.
 
     Raises:
-        FitError: if it lacks what encoder and decoder must know of it.
+        FitError: if it is none.
     """
-    latent = _side("latent", settings.latent)
-    if not hasattr(latent, "num_parameters") or not hasattr(latent, "dim"):
-        raise FitError(f"latent: must have num_parameters and dim, which {type(latent).__name__} has not")
-    return latent
+    found: Latent = _part("latent", settings.latent, Latent)
+    return found
 
 
-def build_half(side: Literal["encoder", "decoder"], settings: config.Config, latent: Any) -> nn.Module:
-    """The encoder or the decoder of a configuration.
+def build_half(side: Literal["encoder", "decoder"], settings: config.Config, end: Posterior | Likelihood) -> nn.Module:
+    """The encoder or the decoder of a configuration, for the distribution that it gives the parameters of.
 
     Raises:
         FitError: if a block does not fit.
     """
-    image_shape = settings.data.image_shape
-    ends = {"num_parameters": latent.num_parameters} if side == "encoder" else {"latent_dim": latent.dim}
-    given = tuple(image_shape) if side == "encoder" else (latent.dim,)
-    return _side(side, getattr(settings, side), given, image_shape=list(image_shape), **ends)
+    channels, *size = settings.data.image_shape
+    latent = build_latent(settings)
+    if isinstance(end, Posterior):
+        count = end.num_parameters(latent.shape)
+        return _side(side, settings.encoder, (channels, *size), image_shape=[channels, *size], num_parameters=count)
+    latent_dim, image_shape = math.prod(latent.shape), [end.channels(channels), *size]
+    return _side(side, settings.decoder, (latent_dim,), image_shape=image_shape, latent_dim=latent_dim)
+
+
+def _part(key: str, node: BaseModel, kind: Any, **arguments: Any) -> Any:
+    built = _side(key, node, **arguments)
+    if not isinstance(built, kind):
+        name = node.model_dump()["_target_"]
+        raise FitError(f"{key}: must be a vae_lab.{kind.__name__}, but {name} makes a {type(built).__name__}")
+    return built
 
 
 def _side(key: str, node: BaseModel, given: Shape = (), **arguments: Any) -> Any:
@@ -265,8 +324,10 @@ def check_shapes(model: VAE, image_shape: Sequence[int]) -> None:
         FitError: if one returns another shape than it must.
     """
     shape = tuple(image_shape)
-    _check_side("encoder", model.encoder, torch.empty(2, *shape), (model.latent.num_parameters,))
-    _check_side("decoder", model.decoder, torch.empty(2, model.latent.dim), shape)
+    _check_side("encoder", model.encoder, torch.empty(2, *shape), (model.posterior.num_parameters(model.latent_shape),))
+    _check_side(
+        "decoder", model.decoder, torch.empty(2, *model.latent_shape), (model.likelihood.channels(shape[0]), *shape[1:])
+    )
 
 
 def _check_single(model: VAE, image: Tensor, processes: int) -> None:

@@ -16,7 +16,8 @@ from vae_lab import results
 from vae_lab.config import likelihood_variance
 from vae_lab.report import findings as told
 from vae_lab.report import searches as searching
-from vae_lab.report.tables import ranked, tables
+from vae_lab.report.tables import ranked, sentence_list, tables
+from vae_lab.results import figures
 from vae_lab.study import plots
 from vae_lab.study.gather import SIDES, Study, gather
 from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison, analyse
@@ -103,6 +104,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
             ("notes", "What cannot be compared", notes),
         ),
         "facts": list(facts(study)),
+        "units": "; ".join(_units(study)),
         "version": version("vae-lab"),
     }
     for name in ("report.md", "report.html"):
@@ -162,7 +164,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
         "Batch size": ("data.batch_size",),
         "Epochs": ("trainer.max_epochs",),
         "Latent dimensions": ("latent.dim",),
+        "Objective": ("objective._target_",),
         "β": ("objective.beta",),
+        "Posterior, prior, likelihood": ("posterior._target_", "prior._target_", "likelihood._target_"),
         "Optimiser": ("optimizer._target_", "optimizer.lr"),
     }
     for name, keys in settings.items():
@@ -192,6 +196,20 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
         yield "Commit", ", ".join(commits)
 
 
+def _units(study: Study) -> Iterator[str]:
+    """What each objective's terms are measured in."""
+    found: dict[str, None] = {}
+    for record in study.compared:
+        name = str(record.config.get("objective._target_", "the objective")).rpartition(".")[2]
+        by_unit: dict[str, list[str]] = {}
+        for term in figures.terms_first(record.result.terms):
+            by_unit.setdefault(record.result.terms[term], []).append("KL" if term == "kl" else term)
+        told = ", ".join(f"{sentence_list(terms)} in {unit}" for unit, terms in by_unit.items())
+        exact = "" if record.result.divergence != "estimated" else "; the KL divergence is estimated by one sample"
+        found[f"{name}: {told}{exact}"] = None
+    yield from found
+
+
 def _matched(match: Mapping[str, Any] | None) -> str:
     """What a variant's widths were scaled to cost, a half at a time."""
     if not match:
@@ -207,7 +225,9 @@ def _value(value: Any) -> str:
 
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
-    """σ of the Gaussian decoder under which `total` is the negative ELBO up to a constant."""
+    """σ of the Gaussian likelihood under which `total` of `mse_kl` is the negative ELBO up to a constant."""
+    if config.get("objective._target_") != "vae_lab.MseKl":
+        return None
     try:
         shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]
         return float(likelihood_variance(config["objective.beta"], shape, config["latent.dim"]) ** 0.5)

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vae_lab.report.tables import MISSING, Entry, Table, metric
+from vae_lab.report.tables import MISSING, Entry, Table
+from vae_lab.results import figures
 from vae_lab.results.trials import Trials, TrialsError, Value, bare, read_trials
 from vae_lab.study.gather import Study
 from vae_lab.study.plots import Drawing
@@ -60,7 +61,7 @@ def sentences(found: Search) -> Iterator[str]:
 
 def figure(record: Trials, value: float) -> str:
     """A figure that a search goes by, with its digits."""
-    digits = 2 if record.metric == "val.elbo" else metric(record.metric).digits + 1
+    digits = 2 if record.metric == "val.elbo" else figures.find(record.metric).digits + 1
     return f"{value:,.{digits}f}".replace("-", "−")
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vae_lab.results.figures import better
+from vae_lab.results import figures
 from vae_lab.study.gather import Study
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
 
@@ -30,63 +30,7 @@ PUBLISHED = {
 MISSING = "—"
 
 
-class Metric(NamedTuple):
-    """How a figure is told: its heading, its unit, its digits."""
-
-    heading: str
-    scale: float = 1.0
-    digits: int = 4
-
-
-METRICS = {
-    "test.total": Metric("test total"),
-    "test.reconstruction": Metric("test recon."),
-    "test.kl": Metric("test KL"),
-    "val.total": Metric("val total"),
-    "val.reconstruction": Metric("val recon."),
-    "val.kl": Metric("val KL"),
-    "train.total": Metric("train total"),
-    "train.reconstruction": Metric("train recon."),
-    "train.kl": Metric("train KL"),
-    "timing.train_seconds": Metric("training time, s", digits=2),
-    "timing.images_per_second": Metric("images/s", digits=0),
-    "model.parameters": Metric("parameters", digits=0),
-    "model.flops_per_image": Metric("MFLOPs/image", scale=1e-6, digits=1),
-    "memory.peak_bytes": Metric("peak memory, MB", scale=1e-6, digits=0),
-    "test.elbo": Metric("ELBO, nats", digits=1),
-    "test.iwae_1": Metric("IWAE-1, nats", digits=1),
-    "test.iwae_10": Metric("IWAE-10, nats", digits=1),
-    "test.iwae_100": Metric("IWAE-100, nats", digits=1),
-    "test.bits_per_dim": Metric("bits/dim", digits=3),
-    "test.mse": Metric("MSE of the mean"),
-    "test.psnr": Metric("PSNR, dB", digits=2),
-    "test.ssim": Metric("SSIM", digits=3),
-    "test.fid_reconstructions": Metric("FID of reconstructions", digits=2),
-    "test.fid_samples": Metric("FID of samples", digits=2),
-    "test.fid_samples_gaussian": Metric("FID, fitted Gaussian", digits=2),
-    "test.fid_samples_mixture": Metric("FID, fitted mixture", digits=2),
-    "test.probe_accuracy": Metric("probe accuracy", digits=3),
-    "test.active_units": Metric("active units", digits=1),
-    "test.dead_units": Metric("dead units", digits=1),
-    "test.mutual_information_low": Metric("information ≥, nats", digits=1),
-    "test.mutual_information_high": Metric("information ≤, nats", digits=1),
-    "test.aggregate_kl_low": Metric("aggregate KL ≥, nats", digits=1),
-    "test.aggregate_kl_high": Metric("aggregate KL ≤, nats", digits=1),
-}
 SPLITS = {"Test losses": "test", "Validation losses": "val", "Training losses of the last epoch": "train"}
-QUALITY = {
-    "Likelihood of the test images": (
-        "test.elbo", "test.iwae_1", "test.iwae_10", "test.iwae_100", "test.bits_per_dim",
-    ),
-    "Reconstructions and samples": (
-        "test.mse", "test.psnr", "test.ssim", "test.fid_reconstructions", "test.fid_samples",
-    ),
-    "Use of the latent space": (
-        "test.probe_accuracy", "test.active_units", "test.dead_units", "test.mutual_information_low",
-        "test.mutual_information_high", "test.aggregate_kl_low", "test.aggregate_kl_high",
-    ),
-}  # fmt: skip
-"""Tables of test metrics beside the losses; `docs/numbers.md` says what each is."""
 
 SAMPLERS = {
     "prior": "test.fid_samples",
@@ -95,13 +39,13 @@ SAMPLERS = {
 }
 """What samples are drawn from → their Fréchet distance."""
 
-METRICS_OF_LOSS = tuple(name for name in METRICS if name.split(".")[-1] in ("total", "reconstruction", "kl"))
-COST = tuple(name for name in METRICS if name.split(".")[0] in ("timing", "model", "memory"))
+Named = str | figures.Figure
+"""A figure's row, or the name of one in the catalogue."""
 
 
-def metric(name: str) -> Metric:
-    """How a figure is told, those that later versions add included."""
-    return METRICS.get(name, Metric(name.replace("test.", "")))
+def row_of(name: Named) -> figures.Figure:
+    """The row of a figure."""
+    return figures.find(name) if isinstance(name, str) else name
 
 
 class Entry(NamedTuple):
@@ -132,9 +76,9 @@ def decimals(reach: float) -> int:
     return max(0, -math.floor(math.log10(reach)) + (leading < 3))
 
 
-def figure(name: str, cell: Cell | None) -> str:
+def figure(name: Named, cell: Cell | None) -> str:
     """A cell's mean, with the half-width of its interval where it has one."""
-    told = metric(name)
+    told = row_of(name)
     if cell is None or cell.mean is None:
         return MISSING
     mean = cell.mean * told.scale
@@ -145,23 +89,23 @@ def figure(name: str, cell: Cell | None) -> str:
     return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
 
 
-def interval(estimate: Pair | Effect, name: str = RECORD) -> str:
+def interval(estimate: Pair | Effect, name: Named = RECORD) -> str:
     """An interval as 'low to high'."""
     if estimate.low is None or estimate.high is None:
         return MISSING
     if estimate.low == estimate.high:
         return "no spread"
-    scale = metric(name).scale
+    scale = row_of(name).scale
     places = decimals((estimate.high - estimate.low) / 2 * scale)
     return f"{estimate.low * scale:+,.{places}f} to {estimate.high * scale:+,.{places}f}".replace("-", "−")
 
 
-def change(value: float | None, estimate: Pair | Effect | None = None, name: str = RECORD) -> str:
+def change(value: float | None, estimate: Pair | Effect | None = None, name: Named = RECORD) -> str:
     """A signed difference, with the digits of its interval."""
     if value is None:
         return MISSING
-    told = metric(name)
-    places = told.digits + 1 if name.split(".")[0] in ("train", "val", "test") else told.digits
+    told = row_of(name)
+    places = told.digits + 1 if told.name.split(".")[0] in ("train", "val", "test") else told.digits
     if estimate is not None and estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
         places = decimals((estimate.high - estimate.low) / 2 * told.scale)
     text = f"{value * told.scale:+,.{places}f}".replace("-", "−")
@@ -178,24 +122,24 @@ def probability(p: float | None) -> str:
 # --- What the data supports --------------------------------------------------------------------------------
 
 
-def ranked(name: str, comparison: Comparison) -> list[str]:
+def ranked(name: Named, comparison: Comparison) -> list[str]:
     """The cells from the best to the worst, over the seeds that all have; empty where neither way is better."""
-    direction = better(name)
+    direction = row_of(name).better
     if direction is None:
         return []
     present = [cell for cell, found in comparison.cells.items() if found.mean is not None]
     return sorted(present, key=lambda cell: comparison.level[cell] * (1 if direction == "lower" else -1))
 
 
-def better_than(name: str, comparison: Comparison, cell: str, other: str) -> bool:
+def better_than(name: Named, comparison: Comparison, cell: str, other: str) -> bool:
     """Whether a cell was shown to be better than another."""
     pair = comparison.pair(cell, other)
     if pair is None or not pair.different or pair.difference is None:
         return False
-    return pair.difference < 0 if better(name) == "lower" else pair.difference > 0
+    return pair.difference < 0 if row_of(name).better == "lower" else pair.difference > 0
 
 
-def best(name: str, comparison: Comparison) -> str | None:
+def best(name: Named, comparison: Comparison) -> str | None:
     """The cell that was shown to be better than every other cell that has the figure."""
     order = ranked(name, comparison)
     if len(order) < 2:
@@ -231,18 +175,16 @@ def sampled(study: Study) -> dict[str, list[Pair]]:
 
 def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     """All tables of a report, in its order."""
-    known = {name for names in (*QUALITY.values(), SAMPLERS.values()) for name in names}
-    further = [name for name in study.metrics if name.startswith("test.") and name not in (*METRICS_OF_LOSS, *known)]
+    losses = {split: [f"{split}.{term}" for term in study.terms] for split in SPLITS.values()}
+    known = {*losses["test"], *figures.CATALOGUE}
+    further = [name for name in study.metrics if name.startswith("test.") and name not in known]
     found = [
         published(study, statistics),
-        *(
-            of_metrics(title, [name for name in METRICS_OF_LOSS if name.startswith(split)], study, statistics)
-            for title, split in SPLITS.items()
-        ),
-        *(of_metrics(title, names, study, statistics) for title, names in QUALITY.items()),
+        *(of_metrics(title, losses[split], study, statistics) for title, split in SPLITS.items()),
+        *(of_metrics(title, figures.in_table(title), study, statistics) for title in figures.TABLES),
         _samplers(study, statistics),
         of_metrics("Further test metrics", further, study, statistics),
-        of_metrics("Cost", COST, study, statistics),
+        of_metrics(figures.COST, figures.in_table(figures.COST), study, statistics),
         _pairs(study, statistics),
         _effects(study, statistics, RECORD),
         _effects(study, statistics, "timing.train_seconds"),
@@ -251,25 +193,26 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
 
 
 def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mapping[str, Comparison]) -> Table:
-    names = [name for name in names if name in statistics]
-    marked = {name: best(name, statistics[name]) for name in names}
+    rows_of = {name: study.figure(name) for name in names if name in statistics}
+    marked = {name: best(row, statistics[name]) for name, row in rows_of.items()}
     rows = []
     for cell in study.cells:
         runs = len(study.of(cell))
         row = [Entry(cell), Entry(str(runs), runs)]
-        for name in names:
+        for name, described in rows_of.items():
             found = statistics[name].cells.get(cell)
-            row.append(Entry(figure(name, found), found.mean if found else None, marked[name] == cell))
+            row.append(Entry(figure(described, found), found.mean if found else None, marked[name] == cell))
         rows.append(tuple(row))
     several = len(study.seeds) > 1
     note = "Mean over the seeds ± half of its 95 % interval. " if several else ""
-    if any(better(name) for name in names) and len(study.cells) > 1:
+    if any(row.better for row in rows_of.values()) and len(study.cells) > 1:
         note += (
             "The best value is marked where it differs from every other one (Holm's correction)."
             if several
             else "No value is marked: with one seed no difference can be called real."
         )
-    return Table(title, ("encoder-decoder", "runs", *(metric(name).heading for name in names)), tuple(rows), note)
+    headings = (described.label for described in rows_of.values())
+    return Table(title, ("encoder-decoder", "runs", *headings), tuple(rows), note)
 
 
 def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
@@ -381,7 +324,7 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
     if len(rows) < len(statistics[name].effects):
         note += " The others cannot be had: the runs do not make a complete grid under the same conditions."
     columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p")
-    return Table(f"Effects on {metric(name).heading}", columns, rows, note)
+    return Table(f"Effects on {row_of(name).label}", columns, rows, note)
 
 
 def sentence_list(words: Sequence[str], last: str = "and") -> str:

@@ -11,7 +11,8 @@ from rich.text import Text
 from vae_lab import results
 from vae_lab.config.terminal import say, shown
 from vae_lab.report import pages, tables
-from vae_lab.report.tables import COST, METRICS, MISSING, PUBLISHED, figure, metric, of_metrics
+from vae_lab.report.tables import MISSING, PUBLISHED, figure, of_metrics
+from vae_lab.results import figures
 from vae_lab.study.gather import Study, StudyError, find
 from vae_lab.study.statistics import RECORD, Comparison
 
@@ -94,18 +95,9 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
     return grid
 
 
+BRIEF = {row.label: row.brief for row in figures.CATALOGUE.values()}
 HELD_OUT = ("test.total", "test.kl", "val.total")
 HELD_OUT_QUALITY = ("test.elbo", "test.iwae_100", "test.psnr", "test.fid_samples", "test.active_units")
-SHORT = {
-    "ELBO, nats": "ELBO",
-    "IWAE-100, nats": "IWAE",
-    "PSNR, dB": "PSNR",
-    "FID of samples": "FID",
-    "active units": "active",
-    "training time, s": "time, s",
-    "MFLOPs/image": "MFLOPs",
-    "peak memory, MB": "MB",
-}
 
 
 def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
@@ -113,7 +105,7 @@ def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
     chosen = [
         of_metrics("Held-out losses", HELD_OUT, study, statistics),
         of_metrics("Held-out quality", [name for name in HELD_OUT_QUALITY if name in study.metrics], study, statistics),
-        of_metrics("Cost", COST, study, statistics),
+        of_metrics(figures.COST, figures.in_table(figures.COST), study, statistics),
     ]
     return [_grid(table) for table in chosen if len(table.columns) > 2]
 
@@ -123,7 +115,7 @@ def _grid(table: tables.Table) -> Table:
     first, _, *headings = table.columns  # the summary tells the number of runs
     grid.add_column(first, overflow="fold", min_width=len(first))
     for heading in headings:
-        grid.add_column(SHORT.get(heading, heading), justify="right", overflow="fold")
+        grid.add_column(BRIEF.get(heading, heading), justify="right", overflow="fold")
     for row in table.rows:
         texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
         grid.add_row(*texts[:1], *texts[2:])
@@ -131,23 +123,28 @@ def _grid(table: tables.Table) -> Table:
 
 
 def metrics_table(found: Sequence[tuple[str, results.Result]]) -> Table:
-    """The test metrics of runs: a row a metric and a column a run, or of many a row a run."""
-    names = [name for name in METRICS if name.startswith("test.")]
-    values = [{f"test.{name}": value for name, value in result.test.model_dump().items()} for _, result in found]
-    names = [name for name in names if any(own.get(name) is not None for own in values)]
+    """The test metrics of runs: a row for each metric, a column for each run."""
+    columns = [{f"test.{name}": value for name, value in result.test.model_dump().items()} for _, result in found]
+    rows: dict[str, figures.Figure] = {}
+    for _, result in found:
+        known = result.measured()
+        further = {key: node.model_dump() for key, node in known.further.items()} if known else {}
+        names = (f"test.{name}" for name in figures.terms_first([*result.terms, *result.test.model_dump()]))
+        rows |= {name: figures.find(name, further, result.terms) for name in names if name not in rows}
     grid = Table(title="Test metrics", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("metric")
     for folder, _ in found:
         grid.add_column(Text(folder), justify="right", overflow="fold")
-    for name in names:
-        grid.add_row(metric(name).heading, *(_number(name, own.get(name)) for own in values))
+    for name, row in rows.items():
+        values = [own.get(name) for own in columns]
+        if any(type(value) in (int, float) for value in values):
+            grid.add_row(row.label, *(_number(row, value) for value in values))
     return grid
 
 
-def _number(name: str, value: float | None) -> str:
-    told = metric(name)
-    places = 0 if isinstance(value, int) else told.digits
-    return MISSING if value is None else f"{value * told.scale:,.{places}f}".replace("-", "−")
+def _number(row: figures.Figure, value: float | None) -> str:
+    places = 0 if isinstance(value, int) else row.digits
+    return MISSING if value is None else f"{value * row.scale:,.{places}f}".replace("-", "−")
 
 
 def failures(found: Sequence[tuple[str, str]]) -> Table:

@@ -6,15 +6,16 @@ import math
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vae_lab.config import MetricsConfig
+from vae_lab.results import figures
 from vae_lab.results.plain import load_plain
 from vae_lab.results.writing import write_text
 
@@ -46,39 +47,34 @@ class Part(BaseModel):
 
 
 class Losses(Part):
-    """Averages over the images of a split."""
+    """Averages over the images of a split: the terms of the objective."""
 
     total: Figure = None
     reconstruction: Figure = None
     kl: Figure = None
 
+    @model_validator(mode="after")
+    def _of_numbers(self) -> Self:
+        """What is beyond the declared keys is a number too, or a list of them."""
+        extra = self.__pydantic_extra__ or {}
+        for name, value in extra.items():
+            parts = value if isinstance(value, list) else [value]
+            if not all(one is None or type(one) in (int, float) for one in parts):
+                raise ValueError(f"{name} must be a number")
+            extra[name] = [_finite(one) for one in parts] if isinstance(value, list) else _finite(value)
+        return self
+
 
 class Test(Losses):
-    """The losses of the test, and the further metrics: null where they were not asked for or cannot be had.
+    """The terms of the test, and the further metrics: null where they were not asked for or cannot be had.
 
-    `vae_lab.metrics` defines them; in nats an image where nothing else is said.
+    `results.figures` has them; one that later versions add, or a user, is read too.
     """
 
-    elbo: Figure = None
-    iwae_1: Figure = None
-    iwae_10: Figure = None
-    iwae_100: Figure = None
-    bits_per_dim: Figure = None
-    kl_per_dimension: list[Figure] | None = None
-    active_units: Count = None
-    dead_units: Count = None
-    mutual_information_low: Figure = None
-    mutual_information_high: Figure = None
-    aggregate_kl_low: Figure = None
-    aggregate_kl_high: Figure = None
-    mse: Figure = None
-    psnr: Figure = None
-    ssim: Figure = None
-    fid_reconstructions: Figure = None
-    fid_samples: Figure = None
-    fid_samples_gaussian: Figure = None
-    fid_samples_mixture: Figure = None
-    probe_accuracy: Figure = None
+    @model_validator(mode="before")
+    @classmethod
+    def _has_every_figure(cls, given: Any) -> Any:
+        return dict.fromkeys(figures.OF_TEST) | given if isinstance(given, dict) else given
 
 
 class Timing(Part):
@@ -119,6 +115,14 @@ class Environment(Part):
     commit: str | None
 
 
+OLD_TERMS = {
+    "total": "squared error per pixel",
+    "reconstruction": "squared error per pixel",
+    "kl": "nats per latent dimension",
+}
+"""Of results of version 0.1, which do not say."""
+
+
 class Result(Part):
     """What `result.json` holds."""
 
@@ -134,6 +138,9 @@ class Result(Part):
     config_sha256: str
     warnings: list[str] = []  # what is wrong with the model, as `kind: sentence`
     metrics: dict[str, Any] | None = None  # which test metrics were asked for
+    terms: dict[str, str] = OLD_TERMS  # the objective's terms → their units
+    nats: Literal["real", "levels", "binary"] | None = "real"  # the data that its likelihood is for; None without one
+    divergence: Literal["exact", "estimated"] | None = "exact"  # how `kl` was had
     resumed: list[int] = []  # the epochs after which it was interrupted and gone on with
     train: Losses = Losses()
     val: Losses = Losses()
@@ -195,12 +202,15 @@ def read_config_folders(folder: Path) -> list[str]:
         return []
 
 
-def write_history(folder: Path, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write `history.csv`: a row an epoch and split."""
+def write_history(folder: Path, rows: Sequence[tuple[int, str, float, Mapping[str, float]]]) -> None:
+    """Write `history.csv`: a row for each epoch and split, from (epoch, split, seconds, terms)."""
+    further = list(dict.fromkeys(term for *_, terms in rows for term in terms if term not in COLUMNS))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
+    writer.writerow((*COLUMNS, *further))
+    for epoch, split, seconds, terms in rows:
+        own = {"epoch": epoch, "split": split, "seconds": seconds} | dict(terms)
+        writer.writerow(own.get(column, "") for column in (*COLUMNS, *further))
     write_text(folder / HISTORY, text.getvalue())
 
 
@@ -211,29 +221,29 @@ def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
             header, *rows = csv.reader(file)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError):
         return {}
-    if tuple(header) != COLUMNS:
+    if tuple(header[: len(COLUMNS)]) != COLUMNS or len({*header}) < len(header):
         return {}
     history: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         try:
             epoch, split, *figures = row
-            numbers = (int(epoch), *map(float, figures))
+            numbers = (int(epoch), *(float(figure or "nan") for figure in figures))
         except ValueError:
             return {}
-        if len(row) != len(COLUMNS):
+        if len(row) != len(header):
             return {}
-        columns = history.setdefault(split, {name: [] for name in COLUMNS if name != "split"})
+        columns = history.setdefault(split, {name: [] for name in header if name != "split"})
         for values, number in zip(columns.values(), numbers, strict=True):
             values.append(number)
     return history
 
 
-def kl_of_epochs(history: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[int, float]:
-    """Epoch → its KL divergence, in training or in validation, whichever is higher."""
+def kl_of_epochs(history: Mapping[str, Mapping[str, Sequence[float]]], divisor: float = 1.0) -> dict[int, float]:
+    """Epoch → its KL divergence over a divisor, in training or in validation, whichever is higher."""
     highest: dict[int, float] = {}
     for split in ("train", "val"):
         for epoch, kl in zip(*(history.get(split, {}).get(name, ()) for name in ("epoch", "kl")), strict=True):
-            highest[int(epoch)] = max(kl, highest.get(int(epoch), kl))
+            highest[int(epoch)] = max(kl / divisor, highest.get(int(epoch), kl / divisor))
     return highest
 
 

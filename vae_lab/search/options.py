@@ -3,14 +3,14 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vae_lab.config import ConfigError, Problem, choices
 from vae_lab.results.trials import Sampler
 
-Metric = Literal["val.total", "val.reconstruction", "val.kl", "val.elbo"]
+Metric = Annotated[str, Field(pattern=r"^val\.\w+$")]
 
 
 class Options(BaseModel):

@@ -1,7 +1,6 @@
 """Hydra's sweeper of that name, and what is checked and said before it starts."""
 
 import importlib.util
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab import results
-from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
+from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, choices, explain, is_complaint, signatures, words
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, bare, read_trials
 from vae_lab.search.loop import search
 from vae_lab.search.options import Options, options
@@ -136,11 +135,16 @@ class Planned:
         if any(getattr(run.config.data, "num_val", 1) == 0 for run in corners):
             problem = f"must be at least 1, since the search goes by {self.options.metric}, but is 0"
             raise ConfigError(Problem("data.num_val", problem))
-        if self.options.metric == "val.elbo" and any(run.config.likelihood_variance is None for run in corners):
-            problem = (
-                "is val.elbo, the bound under the likelihood that objective.beta stands for; here it stands for none"
-            )
-            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; take val.reconstruction"))
+        metric = self.options.metric
+        for run in corners:
+            terms = _terms(run)
+            if terms is not None and metric not in (*terms, "val.elbo"):
+                raise ConfigError(
+                    Problem("hydra.sweeper.metric", f"there is no {metric}; {choices(metric, [*terms, 'val.elbo'])}")
+                )
+            if metric == "val.elbo" and not _is_measured(run):
+                problem = "is val.elbo, but the objective trains no likelihood, as mse_kl with a beta of 0 does not"
+                raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; take val.reconstruction"))
         owner = results.holder(self.folder)
         if owner is not None:
             raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
@@ -191,16 +195,28 @@ class Planned:
         return f"About {timedelta(seconds=seconds)} one after another, judged by {len(walls)} finished runs."
 
 
+def _terms(run: Run) -> list[str] | None:
+    """What the objective of a run has in validation; None for one of a user's own, which is not imported yet."""
+    units = signatures.attribute("objective", run.config.objective.target, "units")
+    return None if units is None else [f"val.{term}" for term in units]
+
+
+def _is_measured(run: Run) -> bool:
+    """Whether a run is measured in nats, as far as that is known before torch is imported."""
+    target = run.config.objective.target
+    if target == "vae_lab.MseKl":
+        return run.config.implied_sigma is not None
+    return bool(signatures.attribute("objective", target, "is_likelihood_trained", default=True))
+
+
 def _loss(run: Run, result: results.Result, metric: str) -> float | None:
     """What is to be as low as can be."""
     if metric != "val.elbo":
-        return cast("float | None", getattr(result.val, metric.partition(".")[2]))
-    from vae_lab.evaluation.likelihood import elbo  # imports torch
+        return cast("float | None", result.val.model_dump().get(metric.partition(".")[2]))
+    from vae_lab.evaluation.runs import validation_bound  # imports torch
 
-    losses, variance = result.val.model_dump(), run.config.likelihood_variance
-    if variance is None or losses["reconstruction"] is None or losses["kl"] is None:
-        return None
-    return -elbo(losses, variance, math.prod(run.config.data.image_shape), run.config.latent_dim)
+    bound = validation_bound(run.config, result)
+    return None if bound is None else -bound
 
 
 def told(parameter: Choice | Number) -> str:

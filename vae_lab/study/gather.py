@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
-from vae_lab.results.figures import of_objective
+from vae_lab.config.identity import BESIDE_TRAINING, changes_results
+from vae_lab.config.versions import upgraded
+from vae_lab.results import figures
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
 from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
@@ -43,6 +45,7 @@ _CONDITIONS = (
 # What a comparison of networks is about, what follows from other keys, and what concerns the clock alone.
 _NO_CONFOUND = (
     "encoder", "decoder", "match", "seed", "name", "scheduler.max_lr", "scheduler.total_steps", "scheduler.T_max",
+    "likelihood.sigma", "objective._partial_",
     "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
     "trainer.limit_val_batches", *NOT_IDENTIFYING,
 )  # fmt: skip
@@ -72,7 +75,10 @@ class Record:
     result: Result
     cell: str
     config: Mapping[str, Any]
-    """The flattened configuration; empty where the file is missing."""
+    """The flattened configuration, in the words of this version, less callbacks and loggers that change no result; empty
+    where the file is missing."""
+    given: Mapping[str, str]
+    """The overridden keys that can change a result, encoder and decoder apart, to their values as typed."""
 
     @property
     def sweep(self) -> str:
@@ -166,15 +172,19 @@ class Study:
 
         A row a seed, a column a cell.
         """
-        family = metric.partition(".")[0]
+        family, hangs_on = metric.partition(".")[0], self.figure(metric).hangs_on
         kinds: dict[Any, int] = {}
         rows: dict[tuple[int, str], int] = {}
         for record in self.compared:
             ground: tuple[Any, ...] = ()
             if family != "model":
                 ground = tuple(self.conditions[record.cell].items())
-            if of_objective(metric):
+            if hangs_on == "objective":
                 ground += self.objectives[record.cell]
+            if hangs_on:
+                ground += (record.result.nats,)
+            if hangs_on == "units":
+                ground += tuple(sorted(record.result.terms.items()))
             if family in CLOCKED:
                 ground += (self.hardware_of(record),)
             rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
@@ -189,13 +199,35 @@ class Study:
 
     @cached_property
     def objectives(self) -> Mapping[str, tuple[str, ...]]:
-        """Cell → the configuration of its objective, which is what `total` means."""
+        """Cell → the configuration of its objective and likelihood, which is what `total` means."""
         found: dict[str, tuple[str, ...]] = {}
         for record in self.compared:
-            own = (f"{key} {value}" for key, value in record.config.items() if _within(key, ["objective"]))
+            beta_says = record.config.get("objective._target_") == "vae_lab.MseKl"  # what σ is
+            about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
+            own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
             found.setdefault(record.cell, tuple(own))
         known = next(filter(None, found.values()), ())
         return {cell: own or known for cell, own in found.items()}
+
+    def figure(self, metric: str) -> figures.Figure:
+        """The row of a figure: the catalogue's, or that which the runs have with them."""
+        return figures.find(metric, *self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The rows of users' metrics, and the units of the objectives' terms."""
+        further: dict[str, Any] = {}
+        units: dict[str, str] = {}
+        for record in self.compared:
+            known = record.result.measured()
+            further |= {name: node.model_dump() for name, node in (known.further if known else {}).items()}
+            units |= record.result.terms
+        return further, units
+
+    @cached_property
+    def terms(self) -> tuple[str, ...]:
+        """The terms of the objectives, in the order in which they are shown."""
+        return tuple(figures.terms_first(term for record in self.compared for term in record.result.terms))
 
     @cached_property
     def conditions(self) -> Mapping[str, Mapping[str, str]]:
@@ -308,15 +340,27 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
             continue
         key = (result.cell, result.config_sha256)
         if not configs.get(key):  # the same for every seed of a cell, and slow to read
-            configs[key] = _flat_config(folder)
-        records.append(Record(folder, result, result.cell, configs[key]))
-    known = [replace(one, config=configs[one.result.cell, one.result.config_sha256]) for one in records]
+            configs[key] = _config(folder)
+        records.append(Record(folder, result, result.cell, {}, {}))
+    known = []
+    for one in records:
+        config = configs[one.result.cell, one.result.config_sha256]
+        given = identifying(one.result.overrides, config)
+        known.append(replace(one, config=flatten(config) if config else {}, given=given))
     return known, holes
 
 
-def _flat_config(folder: Path) -> dict[str, Any]:
-    config = read_config(folder)
-    return flatten(config) if config else {}
+def _config(folder: Path) -> dict[str, Any]:
+    """A run's configuration in the words of this version, less callbacks and loggers that change no result."""
+    config = upgraded(read_config(folder) or {})
+    for group in BESIDE_TRAINING:
+        nodes = config.pop(group, None)
+        changing = (
+            {key: node for key, node in nodes.items() if changes_results(node)} if isinstance(nodes, dict) else {}
+        )
+        if changing:
+            config[group] = changing
+    return config
 
 
 def _in_order(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
@@ -345,7 +389,7 @@ def _named_apart(records: Sequence[Record]) -> list[Record]:
         owners = {sweeps[record.cell, sha] for sha in configurations[record.cell]}
         own = sweeps[record.cell, record.result.config_sha256]
         cell = f"{record.cell}@{own}" if len(owners) > 1 else record.cell
-        named.append(Record(record.folder, record.result, cell, record.config))
+        named.append(replace(record, cell=cell))
     return named
 
 
@@ -364,7 +408,7 @@ def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
             alike.append(record)
             continue
         other = first[record.cell, usual]
-        differing = _differences(_flat_config(record.folder), other.config) or [
+        differing = _differences(flatten(_config(record.folder)), other.config) or [
             f"{record.epochs} epochs, not {other.epochs}"
             if record.epochs != other.epochs
             else "another checksum of its configuration"
@@ -405,7 +449,7 @@ def _missing(records: Sequence[Record], told: Sequence[str]) -> list[Hole]:
 
 
 def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    given = {record.cell: identifying(record.result.overrides) for record in records}
+    given = {record.cell: record.given for record in records}
     keys = ["encoder", "decoder", *dict.fromkeys(key for one in given.values() for key in one)]
     cells: dict[str, dict[str, str]] = {}
     for record in records:
@@ -496,8 +540,9 @@ def _comparability(study: Study) -> Iterator[str]:
         by_condition[tuple(condition.items())].add(study.objectives[cell])
     if max(map(len, by_condition.values()), default=0) > 1:
         yield (
-            "Totals under different objectives are different quantities: cells are compared by total within one "
-            "objective only, by reconstruction and KL across."
+            "Totals under different objectives or likelihoods are different quantities: cells are compared by total within "
+            "one objective and likelihood only, by reconstruction and KL where their units are the same, and by bounds in "
+            "nats where the likelihoods are for the same kind of data."
         )
     if len(study.hardware) > 1:
         where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)

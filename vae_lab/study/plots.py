@@ -49,19 +49,12 @@ STYLE: Any = {
     "svg.hashsalt": "vae_lab",
     "text.parse_math": False,  # a $ in a name is a $
 }
-LOSSES = (("total", "total"), ("kl", "KL, nats a latent dimension"), ("reconstruction", "reconstruction"))
-NAMES = {
-    "train.total": "training total",
-    "val.total": "validation total",
-    "test.total": "test total",
-    "test.reconstruction": "test reconstruction",
-    "test.kl": "test KL",
-    "timing.train_seconds": "training time, s",
-    "timing.images_per_second": "images a second",
-    "model.parameters": "parameters",
-    "model.flops_per_image": "FLOPs an image",
-    "memory.peak_bytes": "peak memory, bytes",
-}
+MOST_PANELS = 6
+PLOTTED = (
+    "train.total", "val.total", "test.total", "test.reconstruction", "test.kl", "timing.train_seconds",
+    "timing.images_per_second", "model.parameters", "model.flops_per_image", "memory.peak_bytes",
+)  # fmt: skip
+"""Figures of a heatmap beside those of the test."""
 SHOWN_IMAGES = 10
 MOST_ROWS = 24
 
@@ -142,6 +135,19 @@ class _Studio:
         self.pictures = {cell: pictures for cell, (pictures, _) in found.items()}
         self.seeds = {cell: seed for cell, (_, seed) in found.items()}
 
+    def _losses(self, cells: Sequence[str]) -> list[tuple[str, str]]:
+        """The terms that the histories of these cells share, with their titles: total, KL and reconstruction first."""
+        shared = [
+            {column for split in history.values() for column in split} - {"epoch", "seconds"}
+            for cell in cells
+            for history in self.histories[cell]
+        ]
+        common = set.intersection(*shared) if shared else set()
+        order = [term for term in ("total", "kl", "reconstruction", *self.study.terms) if term in common]
+        units = {record.result.terms.get("kl") for cell in cells for record in self.study.of(cell)}
+        titles = {"kl": f"KL, {units.pop()}" if len(units) == 1 else "KL"}
+        return [(term, titles.get(term, term)) for term in dict.fromkeys(order)][:MOST_PANELS]
+
     # --- Losses by epoch ---------------------------------------------------------------------------------------
 
     def history(self, cell: str) -> Drawing | None:
@@ -149,9 +155,10 @@ class _Studio:
         histories = self.histories[cell]
         if not histories:
             return None
-        figure, panels = _panels(3, above=0.65)
+        losses = self._losses([cell])
+        figure, panels = _panels(len(losses), above=0.65)
         _, colour = self.looks[cell]
-        for axes, (term, name) in zip(panels, LOSSES, strict=True):
+        for axes, (term, name) in zip(panels, losses, strict=True):
             for split, dash in (("train", "-"), ("val", "--")):
                 _line(axes, histories, split, term, colour=colour, dash=dash, label=split)
             _by_epoch(axes, name)
@@ -166,8 +173,9 @@ class _Studio:
             return None
         validated = any("val" in history for cell in present for history in self.histories[cell])
         split, told = ("val", "validation") if validated else ("train", "training")
-        figure, panels = _panels(3)
-        for axes, (term, name) in zip(panels, LOSSES, strict=True):
+        losses = self._losses(present)
+        figure, panels = _panels(len(losses))
+        for axes, (term, name) in zip(panels, losses, strict=True):
             others = [history for cell in present if cell not in self.looks for history in self.histories[cell][:1]]
             lines = [np.column_stack([one[split]["epoch"], one[split][term]]) for one in others if split in one]
             axes.add_collection(LineCollection(lines, colors=GRID, linewidths=0.8, alpha=0.5))
@@ -247,7 +255,7 @@ class _Studio:
             if self.study.comparable(RECORD) and self.study.comparable(metric):
                 front = pareto_front(points)
                 _front(axes, front)
-            axes.set(xlabel=NAMES[metric], ylabel=NAMES[RECORD])
+            axes.set(xlabel=self.study.figure(metric).label, ylabel=self.study.figure(RECORD).label)
             if metric == "model.parameters":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -266,7 +274,9 @@ class _Studio:
         first, *rest = factors
         columns = list(dict.fromkeys(study.levels[cell][1:] for cell in study.cells))
         chosen = [
-            metric for metric in study.metrics if metric in NAMES or (metric.startswith("test.") and "[" not in metric)
+            metric
+            for metric in study.metrics
+            if metric in PLOTTED or (metric.startswith("test.") and "[" not in metric)
         ]
         if not chosen or len(first[1]) * len(columns) > 400:
             return None
@@ -287,9 +297,9 @@ class _Studio:
                 mean = self.statistics[metric].cells[cell].mean
                 level, *others = study.levels[cell]
                 if mean is not None:
-                    grid[first[1].index(level), columns.index(tuple(others))] = mean
+                    grid[first[1].index(level), columns.index(tuple(others))] = mean * study.figure(metric).scale
             _heat(axes, grid)
-            axes.set_title(NAMES.get(metric, metric), fontsize=9)
+            axes.set_title(study.figure(metric).label, fontsize=9)
             names = ["\n".join(column) for column in columns]
             _name_ticks(axes.xaxis, names)
             _name_ticks(axes.yaxis, first[1] if place % across == 0 else [""] * len(first[1]))
@@ -326,9 +336,9 @@ class _Studio:
             panels[0].set_xscale("log")
             panels[0].minorticks_off()
         panels[0].set_xticks(levels, [f"{level:g}" for level in levels])
-        panels[0].set(xlabel=factor, ylabel=NAMES[RECORD])
+        panels[0].set(xlabel=factor, ylabel=study.figure(RECORD).label)
         _legend(figure, panels[0])
-        return Drawing(f"by_{file_name(factor)}", f"{NAMES[RECORD].capitalize()} by {factor}", figure)
+        return Drawing(f"by_{file_name(factor)}", f"{study.figure(RECORD).label.capitalize()} by {factor}", figure)
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vae_lab import config
-from vae_lab.report.tables import metric
-from vae_lab.results import CONFIG, RESULT, WEIGHTS, Result
+from vae_lab.results import CONFIG, RESULT, WEIGHTS, Result, figures
 
 CARD = "README.md"
 FIGURES = {"reconstructions": "reconstructions.png", "samples": "samples.png"}
@@ -21,24 +20,15 @@ FILES = {
 }
 """What an export may hold."""
 
-MEANINGS = {
-    "test.total": "what was minimised: reconstruction + β · KL",
-    "test.reconstruction": "mean squared error a pixel, through one sample of the posterior",
-    "test.kl": "nats a latent dimension, from the posterior to the prior N(0, 1)",
-    "test.elbo": "evidence lower bound of an image; the larger the better",
-    "test.iwae_10": "importance-weighted bound of 10 samples; the larger the better",
-    "test.iwae_100": "importance-weighted bound of 100 samples; the larger the better",
-    "test.bits_per_dim": "bits for each value of an image; the smaller the better",
-    "test.mse": "mean squared error a pixel, through the mean of the posterior",
-    "test.psnr": "peak signal-to-noise ratio of reconstructions; the larger the better",
-    "test.ssim": "structural similarity of reconstructions, 1 at best",
-    "test.fid_reconstructions": "Fréchet distance of reconstructions from the test images, in the features of a small "
-    "Fashion-MNIST classifier, not Inception's",
-    "test.fid_samples": "the same of samples of the prior",
-    "test.probe_accuracy": "share of the test images whose class a linear classifier finds from the posterior means",
-    "test.active_units": "latent dimensions whose posterior mean varies over the test images",
-}
-"""Figures of a result that a card has, and what each means."""
+SHOWN = (
+    "test.total", "test.reconstruction", "test.kl", "test.elbo", "test.iwae_10", "test.iwae_100", "test.bits_per_dim",
+    "test.mse", "test.psnr", "test.ssim", "test.fid_reconstructions", "test.fid_samples", "test.probe_accuracy",
+    "test.active_units",
+)  # fmt: skip
+"""Figures that a card has."""
+DIRECTIONS = {"lower": "; the smaller the better", "higher": "; the larger the better", None: ""}
+
+PARTS = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood", "objective")
 
 DATA_LICENCES = {
     "torchvision.datasets.FashionMNIST": "Fashion-MNIST is © 2017 Zalando SE, under the MIT licence.",
@@ -54,8 +44,10 @@ class Facts(NamedTuple):
     image_shape: Sequence[int]
     latent_dim: int
     files: Sequence[str]
-    figures: Sequence[str]
+    pictures: Sequence[str]
     license: str
+    outputs: Sequence[str] = ("mean", "log_variance")
+    """What an exported encoder puts out."""
 
 
 def card(facts: Facts) -> str:
@@ -86,7 +78,7 @@ def card(facts: Facts) -> str:
 def front_matter(facts: Facts) -> dict[str, Any]:
     """What a model hub reads: licence, tags, library, and the figures of the test."""
     name, images = f"{facts.result.encoder}-{facts.result.decoder}", _data_set(facts)
-    figures = [(key, value) for key, value in _figures(facts) if key.startswith("test.")]
+    shown = [(key, value) for key, value in _figures(facts) if key.startswith("test.")]
     return {
         "license": facts.license,
         "library_name": "vae_lab" if WEIGHTS in facts.files else "onnx" if "encoder.onnx" in facts.files else "pytorch",
@@ -97,7 +89,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
             *(tag for tag, file in (("onnx", "encoder.onnx"), ("torch-export", "encoder.pt2"), ("safetensors", WEIGHTS))
               if file in facts.files),
         ],
-        "metrics": [key.partition(".")[2] for key, _ in figures],
+        "metrics": [key.partition(".")[2] for key, _ in shown],
         "model-index": [
             {
                 "name": name,
@@ -106,8 +98,8 @@ def front_matter(facts: Facts) -> dict[str, Any]:
                         "task": {"type": "unconditional-image-generation"},
                         "dataset": {"name": images, "type": _hub_name(images), "split": "test"},
                         "metrics": [
-                            {"type": key.partition(".")[2], "name": metric(key).heading, "value": value}
-                            for key, value in figures
+                            {"type": key.partition(".")[2], "name": figures.find(key).label, "value": value}
+                            for key, value in shown
                         ],
                     }
                 ],
@@ -132,11 +124,22 @@ def _what(facts: Facts) -> str:
     return (
         f"A variational autoencoder (Kingma & Welling 2014) of images of {height} × {width} pixels, "
         f"{channels} channel{'s' if channels > 1 else ''}, with {facts.latent_dim} latent "
-        "dimensions and the prior N(0, I). Its encoder gives the mean and the log-variance of a Gaussian posterior, "
-        "its decoder the mean image of a latent vector. Both were trained together by vae_lab, which compares such "
-        "models; "
+        f"dimensions; {_parts(facts)}. Its encoder gives {sentence(facts.outputs)} of the posterior, its decoder the "
+        "mean image of a latent vector. Both were trained together by vae_lab, which compares such models; "
         f"this is seed {facts.result.seed} of {code(facts.result.cell)}."
     )
+
+
+def _parts(facts: Facts) -> str:
+    """Posterior, prior and likelihood by their classes."""
+    parts = ((part, facts.settings.get(part)) for part in ("posterior", "prior", "likelihood"))
+    return ", ".join(f"{part} {code(str(node['_target_']))}" for part, node in parts if isinstance(node, Mapping))
+
+
+def sentence(names: Sequence[str]) -> str:
+    """Names of outputs in words."""
+    words = [f"the {name.replace('_', '-')}" for name in names]
+    return " and ".join(words)
 
 
 def _pictures(facts: Facts) -> str:
@@ -144,20 +147,23 @@ def _pictures(facts: Facts) -> str:
         "reconstructions.png": "Test images above what the model makes of them",
         "samples.png": "Samples: z drawn from the prior, decoded",
     }
-    return "\n\n".join(f"{captions[file]}:\n\n![{captions[file]}]({file})" for file in facts.figures)
+    return "\n\n".join(f"{captions[file]}:\n\n![{captions[file]}]({file})" for file in facts.pictures)
 
 
 def _figures(facts: Facts) -> list[tuple[str, float]]:
     test = facts.result.test.model_dump()
-    found = ((name, test.get(name.partition(".")[2])) for name in MEANINGS)
+    further = [f"test.{term}" for term in facts.result.terms if f"test.{term}" not in SHOWN]
+    found = ((name, test.get(name.partition(".")[2])) for name in (*SHOWN, *further))
     return [(name, value) for name, value in found if isinstance(value, int | float)]
 
 
 def _metrics(facts: Facts) -> str:
-    rows = [
-        f"| {metric(name).heading} | {value:.{metric(name).digits}f} | {MEANINGS[name]} |"
-        for name, value in _figures(facts)
-    ]
+    rows = []
+    for name, value in _figures(facts):
+        row = figures.find(name, units=facts.result.terms)
+        unit = facts.result.terms.get(name.removeprefix("test."))
+        meaning = row.meaning + (f", in {unit}" if unit and unit not in row.meaning else "") + DIRECTIONS[row.better]
+        rows.append(f"| {row.label} | {value:.{row.digits}f} | {meaning} |")
     table = "\n".join(["| | | |", "|---|---|---|", *rows])
     count = facts.settings["data"].get("num_test")
     size = facts.result.model.parameters
@@ -170,6 +176,7 @@ def _metrics(facts: Facts) -> str:
 
 def _loading(facts: Facts) -> list[str]:
     shape, dim = ", ".join(map(str, facts.image_shape)), facts.latent_dim
+    outputs = ", ".join(facts.outputs) + ("," if len(facts.outputs) == 1 else "")
     snippets = {
         "encoder.onnx": f"""\
 With ONNX Runtime (`pip install onnxruntime`), any number of images at once:
@@ -182,7 +189,7 @@ encoder = onnxruntime.InferenceSession("encoder.onnx")
 decoder = onnxruntime.InferenceSession("decoder.onnx")
 
 images = np.random.rand(3, {shape}).astype(np.float32)  # yours, with values in [0, 1]
-mean, log_variance = encoder.run(None, {{"images": images}})  # (3, {dim}) each
+{outputs} = encoder.run(None, {{"images": images}})  # (3, {dim}) each
 (reconstructions,) = decoder.run(None, {{"z": mean}})
 
 z = np.random.default_rng(0).standard_normal((16, {dim}), dtype=np.float32)
@@ -198,7 +205,7 @@ encoder = torch.export.load("encoder.pt2").module()
 decoder = torch.export.load("decoder.pt2").module()
 
 images = torch.rand(3, {shape})  # yours, with values in [0, 1]
-mean, log_variance = encoder(images)  # (3, {dim}) each
+{outputs} = encoder(images)  # (3, {dim}) each
 samples = decoder(torch.randn(16, {dim}))  # (16, {shape})
 ```""",
         WEIGHTS: f"""\
@@ -233,9 +240,7 @@ def _data(facts: Facts) -> str:
 
 
 def _configuration(facts: Facts) -> str:
-    chosen = {
-        key: facts.settings[key] for key in ("encoder", "latent", "decoder", "objective") if key in facts.settings
-    }
+    chosen = {key: facts.settings[key] for key in PARTS if key in facts.settings}
     flat = config.flatten(dict(facts.settings))
     rest = [f"{key} {code(str(flat[key]))}" for key in
             ("optimizer._target_", "optimizer.lr", "scheduler._target_", "trainer.max_epochs", "trainer.precision",

@@ -50,18 +50,19 @@ class Exported(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Images (b, c, h, w) in [0, 1] to the mean and the log-variance of their posteriors, (b, z) each."""
+    """Images (b, c, h, w) in [0, 1] to what their posteriors put out, such as mean and log-variance, (b, z) each."""
 
-    inputs, outputs = ("images",), ("mean", "log_variance")
+    inputs = ("images",)
 
     def __init__(self, model: vae.VAE) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.latent = model.latent
+        self.posterior = model.posterior
+        self.outputs = model.posterior.outputs
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.latent.posterior(self.encoder(images))
-        return posterior.mean, posterior.log_variance
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        posterior = self.posterior(self.encoder(images))
+        return tuple(getattr(posterior, name) for name in self.outputs)
 
 
 class Decoder(nn.Module):
@@ -72,9 +73,10 @@ class Decoder(nn.Module):
     def __init__(self, model: vae.VAE) -> None:
         super().__init__()
         self.decoder = model.decoder
+        self.likelihood = model.likelihood
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
+        return self.likelihood(self.decoder(z)).mean
 
 
 Half = Encoder | Decoder
@@ -162,7 +164,7 @@ def export_halves(model: vae.VAE, format: str, folder: Path) -> dict[str, float]
     assert model.image_shape is not None
     halves: tuple[tuple[Half, tuple[int, ...]], ...] = (
         (Encoder(model), model.image_shape),
-        (Decoder(model), (model.latent.dim,)),
+        (Decoder(model), model.latent_shape),
     )
     differences = {}
     for half, shape in halves:
@@ -345,7 +347,16 @@ def _export(
     results.write_config(place, container)
     results.write_result(place, result.model_copy(update={"files": files, "overrides": overrides}))
     text = card.card(
-        card.Facts(result, container, model.image_shape or (), model.latent.dim, written, figures, license)
+        card.Facts(
+            result,
+            container,
+            model.image_shape or (),
+            model.latent_dim,
+            written,
+            figures,
+            license,
+            model.posterior.outputs,
+        )
     )
     results.write_text(place / card.CARD, text)
     return Exported(place, sentences)

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
-from vae_lab.results.figures import better, of_objective
+from vae_lab.config.versions import upgraded
+from vae_lab.results import figures
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 from vae_lab.results.plain import PlainError, load_plain
 
@@ -83,12 +84,12 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
             continue
     if not finished:
         raise LoadError(f"{folder} has no finished run")
-    figures = [(_figures(result), run, result) for run, result in finished]
-    known = list(dict.fromkeys(name for own, _, _ in figures for name in own if better(name)))
-    direction = better(metric)
-    if direction is None and any(metric in own for own, _, _ in figures):
+    found = [(_figures(result), run, result) for run, result in finished]
+    known = list(dict.fromkeys(name for own, _, result in found for name in own if _row(name, result).better))
+    candidates = [(own[metric], run, result) for own, run, result in found if metric in own]
+    direction = _row(metric, candidates[0][2]).better if candidates else None
+    if direction is None and candidates:
         raise LoadError(f"best: neither less nor more of {metric} is better; {config.choices(metric, known)}")
-    candidates = [(own[metric], run, result) for own, run, result in figures if metric in own]
     if direction is None or not candidates:
         raise LoadError(f"best: no finished run in {folder} has {metric!r}; {config.choices(metric, known)}")
     _check_comparable([run for _, run, _ in candidates], metric)
@@ -96,14 +97,20 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
     return run, result
 
 
+def _row(name: str, result: Result) -> figures.Figure:
+    known = result.measured()
+    further = {key: node.model_dump() for key, node in known.further.items()} if known else {}
+    return figures.find(name, further, result.terms)
+
+
 def _check_comparable(runs: Iterable[Path], metric: str) -> None:
     """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
     of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
-    about = (*of_images, *(("objective",) if of_objective(metric) else ()))
+    about = (*of_images, *(("objective", "likelihood") if figures.find(metric).hangs_on else ()))
     seen: dict[str, Any] = {}
     for run in runs:
         try:
-            settings = config.flatten(read_plain_config(run))
+            settings = config.flatten(upgraded(read_plain_config(run)))
         except LoadError:  # if it is the best, this is told
             continue
         for key in settings:

@@ -37,7 +37,7 @@ def load(
     """The model of a finished run, in evaluation mode, in 32-bit floats.
 
     The folder may come from somebody else. Weights are read from `model.safetensors`, which cannot hold code. Of
-    `config.yaml` only encoder, latent and decoder are built, of `torch.nn.Module` classes of this package, of
+    `config.yaml` only the model's parts are built, of `torch.nn.Module` classes of this package, of
     `torch.nn` and of `allow`; nothing else that it names is imported.
 
     Args:

@@ -222,10 +222,10 @@ def draw(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     """
     if wanted.what not in KINDS:
         raise SheetError(f"--what: there is no {wanted.what!r}; known: {', '.join(KINDS)}")
-    unknown = [dim for dim in wanted.dims if dim not in range(model.latent.dim)]
+    unknown = [dim for dim in wanted.dims if dim not in range(model.latent_dim)]
     if unknown:
         raise SheetError(
-            f"--dims: must be among the latent dimensions 0 to {model.latent.dim - 1}, but {unknown[0]} is not"
+            f"--dims: must be among the latent dimensions 0 to {model.latent_dim - 1}, but {unknown[0]} is not"
         )
     return KINDS[wanted.what](model, wanted, test)
 
@@ -236,7 +236,7 @@ def samples(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     count = wanted.count or columns * (wanted.rows or 8)
     seed = wanted.seed or 0
     _check_size(model, count, columns, wanted.scale)
-    z = torch.randn(count, model.latent.dim, generator=torch.Generator().manual_seed(seed))
+    z = model.draw(count, torch.Generator().manual_seed(seed))
     return Drawn(_decoded(model, z), columns, f"{_counted(count, 'sample')} of the prior, seed {seed}")
 
 
@@ -279,9 +279,9 @@ def traversal(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     steps = wanted.columns or 9
     if steps < 2:
         raise SheetError("--columns: must be at least 2, the two ends of a traversal, but is 1")
-    if wanted.rows and wanted.rows > model.latent.dim:
-        raise SheetError(f"--rows: must be at most {model.latent.dim}, the latent dimensions, but is {wanted.rows}")
-    rows = len(wanted.dims) or min(wanted.rows or 8, model.latent.dim)
+    if wanted.rows and wanted.rows > model.latent_dim:
+        raise SheetError(f"--rows: must be at most {model.latent_dim}, the latent dimensions, but is {wanted.rows}")
+    rows = len(wanted.dims) or min(wanted.rows or 8, model.latent_dim)
     _check_size(model, rows * steps, steps, wanted.scale)
     images, numbers = test.take(1, wanted)
     dims = list(wanted.dims) or most_active(test.codes())[:rows]
@@ -297,15 +297,15 @@ def manifold(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     Of two latent dimensions it is the whole space, and with `dims` the plane of these two, the others 0. Else it goes
     through the mean of the test images' codes along their first two principal components.
     """
-    if model.latent.dim < 2:
+    if model.latent_dim < 2:
         raise SheetError("--what manifold: takes two latent dimensions or more, but the model has 1; take traversal")
     if wanted.dims and len({*wanted.dims}) != 2:
         raise SheetError(f"--dims: a manifold has two different dimensions, but got {' '.join(map(str, wanted.dims))}")
     rows, columns = (given or 20 for given in (wanted.rows, wanted.columns))
     _check_size(model, rows * columns, columns, wanted.scale)
-    if wanted.dims or model.latent.dim == 2:
+    if wanted.dims or model.latent_dim == 2:
         dims = list(wanted.dims) or [0, 1]
-        middle, axes = torch.zeros(model.latent.dim), torch.eye(model.latent.dim)[dims]
+        middle, axes = torch.zeros(model.latent_dim), torch.eye(model.latent_dim)[dims]
         along = f"latent dimensions {dims[0]} (to the right) and {dims[1]} (up)"
     else:
         middle, axes = principal_axes(test.codes())

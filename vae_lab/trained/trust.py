@@ -15,7 +15,7 @@ HOMES = ("vae_lab", "torch.nn")
 """Where a class may come from without being allowed."""
 KEPT_OUT = ("torch.nn.parallel",)
 """Wrappers that talk to other processes."""
-SIDES = ("encoder", "latent", "decoder")
+SIDES = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood")
 MOST_MODULES = 10_000
 
 Allowed = type[nn.Module] | str

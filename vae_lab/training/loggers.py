@@ -11,8 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.functional import to_pil_image
 
 from vae_lab import config
-from vae_lab.config import Node, Run, identifying
-from vae_lab.objectives.mse_kl import TERMS
+from vae_lab.config import Node, Run
 
 USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
 """Values that are told also where nobody set them. TensorBoard shows five columns at first, in the order of the
@@ -24,7 +23,7 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     values = run.config.identity()
     chosen = {"encoder": run.encoder, "decoder": run.decoder, "seed": run.config.seed}
     usual = {key: values[key] for key in USUAL if key in values}
-    given = {key: values.get(key, value) for key, value in identifying(run.overrides).items()}
+    given = {key: values.get(key, value) for key, value in run.given.items()}
     return {key: _plain(value) for key, value in (chosen | usual | given).items()}
 
 
@@ -51,17 +50,24 @@ def opened(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> Iterator[lis
                 logger.experiment.finish()
 
 
-def log_end(loggers: Iterable[Logger], parameters: Mapping[str, Any], figures: Mapping[str, Any], step: int) -> None:
+def log_end(
+    loggers: Iterable[Logger],
+    parameters: Mapping[str, Any],
+    terms: Iterable[str],
+    figures: Mapping[str, Any],
+    step: int,
+) -> None:
     """Tell the test metrics, and TensorBoard's HPARAMS page the values that they belong to.
 
     Args:
         loggers: who is told.
         parameters: what `hyperparameters` gave.
+        terms: those of the objective, which the test itself has logged.
         figures: the test metrics by name; what is not a number is left out.
         step: the epochs trained.
     """
     numbers = {f"test/{name}": float(value) for name, value in figures.items() if type(value) in (int, float)}
-    names = [*(f"test/{term}" for term in TERMS), *numbers]  # the test itself has logged the losses
+    names = [*(f"test/{term}" for term in terms), *numbers]
     pages: Any = hparams
     for logger in loggers:
         logger.log_metrics(numbers, step=step)

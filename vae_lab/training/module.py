@@ -1,7 +1,8 @@
 """The only LightningModule: losses, their averages, optimiser and scheduler around a plain model."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,20 +10,20 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lab.data import Batches, Streamed, derived_seed, shards
 from vae_lab.data.batches import images_of
-from vae_lab.model.vae import VAE, Output
-from vae_lab.objectives.mse_kl import TERMS
+from vae_lab.model.distributions import by_dimension
+from vae_lab.model.randomness import drawn_from
+from vae_lab.model.vae import VAE
+from vae_lab.objectives.base import Objective
 
 EVALUATION_SEED = 20140214
 """Start of the noise stream of every validation and test, the same for all runs."""
-
-Objective = Callable[[Output, Tensor], dict[str, Tensor]]
-
 
 LOOK_EVERY = 20
 """Steps between two looks at the losses, each of which keeps a device waiting."""
@@ -48,14 +49,18 @@ class Average:
         self.images = 0
         self.first_images = 0
         self.batches = 0
-        self._sums = dict.fromkeys(TERMS, 0.0)
+        self.terms: tuple[str, ...] = ()
+        self._sums: dict[str, float] = {}
         self._waiting: list[tuple[int, list[Tensor]]] = []
         self._first_wrong: tuple[int, str, float] | None = None
         self._kl: Tensor | None = None
 
     def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
         """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
-        self._waiting.append((images, [losses[term].detach() for term in TERMS]))
+        if not self.terms:
+            self.terms = tuple(losses)
+            self._sums = dict.fromkeys(self.terms, 0.0)
+        self._waiting.append((images, [losses[term].detach() for term in self.terms]))
         self.images += images
         if not self.batches:
             self.first_images = images
@@ -69,7 +74,7 @@ class Average:
             return
         rows = torch.stack([torch.stack(terms) for _, terms in waiting]).tolist()
         for batch, (row, (images, _)) in enumerate(zip(rows, waiting, strict=True), self.batches - len(waiting) + 1):
-            values = dict(zip(TERMS, row, strict=True))
+            values = dict(zip(self.terms, row, strict=True))
             term = not_finite(values)
             if term is not None and self._first_wrong is None:
                 self._first_wrong = batch, term, values[term]
@@ -82,9 +87,9 @@ class Average:
         Several processes look together, and find the same one.
         """
         self._fetch()
-        batch, term, value = self._first_wrong or (math.inf, TERMS[0], 0.0)
-        number, index, value = min(shards.gathered([batch, TERMS.index(term), value]), key=lambda found: found[0])
-        return None if math.isinf(number) else (int(number), TERMS[int(index)], value)
+        batch, term, value = self._first_wrong or (math.inf, self.terms[0], 0.0)
+        number, index, value = min(shards.gathered([batch, self.terms.index(term), value]), key=lambda found: found[0])
+        return None if math.isinf(number) else (int(number), self.terms[int(index)], value)
 
     def bring_together(self) -> None:
         """Count what the other processes have counted; all call it, once, when the epoch has ended."""
@@ -92,7 +97,7 @@ class Average:
         every = shards.gathered([self.images, self.first_images, *self._sums.values()])
         images, first_images, *sums = (sum(numbers) for numbers in zip(*every, strict=True))
         self.images, self.first_images = int(images), int(first_images)
-        self._sums = dict(zip(TERMS, sums, strict=True))
+        self._sums = dict(zip(self.terms, sums, strict=True))
         if self._kl is not None:
             self._kl = shards.added_up(self._kl).to(self._kl)
 
@@ -117,7 +122,7 @@ class LitVAE(LightningModule):
 
     Args:
         vae: the model.
-        objective: model output and images to named loss terms.
+        objective: model, images and progress to named terms.
         optimizer: parameters to an optimiser.
         scheduler: optimiser to a scheduler that advances once a training step, or None.
         seed: seed of the noise. Each epoch has a stream of its own, so that an epoch can be repeated.
@@ -158,7 +163,7 @@ class LitVAE(LightningModule):
             self.averages["train"].add(losses, images)
             total = losses["total"] * weight
         else:
-            losses = self.objective(self.vae(images_of(batch)), images_of(batch))
+            losses = self.objective(self.vae, images_of(batch), self._progress(batch_idx))
             self.averages["train"].add(losses, len(images_of(batch)))
             total = losses["total"]
         if (batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
@@ -184,8 +189,8 @@ class LitVAE(LightningModule):
             self._train_noise = torch.Generator(images.device)
             self._train_noise.set_state(state)
             torch.manual_seed(derived_seed(self.seed, f"epoch of process {part.rank}", epoch))
-        noise = torch.randn(count, self.vae.latent.dim, generator=self._train_noise, device=images.device)
-        losses = self.objective(self.vae(images, noise[part.taken(count)]), images)
+        with drawn_from(self._train_noise, part.taken(count), count, len(self.vae.latent_shape)):
+            losses = self.objective(self.vae, images, self._progress(batch_idx))
         own = part.rows(count)
         return losses, own.stop - own.start, part.weight(count)
 
@@ -238,15 +243,25 @@ class LitVAE(LightningModule):
         self._noise.manual_seed(EVALUATION_SEED)
 
     def _evaluate(self, split: str, batch: Any) -> None:
-        images = images_of(batch)
-        # Drawn on the CPU, so that the stream is the same on every device.
-        noise = torch.randn(len(images), self.vae.latent.dim, generator=self._noise).to(images.device)
-        own, taken = self._part.rows(len(images)), self._part.taken(len(images))
-        images, noise, count = images[taken], noise[taken], own.stop - own.start
-        with torch.autocast(images.device.type, enabled=False):  # in 32 bits, however the model was trained
-            output = self.vae(images, noise)
-            losses = self.objective(output, images)
-        self.averages[split].add(losses, count, output.kl[:count])
+        whole = images_of(batch)
+        own, taken = self._part.rows(len(whole)), self._part.taken(len(whole))
+        images, count = whole[taken], own.stop - own.start
+        with (
+            torch.autocast(images.device.type, enabled=False),  # in 32 bits, however the model was trained
+            drawn_from(self._noise, taken, len(whole), len(self.vae.latent_shape)),
+            _noticed(self.vae.posterior) as posteriors,
+        ):
+            losses = self.objective(self.vae, images, 1.0 if split == "test" else self._progress())
+        dimensions = by_dimension(posteriors[-1], self.vae.prior()) if posteriors else None
+        self.averages[split].add(losses, count, None if dimensions is None else dimensions[:count].flatten(1))
+
+    def _progress(self, batch_idx: int | None = None) -> float:
+        """The part of the training that is done, from 0 to 1; after the last step of an epoch without `batch_idx`."""
+        trainer, batches = self.trainer, self.trainer.num_training_batches
+        if not trainer.max_epochs or trainer.max_epochs < 0 or batches in (0, math.inf):
+            return 0.0
+        done = self.epochs_done if batch_idx is None else self.current_epoch + batch_idx / batches
+        return min(1.0, done / trainer.max_epochs)
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}
@@ -283,3 +298,14 @@ class LitVAE(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
         }
+
+
+@contextmanager
+def _noticed(posterior: nn.Module) -> Iterator[list[Distribution]]:
+    """The posteriors that are made within, by whatever objective."""
+    found: list[Distribution] = []
+    handle = posterior.register_forward_hook(lambda module, given, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()

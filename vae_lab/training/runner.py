@@ -18,13 +18,13 @@ from vae_lab import __version__, config, results
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.data import DataError, shards
 from vae_lab.data.devices import on_gpu
-from vae_lab.evaluation.measure import symptoms
+from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
 from vae_lab.model.blocks import shapes_only
 from vae_lab.model.describe import Description, describe, matching, text
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights
-from vae_lab.objectives.mse_kl import TERMS
+from vae_lab.objectives.base import Objective
 from vae_lab.training import checkpoints, processes
 from vae_lab.training.callbacks import History, Quality, Together
 from vae_lab.training.loggers import hyperparameters, opened
@@ -47,6 +47,9 @@ QUIET = (
 
 # Lightning's loggers that write by a package which is an extra of this project.
 LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+
+TERMS = ("total", "reconstruction", "kl")
+"""The terms that every objective has."""
 
 # Our own progress bar and files stand in for these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
@@ -106,11 +109,7 @@ def _check_trainer(settings: Config) -> None:
 def _check_parts(settings: Config) -> None:
     """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
     with _told("objective"), shapes_only():
-        images = torch.empty(2, *settings.data.image_shape)
-        losses = config.build(settings.objective)(vae.build(settings)(images), images)
-        missing = [term for term in TERMS if term not in losses]
-        if missing:
-            raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but returns no {missing[0]}"))
+        _check_objective(settings)
     with _told("optimizer"):
         optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
     if settings.scheduler is not None:
@@ -124,6 +123,30 @@ def _check_parts(settings: Config) -> None:
     for name, node in (settings.callbacks or {}).items():
         with _told(f"callbacks.{name}"):
             config.build(node)
+
+
+def _check_objective(settings: Config) -> None:
+    objective, name = config.build(settings.objective), settings.objective.target
+    if not isinstance(objective, Objective):
+        kind = type(objective).__name__
+        raise ConfigError(Problem("objective", f"must be a vae_lab.Objective, but {name} makes a {kind}: subclass it"))
+    for attribute, meaning in (
+        ("units", "the unit of each term, such as {'total': 'nats per image'}"),
+        ("is_likelihood_trained", "whether its models are measured in nats under the model's likelihood"),
+    ):
+        if not hasattr(type(objective), attribute):
+            raise ConfigError(Problem("objective", f"{name} does not declare `{attribute}`: {meaning}"))
+    losses = objective(vae.build(settings), torch.empty(2, *settings.data.image_shape), 0.0)
+    missing = [term for term in TERMS if term not in losses]
+    if missing:
+        raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but {name} returns no {missing[0]}"))
+    bare = [term for term in losses if not objective.units.get(term)]
+    if bare:
+        problem = f"{name} returns the term {bare[0]!r} without a unit: add it to its `units`, such as 'nats per image'"
+        raise ConfigError(Problem("objective", problem))
+    odd = [term for term in losses if not isinstance(losses[term], torch.Tensor) or losses[term].dim()]
+    if odd:
+        raise ConfigError(Problem("objective", f"{name} must return one number for {odd[0]!r}, a mean over the images"))
 
 
 @contextmanager
@@ -190,7 +213,7 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
         wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
         files=results.checksums(folder),
-        **_recorded(history) | measured,
+        **{"terms": {}, "nats": None, "divergence": None} | _recorded(history) | measured,
     )
     results.write_result(folder, result)
     return result
@@ -210,7 +233,7 @@ def _recorded(history: History) -> dict[str, Any]:
 
 def _losses(history: History, split: str) -> dict[str, float]:
     row = history.last(split)
-    return {term: getattr(row, term) for term in TERMS} if row else {}
+    return row.terms if row else {}
 
 
 def origin(run: Run) -> dict[str, Any]:
@@ -328,9 +351,17 @@ def attempt(
         "metrics": None if quality.error else settings.metrics.model_dump(),
         "warnings": [
             *([quality.error] if quality.error else []),
-            *symptoms(quality.figures, results.kl_of_epochs(results.read_history(folder))),
+            *symptoms(
+                quality.figures,
+                results.kl_of_epochs(
+                    results.read_history(folder), kl_divisor(module.objective.units, model.latent_dim)
+                ),
+            ),
             *told,
         ],
+        "terms": dict(module.objective.units),
+        "nats": model.likelihood.data if module.objective.measures(model) else None,
+        "divergence": "exact" if quality.is_exact else "estimated",
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
     }
 

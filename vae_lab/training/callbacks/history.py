@@ -8,19 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from vae_lab.objectives.mse_kl import TERMS
 from vae_lab.training.module import LitVAE, LossError, not_finite
 
 
 class Row(NamedTuple):
-    """One line of history.csv; `seconds` are those of the split's steps in that epoch."""
+    """One line of history.csv: the terms of the objective, and the seconds of the split's steps in that epoch."""
 
     epoch: int
     split: str
-    total: float
-    reconstruction: float
-    kl: float
     seconds: float
+    terms: dict[str, float]
 
 
 class History(Callback):
@@ -57,7 +54,7 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "rows": [[*row] for row in self.rows],
+            "rows": [[row.epoch, row.split, row.seconds, {**row.terms}] for row in self.rows],
             "epoch_seconds": [*self.epoch_seconds],
             "first_step_seconds": self.first_step_seconds,
             "epoch_images": [*self.epoch_images],
@@ -83,7 +80,7 @@ class History(Callback):
             return
         self.on_epoch(self.rows)  # what the epochs before a checkpoint left, files and logs, is written anew
         for row in self.rows:
-            values = {f"{row.split}/{term}": getattr(row, term) for term in TERMS}
+            values = {f"{row.split}/{term}": value for term, value in row.terms.items()}
             if row.split == "train" and row.seconds > 0:
                 values |= _speed(row.seconds, self.epoch_images[row.epoch - 1])
             for logger in trainer.loggers:
@@ -150,7 +147,7 @@ class History(Callback):
 
     def _record(self, module: LitVAE, split: str, seconds: float) -> None:
         epoch, value = module.epochs_done, module.averages[split].value()
-        self.rows.append(Row(epoch, split, **value, seconds=seconds))
+        self.rows.append(Row(epoch, split, seconds, value))
         wrong = not_finite(value)
         if wrong is not None:
             self.on_epoch(self.rows)

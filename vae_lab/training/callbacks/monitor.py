@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from vae_lab.evaluation.measure import MOST_KL, exploding
+from vae_lab.config.base import Count
+from vae_lab.evaluation.symptoms import MOST_KL, exploding, kl_divisor
 from vae_lab.training.machine import peak_memory
 from vae_lab.training.module import LitVAE
 
@@ -34,7 +35,9 @@ class Monitor(Callback):
         ValueError: if `every_steps` is not at least 1.
     """
 
-    def __init__(self, every_steps: int = 10) -> None:
+    changes_results = False
+
+    def __init__(self, *, every_steps: Count = 10) -> None:
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, but is {every_steps}")
         self.every_steps = every_steps
@@ -87,6 +90,7 @@ class Monitor(Callback):
 
     def _tell(self, module: LitVAE) -> None:
         kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
+        kl /= kl_divisor(module.objective.units, module.vae.latent_dim)
         if kl > MOST_KL and not self._told:
             self._told = True
             log.warning("%s", exploding(module.epochs_done, kl))

@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.tensorboard import SummaryWriter
 
 from vae_lab import results
-from vae_lab.data.batches import images_of
-from vae_lab.evaluation.measure import labels_of
+from vae_lab.config.base import CountOrNone
+from vae_lab.data.batches import images_of, labels_of
 from vae_lab.training.callbacks.spared import spared
 from vae_lab.training.module import LitVAE
 
@@ -42,7 +42,9 @@ class TensorBoardPages(Callback):
         ValueError: for fewer than none.
     """
 
-    def __init__(self, points: int = 500) -> None:
+    changes_results = False
+
+    def __init__(self, *, points: CountOrNone = 500) -> None:
         if points < 0:
             raise ValueError(f"points must be at least 0, but is {points}")
         self.points = points
@@ -51,8 +53,11 @@ class TensorBoardPages(Callback):
         self._labels: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
         for writer in _writers(trainer):
-            writer.add_custom_scalars({"all cells": {name: ["Multiline", tags] for name, tags in CHARTS.items()}})
+            further = (term for term in pl_module.objective.units if term not in CHARTS and term != "kl")
+            charts = CHARTS | {term: [f"train/{term}", f"val/{term}"] for term in further}
+            writer.add_custom_scalars({"all cells": {name: ["Multiline", tags] for name, tags in charts.items()}})
 
     def on_test_batch_start(
         self,
@@ -68,7 +73,7 @@ class TensorBoardPages(Callback):
             return
         images, labels, vae = images_of(batch)[:wanted], labels_of(batch), pl_module.vae
         with spared("the projector"), torch.no_grad():
-            self._codes.append(vae.latent.posterior(vae.encoder(images)).mean)
+            self._codes.append(vae.posterior(vae.encoder(images)).mean.flatten(1))
             self._sprites.append(_sprites(images))
             if labels is not None:
                 self._labels.append(labels[:wanted])

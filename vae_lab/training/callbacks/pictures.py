@@ -13,7 +13,9 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from vae_lab import results
+from vae_lab.config.base import Count
 from vae_lab.data.batches import images_of
+from vae_lab.model.distributions import by_dimension
 from vae_lab.model.vae import VAE
 from vae_lab.training.callbacks.spared import spared
 from vae_lab.training.loggers import log_image
@@ -47,7 +49,11 @@ class Pictures(Callback):
         ValueError: for fewer than one of any.
     """
 
-    def __init__(self, folder: str, images: int = 10, samples: int = 20, every_epochs: int = 2, rows: int = 6) -> None:
+    changes_results = False
+
+    def __init__(
+        self, *, folder: str, images: Count = 10, samples: Count = 20, every_epochs: Count = 2, rows: Count = 6
+    ) -> None:
         counts = {"images": images, "samples": samples, "every_epochs": every_epochs, "rows": rows}
         for name, count in counts.items():
             if count < 1:
@@ -128,13 +134,9 @@ class TakenPictures(NamedTuple):
 @torch.no_grad()
 def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -> TakenPictures:
     """Reconstructions of images through the posterior's mean, and samples of the prior from the fixed stream of z."""
-    noise = torch.zeros(len(originals), vae.latent.dim, device=originals.device)
-    # Drawn on the CPU, so that the stream is the same on every device.
-    z = torch.randn(samples, vae.latent.dim, generator=torch.Generator().manual_seed(PRIOR_SEED))
+    z = vae.draw(samples, torch.Generator().manual_seed(PRIOR_SEED))
     return TakenPictures(
-        _as_bytes(originals),
-        _as_bytes(vae(originals, noise).reconstruction),
-        _as_bytes(vae.decoder(z.to(originals))),
+        _as_bytes(originals), _as_bytes(vae.reconstruct(originals.clamp(0, 1))), _as_bytes(vae.decode(z))
     )
 
 
@@ -143,7 +145,9 @@ def take_walks(vae: VAE, images: Float[Tensor, "n c h w"], rows: int) -> dict[st
     """Walks through the latent space, nine images a row: `traversals` and, of two images or more, `interpolations`."""
     images = images.clamp(0, 1)  # as they are drawn; a user's may lie beyond
     posterior = vae.encode(images)
-    widest = vae.latent.kl(posterior).mean(0).argsort(descending=True)[:rows].tolist()
+    dimensions = by_dimension(posterior, vae.prior())
+    order = posterior.mean.var(0) if dimensions is None else dimensions.mean(0)
+    widest = order.argsort(descending=True)[:rows].tolist()
     walks = {"traversals": vae.traverse(images[0], widest, steps=STEPS).flatten(0, 1)}
     lines = [vae.interpolate(a, b, STEPS) for a, b in itertools.pairwise(images)]
     if lines:

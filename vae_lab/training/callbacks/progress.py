@@ -12,19 +12,24 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from vae_lab.config import WORKER, Position
+from vae_lab.config.base import NonNegative
 from vae_lab.training.module import LitVAE
+
+SHORT = {"reconstruction": "rec", "kl": "KL"}
 
 
 class Progress(Callback):
-    """A bar with the three losses, on a terminal; in a multirun also which run of how many and the time left.
+    """A bar with the objective's terms, on a terminal; in a multirun also which run of how many and the time left.
 
-    The losses are those of the epoch so far. They are fetched from the device a few times a second, not each step.
+    The terms are those of the epoch so far. They are fetched from the device a few times a second, not each step.
 
     Args:
         interval: seconds between two updates.
     """
 
-    def __init__(self, interval: float = 0.2) -> None:
+    changes_results = False
+
+    def __init__(self, *, interval: NonNegative = 0.2) -> None:
         self.interval = interval
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
@@ -59,9 +64,8 @@ class Progress(Callback):
         self._shown = time.perf_counter()
         assert isinstance(pl_module, LitVAE)
         value = pl_module.averages["train"].value()
-        state = (
-            f"epoch {pl_module.epochs_done}/{trainer.max_epochs}  total {value['total']:.4f}  "
-            f"rec {value['reconstruction']:.4f}  KL {value['kl']:.3f}"
+        state = f"epoch {pl_module.epochs_done}/{trainer.max_epochs}  " + "  ".join(
+            f"{SHORT.get(term, term)} {one:.4g}" for term, one in value.items()
         )
         done = float(batch_idx + 1)
         if self._total is not None:

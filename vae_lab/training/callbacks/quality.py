@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vae_lab.config import Config
-from vae_lab.evaluation.measure import measure
+from vae_lab.evaluation.measure import has_exact_divergence, measure
 from vae_lab.training.callbacks.history import History
 from vae_lab.training.loggers import log_end
 from vae_lab.training.machine import peak_memory
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 class Quality(Callback):
     """Measures what the configuration asks for and tells the loggers; `figures` and `seconds` hold it.
+
+    `is_exact` says whether the KL divergence has a closed form.
 
     If that fails, for want of memory or over a class of the user's, `error` says why: the model is kept, and the same
     command measures it again. `peak_bytes` is the highest memory before it.
@@ -33,6 +35,7 @@ class Quality(Callback):
         self.parameters = parameters
         self.history = history
         self.figures: dict[str, Any] = {}
+        self.is_exact = True
         self.seconds = 0.0
         self.error: str | None = None
         self.peak_bytes: int | None = None
@@ -48,9 +51,12 @@ class Quality(Callback):
             return
         started = time.perf_counter()
         try:
-            self.figures = measure(pl_module.vae, data, self.settings, self.settings.metrics, losses._asdict())
+            self.is_exact = has_exact_divergence(pl_module.vae)
+            self.figures = measure(
+                pl_module.vae, pl_module.objective, data, self.settings, self.settings.metrics, losses.terms
+            )
         except Exception as error:
             self.error = f"test metrics: they could not be taken ({type(error).__name__}: {error})"
             log.warning("%s", self.error, exc_info=True)
         self.seconds = time.perf_counter() - started
-        log_end(trainer.loggers, self.parameters, self.figures, pl_module.epochs_done)
+        log_end(trainer.loggers, self.parameters, losses.terms, self.figures, pl_module.epochs_done)

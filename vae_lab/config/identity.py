@@ -1,0 +1,105 @@
+"""What makes a run the same: which keys can change a result, and the name of a cell."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vae_lab.config import signatures
+
+LONGEST_CELL = 120
+
+# These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
+NOT_IDENTIFYING = (
+    "seed",
+    "name",
+    "experiment",
+    "metrics",
+    "plan",
+    "data.root",
+    "data.workers",
+    "data.in_memory",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+)
+
+# Of these each entry says whether it changes results; see `changes_results`.
+BESIDE_TRAINING = ("callbacks", "logger")
+
+SAYS_SO = "changes_results"
+"""The key beside `_target_` by which a user says whether a callback or logger changes results."""
+
+WATCHING = (
+    "lightning.pytorch.loggers.",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor",
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.pytorch.callbacks.ModelSummary",
+    "lightning.pytorch.callbacks.OnExceptionCheckpoint",
+    "lightning.pytorch.callbacks.RichModelSummary",
+    "lightning.pytorch.callbacks.RichProgressBar",
+    "lightning.pytorch.callbacks.TQDMProgressBar",
+    "lightning.pytorch.callbacks.ThroughputMonitor",
+)
+"""Lightning's own that only watch a training."""
+
+
+def changes_results(node: Any) -> bool:
+    """Whether a callback or a logger can change what a run computes.
+
+    Ours say so by a class attribute, Lightning's are known; any other one counts as changing results unless its section
+    has `changes_results: false`.
+    """
+    if not isinstance(node, Mapping):
+        return False
+    if isinstance(node.get(SAYS_SO), bool):
+        return bool(node[SAYS_SO])
+    target = str(node.get("_target_"))
+    if target.startswith("vae_lab."):
+        return bool(signatures.attribute("callbacks", target, SAYS_SO, default=True))
+    return not target.startswith(WATCHING)
+
+
+def identifying(overrides: Iterable[str], composed: Mapping[str, Any]) -> dict[str, str]:
+    """The overridden keys that can change a result, encoder and decoder apart: key to value as typed.
+
+    Args:
+        overrides: words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
+        composed: the configuration that they led to, of which callbacks and loggers are looked at.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        parts = key.split(".")
+        if key in ("encoder", "decoder", *NOT_IDENTIFYING) or parts[0] in NOT_IDENTIFYING:
+            continue
+        if parts[0] in BESIDE_TRAINING and not _of_changing(parts, composed):
+            continue
+        given[key] = value
+    return given
+
+
+def _of_changing(parts: list[str], composed: Mapping[str, Any]) -> bool:
+    """Whether a key of callbacks or loggers is about one that changes results."""
+    nodes = composed.get(parts[0]) or {}
+    if not isinstance(nodes, Mapping):
+        return False
+    named = [nodes.get(parts[1])] if len(parts) > 1 else list(nodes.values())
+    return any(changes_results(node) for node in named)
+
+
+def cell_name(encoder: str, decoder: str, given: Mapping[str, str]) -> str:
+    """`<encoder>-<decoder>`, then `__<key>-<value>` for each further overridden key that can change a result."""
+    base = f"{encoder}-{decoder}"
+    suffix = "".join(f"__{key}-{value}" for key, value in sorted(given.items()))
+    cell = re.sub(r"[^\w.+-]", "-", base + suffix)
+    if len(cell) <= LONGEST_CELL:
+        return cell
+    return re.sub(r"[^\w.+-]", "-", base)[:80] + "__" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+
+
+def is_free(key: str) -> bool:
+    """Whether a flattened key, or the section that it is in, changes no result."""
+    return any(key == free or key.startswith(f"{free}.") for free in NOT_IDENTIFYING)

@@ -1,0 +1,103 @@
+"""Public names: what `vae_lab.Name` stands for, whatever file it is in. Imports nothing but the standard library.
+
+A stored configuration names `vae_lab.MseKl`, and goes on doing so when its module moves. An extension's class is public
+by being in the folder of its family; names of earlier versions go on loading through `ALIASES`.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+FAMILIES = {
+    "latent": ("model/latents", "Latent"),
+    "posterior": ("model/posteriors", "Posterior"),
+    "prior": ("model/priors", "Prior"),
+    "likelihood": ("model/likelihoods", "Likelihood"),
+    "objective": ("objectives", "Objective"),
+    "callbacks": ("training/callbacks", "Callback"),
+}
+"""Config groups whose choices are one class each, in a file of its own → the folder of these files, their base class."""
+
+_OTHERS = {
+    "VAE": "model.vae",
+    "load": "trained.loading",
+    "LoadError": "trained.foreign",
+    "Encoder": "model.networks",
+    "Decoder": "model.networks",
+    "ImageData": "data.sets",
+    "FolderData": "data.folder",
+    "Latent": "model.interfaces",
+    "Posterior": "model.interfaces",
+    "Prior": "model.interfaces",
+    "Likelihood": "model.interfaces",
+    "Objective": "objectives.base",
+}
+
+ALIASES = {
+    "vae_lab.networks.Encoder": "vae_lab.Encoder",
+    "vae_lab.networks.Decoder": "vae_lab.Decoder",
+    "vae_lab.latent.Gaussian": "vae_lab.VectorLatent",
+    "vae_lab.objective.mse_kl": "vae_lab.MseKl",
+    "vae_lab.data.ImageData": "vae_lab.ImageData",
+    "vae_lab.data.FolderData": "vae_lab.FolderData",
+    "vae_lab.callbacks.Progress": "vae_lab.Progress",
+    "vae_lab.callbacks.Monitor": "vae_lab.Monitor",
+    "vae_lab.callbacks.Pictures": "vae_lab.Pictures",
+    "vae_lab.callbacks.TensorBoardPages": "vae_lab.TensorBoardPages",
+}
+"""Names that configurations of version 0.1 have → public names. Checksums are taken of the names on the left."""
+
+_FIRST = {public: first for first, public in ALIASES.items()}
+
+
+class DuplicateNameError(ValueError):
+    """Two extensions of the same name."""
+
+
+@cache
+def files(family: str) -> dict[str, Path]:
+    """Public name → file of each class in the folder of a family.
+
+    Raises:
+        DuplicateNameError: if two files have a class of the same name.
+    """
+    found: dict[str, Path] = {}
+    folder, base = FAMILIES[family]
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        for name in re.findall(rf"^class ([A-Z]\w*)\({base}\)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            if name in found:
+                raise _duplicate(name, path, found[name].name)
+            found[name] = path
+    return found
+
+
+def _duplicate(name: str, path: Path, other: str) -> DuplicateNameError:
+    return DuplicateNameError(f"vae_lab.{name} is defined in {path.name} and in {other}: rename one of the two")
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Public name → module.
+
+    Raises:
+        DuplicateNameError: if two extensions have the same name.
+    """
+    found = {name: f"vae_lab.{module}" for name, module in _OTHERS.items()}
+    for family in FAMILIES:
+        for name, path in files(family).items():
+            if name in found:
+                raise _duplicate(name, path, found[name])
+            found[name] = ".".join(["vae_lab", *path.relative_to(PACKAGE).with_suffix("").parts])
+    return found
+
+
+def current(target: str) -> str:
+    """The public name that a stored `_target_` stands for today; other names as they are."""
+    return ALIASES.get(target, target)
+
+
+def first(target: str) -> str:
+    """The name that checksums are taken of: the one that the first version had."""
+    return _FIRST.get(target, target)

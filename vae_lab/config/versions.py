@@ -1,0 +1,96 @@
+"""Configurations of earlier versions: read as today's, and today's as the first version would have written them.
+
+Version 0.1 had one posterior, one prior and one likelihood, which its configurations do not name; its objective was a
+function, and its decoders ended with a sigmoid of their own, also those of a user.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vae_lab.config import names, signatures
+from vae_lab.config.identity import BESIDE_TRAINING, changes_results
+
+if TYPE_CHECKING:
+    from vae_lab.config.schema import Config
+
+LATER_DEFAULTS = {"data": {"binarize": "none", "binarize_seed": 0}}
+"""Keys that came after version 0.1, with the values at which everything is as it was."""
+
+
+def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of any version in the words of this one; what it does not know it leaves alone."""
+    new = {key: _renamed(value) for key, value in raw.items()}
+    if not new:
+        return new
+    objective = new.get("objective")
+    if isinstance(objective, dict) and objective.get("_target_") == "vae_lab.MseKl":
+        objective.pop("_partial_", None)
+    for part, implied in _implied(new.get("decoder")).items():
+        new.setdefault(part, implied)
+    for group, defaults in LATER_DEFAULTS.items():
+        if isinstance(new.get(group), dict) and str(new[group].get("_target_")).startswith("vae_lab."):
+            new[group] = defaults | new[group]
+    return new
+
+
+def as_first_written(config: "Config") -> dict[str, Any]:
+    """A configuration as version 0.1 would have written it, as far as it could, for checksums: earlier runs keep theirs.
+
+    Left out are the defaults of keys that came later, and callbacks and loggers that change no result.
+    """
+    container = config.container()
+    if config.trainer.is_shared:  # which GPUs, and how the processes find their gradients, changes nothing
+        container["trainer"]["devices"] = config.trainer.processes
+        del container["trainer"]["strategy"]
+    for group, defaults in LATER_DEFAULTS.items():
+        for key, default in defaults.items():
+            if key in container[group] and container[group][key] == default:
+                del container[group][key]
+    if config.objective.target == "vae_lab.MseKl":
+        container["objective"]["_partial_"] = True
+    for part, implied in _implied(container["decoder"]).items():
+        schema = signatures.schemas(part)[implied["_target_"].removeprefix("vae_lab.")]
+        whole = schema.model_validate(implied).model_dump(mode="json")
+        if part == "likelihood":
+            whole["sigma"] = config.sigma_of("auto")
+        if container[part] == whole:
+            del container[part]
+    for group in BESIDE_TRAINING:
+        nodes = container.pop(group) or {}
+        changing = {name: node for name, node in nodes.items() if changes_results(node)}
+        if changing:
+            container[group] = changing
+    for node in _nodes(container):
+        node["_target_"] = names.first(node["_target_"])
+    return container
+
+
+def _implied(decoder: Any) -> dict[str, dict[str, Any]]:
+    """The parts that version 0.1 does not name."""
+    is_ours = isinstance(decoder, Mapping) and decoder.get("_target_", "vae_lab.Decoder") == "vae_lab.Decoder"
+    return {
+        "posterior": {"_target_": "vae_lab.DiagonalPosterior"},
+        "prior": {"_target_": "vae_lab.StandardPrior"},
+        "likelihood": {"_target_": "vae_lab.GaussianLikelihood", "link": "sigmoid" if is_ours else "identity"},
+    }
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        new = {key: _renamed(one) for key, one in value.items()}
+        if isinstance(new.get("_target_"), str):
+            new["_target_"] = names.current(new["_target_"])
+        return new
+    return [_renamed(one) for one in value] if isinstance(value, list) else value
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_`, at any depth."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_target_"), str):
+            yield value
+        for one in value.values():
+            yield from _nodes(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _nodes(one)

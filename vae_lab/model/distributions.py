@@ -1,0 +1,129 @@
+"""Distributions over codes, and KL divergences between them in nats."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+
+
+class DiagonalNormal(Distribution):
+    """Normal distributions with diagonal covariance, given by mean and log-variance.
+
+    Args:
+        mean: (*batch, z).
+        log_variance: (*batch, z).
+    """
+
+    arg_constraints = {"mean": constraints.real_vector, "log_variance": constraints.real_vector}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, mean: Float[Tensor, "... z"], log_variance: Float[Tensor, "... z"]) -> None:
+        self._mean, self.log_variance = mean, log_variance
+        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "... z"]:
+        return self._mean
+
+    @property
+    def variance(self) -> Float[Tensor, "... z"]:
+        return self.log_variance.exp()
+
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "... z"]:
+        """Mean + σ·ε, ε ~ N(0, I) (Kingma & Welling 2014)."""
+        shape = (*sample_shape, *self.mean.shape)
+        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def log_prob(self, value: Float[Tensor, "... z"]) -> Float[Tensor, "..."]:
+        squared = (value - self.mean).square() * torch.exp(-self.log_variance)
+        return -0.5 * (squared + self.log_variance + math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "..."]:
+        return 0.5 * (self.log_variance + math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class StandardNormal(Distribution):
+    """N(0, I).
+
+    Args:
+        origin: zeros of the event's shape; samples have its type and device.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, origin: Float[Tensor, "..."]) -> None:
+        self.origin = origin
+        super().__init__(torch.Size(), origin.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "..."]:
+        return self.origin
+
+    @property
+    def variance(self) -> Float[Tensor, "..."]:
+        return torch.ones_like(self.origin)
+
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        return torch.randn((*sample_shape, *self.origin.shape), dtype=self.origin.dtype, device=self.origin.device)
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        events = tuple(range(-self.origin.dim(), 0))
+        return -0.5 * (value.square() + math.log(2 * math.pi)).sum(events)
+
+
+# --- KL divergences ----------------------------------------------------------------------------------------
+
+ByDimension = Callable[[Any, Any], Tensor]
+_BY_DIMENSION: dict[tuple[type, type], ByDimension] = {}
+
+
+def factorised(q: type[Distribution], p: type[Distribution]) -> Callable[[ByDimension], ByDimension]:
+    """Make a function the KL divergence of q from p by latent dimension, and its sum torch's rule for the two."""
+
+    def register(by_dimension: ByDimension) -> ByDimension:
+        _BY_DIMENSION[q, p] = by_dimension
+        rule: Any = register_kl  # untyped in torch
+        rule(q, p)(lambda one, other: by_dimension(one, other).flatten(len(one.batch_shape)).sum(-1))
+        return by_dimension
+
+    return register
+
+
+@factorised(DiagonalNormal, StandardNormal)
+def _from_standard(q: DiagonalNormal, p: StandardNormal) -> Float[Tensor, "... z"]:
+    """Kingma & Welling 2014, appendix B."""
+    return 0.5 * (q.mean.square() + q.log_variance.exp() - q.log_variance - 1)
+
+
+@factorised(DiagonalNormal, DiagonalNormal)
+def _from_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Float[Tensor, "... z"]:
+    ratio = q.log_variance - p.log_variance
+    return 0.5 * ((q.mean - p.mean).square() * torch.exp(-p.log_variance) + ratio.exp() - ratio - 1)
+
+
+class Divergence(NamedTuple):
+    """KL(q(z | x) ‖ p(z)) of each image in nats, (b,); whether it is exact or a one-sample estimate."""
+
+    nats: Float[Tensor, " b"]
+    is_exact: bool
+
+
+def divergence(q: Distribution, p: Distribution, z: Float[Tensor, "b ..."]) -> Divergence:
+    """The KL divergence: exact where torch has a rule for the two, else log q(z | x) − log p(z) at each image's z."""
+    try:
+        return Divergence(kl_divergence(q, p), True)
+    except NotImplementedError:
+        return Divergence(q.log_prob(z) - p.log_prob(z), False)
+
+
+def by_dimension(q: Distribution, p: Distribution) -> Float[Tensor, "b ..."] | None:
+    """The KL divergence of each latent dimension in nats; None where it does not fall into dimensions."""
+    rule = _BY_DIMENSION.get((type(q), type(p)))
+    return None if rule is None else rule(q, p)

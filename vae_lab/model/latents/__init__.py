@@ -1,0 +1,1 @@
+"""Shapes of codes, one file each."""

@@ -1,0 +1,1 @@
+"""Posteriors, one file each."""

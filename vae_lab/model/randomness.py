@@ -1,0 +1,80 @@
+"""Random numbers that are the same on every device, and for any number of processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_DRAWING: dict[Any, str] = {
+    torch.randn: "shape",
+    torch.rand: "shape",
+    torch.randn_like: "like",
+    torch.rand_like: "like",
+    Tensor.normal_: "in place",
+    Tensor.uniform_: "in place",
+    Tensor.exponential_: "in place",
+    torch.normal: "arguments",
+    torch.bernoulli: "arguments",
+    torch.multinomial: "arguments",
+}
+
+
+class drawn_from(TorchFunctionMode):  # noqa: N801  # reads as what it does: with drawn_from(generator)
+    """Inside it random numbers come from one generator, whatever draws them on whatever device.
+
+    Of several processes that share a batch each draws for the whole batch and takes its rows, so that an image has the
+    numbers that it has in a single process.
+
+    Args:
+        generator: the stream; on the CPU it is the same for every device.
+        rows: this process's rows of the batch; None where it has the whole.
+        of: images of the whole batch.
+        events: dimensions of one z, behind that of the batch.
+    """
+
+    def __init__(
+        self, generator: torch.Generator, rows: slice | None = None, of: int | None = None, events: int = 1
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.rows = rows
+        self.of = of
+        self.events = events
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        kind = _DRAWING.get(func)
+        if kind is None or named.get("generator") is not None:
+            return func(*args, **named)
+        if kind == "arguments":
+            there = next(one.device for one in (*args, *named.values()) if isinstance(one, Tensor))
+            here = [one.to(self.generator.device) if isinstance(one, Tensor) else one for one in args]
+            return func(*here, **named, generator=self.generator).to(there)
+        if kind == "in place":
+            drawn = self._drawn(
+                tuple(args[0].shape), args[0].dtype, lambda one: func(one, *args[1:], generator=self.generator)
+            )
+            return args[0].copy_(drawn)
+        if kind == "like":
+            shape, dtype = tuple(args[0].shape), named.get("dtype") or args[0].dtype
+            device: Any = args[0].device
+            draw = Tensor.normal_ if func is torch.randn_like else Tensor.uniform_
+        else:
+            sizes = args if args else (named["size"],)
+            shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
+            dtype, device = named.get("dtype") or torch.get_default_dtype(), named.get("device") or "cpu"
+            draw = Tensor.normal_ if func is torch.randn else Tensor.uniform_
+        return self._drawn(shape, dtype, lambda one: draw(one, generator=self.generator)).to(device)
+
+    def _drawn(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[Tensor], Tensor]) -> Tensor:
+        place = len(shape) - self.events - 1
+        if self.rows is None or self.of is None or place < 0 or shape[place] != self.rows.stop - self.rows.start:
+            return fill(torch.empty(shape, dtype=dtype, device=self.generator.device))
+        whole = fill(
+            torch.empty((*shape[:place], self.of, *shape[place + 1 :]), dtype=dtype, device=self.generator.device)
+        )
+        return whole.narrow(place, self.rows.start, shape[place])
