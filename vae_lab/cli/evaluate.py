@@ -13,7 +13,6 @@ from rich.progress import track
 from vae_lab import results
 from vae_lab.config import ConfigError, MetricsConfig, Run, config_folder, explain, is_complaint, register_resolvers
 from vae_lab.config.terminal import say, shown, stop
-from vae_lab.report.terminal import metrics_table
 from vae_lab.sweep import checks
 
 MOST_COLUMNS = 4
@@ -55,6 +54,7 @@ def show_evaluation(
     folders: Sequence[Path], asked: MetricsConfig, allow: Sequence[str], device: str, root: str | None
 ) -> bool:
     """Measure the finished runs under these folders and show their test metrics; False if one could not be measured."""
+    from vae_lab.report.terminal import metrics_table  # pandas, scipy and matplotlib take seconds
     from vae_lab.study.gather import StudyError, find
     from vae_lab.trained.foreign import LoadError
 

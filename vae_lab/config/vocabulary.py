@@ -1,9 +1,12 @@
-"""The vocabulary of an architecture file: the words, what each may say. `blocks` has their modules.
+"""The vocabulary of an architecture file: what a word is, and what lists of them are.
 
-A word is a class here, under `@word("…")`, and a builder in `blocks/builders.py`, under `@builds(…)`.
+Each word is a class under `@word("…")`, in a file of its own in `model/blocks/`: what it may say, what it makes of a shape,
+and its module. torch is imported only where a module is built.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import (
@@ -16,7 +19,8 @@ from pydantic import (
     model_serializer,
 )
 
-from vae_lab.config.base import Node, Section, Width
+from vae_lab.config.base import Node, Section
+from vae_lab.config.names import PACKAGE, DuplicateNameError
 
 Activation = Literal["leaky_relu", "relu", "elu", "gelu", "silu", "tanh", "none"]
 Normalization = Literal["batch", "group", "layer", "none"]
@@ -68,12 +72,23 @@ def strided(size: Size, stride: int, kernel: int = 1, dilation: int = 1) -> Size
     return tuple((side - reach + 2 * (reach // 2) - 1) // stride + 1 for side in size)
 
 
+class FitError(ValueError):
+    """A block that does not fit what comes before it or what must come out."""
+
+
+def describe(shape: Shape) -> str:
+    """A shape as an error message says it."""
+    return f"a vector of {shape[0]}" if len(shape) == 1 else "a map of " + "×".join(map(str, shape))
+
+
 class Block(Section):
     """A word of the vocabulary."""
 
     word: ClassVar[str]
     repeat: Repeat = 1
 
+    takes: ClassVar[Literal["map", "vector", "either"]] = "map"
+    """What shape may come to it."""
     scales: ClassVar[bool] = True
     """Whether the word's number is a width, which a matched comparison may change."""
     keeps_channels: ClassVar[bool] = False
@@ -93,6 +108,14 @@ class Block(Section):
     def after(self, shape: Shape, size: Size | None) -> Shape:
         """What it makes of one image's shape; `size` is that which the map must end with in a decoder."""
         return shape
+
+    def build(self, place: "Place") -> Any:
+        """The module, a `torch.nn.Module`, at its place in a network.
+
+        Raises:
+            FitError: if it cannot take what comes to that place.
+        """
+        raise NotImplementedError
 
     def divisor(self) -> int:
         """What the width of the block itself must be a multiple of."""
@@ -126,8 +149,95 @@ class Strided(Styled):
         return tuple(self.stride * side for side in size)
 
 
+@dataclass(frozen=True)
+class Style:
+    """What the layers of a network share unless a block says otherwise."""
+
+    activation: str
+    normalization: str
+
+    def of(self, block: Block) -> "Style":
+        """The style with the block's own choices in it."""
+        return Style(
+            getattr(block, "activation", None) or self.activation,
+            getattr(block, "normalization", None) or self.normalization,
+        )
+
+    @property
+    def bias(self) -> bool:
+        """Whether a layer needs a bias of its own: a norm after it has one."""
+        return self.normalization == "none"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands in a network.
+
+    Args:
+        shape: what it gets, (c, h, w) or (features,).
+        style: activation and normalisation, the block's own choices in it.
+        size: the height and width it must end with, for blocks that choose their own; None in an encoder.
+    """
+
+    shape: Shape
+    style: Style
+    size: Size | None = None
+
+    @property
+    def channels(self) -> int:
+        """The channels of the map that comes in."""
+        return self.shape[0]
+
+    @property
+    def sides(self) -> Size:
+        """Its height and width."""
+        return self.shape[1:]
+
+    @property
+    def end(self) -> Size:
+        """The height and width of the map after a doubling."""
+        return self.size or tuple(2 * side for side in self.sides)
+
+
+def halvable(block: Block, place: Place, times: int = 1) -> None:
+    """That a map can be halved so often.
+
+    Raises:
+        FitError: if not.
+    """
+    possible = (max(place.sides) - 1).bit_length()
+    if possible == 0:
+        raise FitError(
+            f"'{block.word}' halves the map, but gets {describe(place.shape)}; remove it, or a 'down' before it"
+        )
+    if times > possible:
+        raise FitError(
+            f"halves the map {times} times, but gets {describe(place.shape)}, which can be halved {possible} "
+            f"{'time' if possible == 1 else 'times'}; take depth: {possible} or less"
+        )
+
+
+def takes_kernel(kernel: int, place: Place, dilation: int = 1) -> None:
+    """That a map is large enough for an even kernel.
+
+    Raises:
+        FitError: if not.
+    """
+    if dilation * (kernel - 1) % 2 and min(place.sides) == 1:  # padded on both sides alike, one position is missing
+        raise FitError(
+            f"kernel: an even one needs a map of 2×2 or more, but gets {describe(place.shape)}; take {kernel - 1}, "
+            "or remove the block"
+        )
+
+
+def divisors(number: int) -> str:
+    """The smaller numbers that divide one, for an error message."""
+    found = [divisor for divisor in range(1, min(number, 64) + 1) if number % divisor == 0]
+    return ", ".join(map(str, found[:-1])) + f" or {found[-1]}" if len(found) > 1 else "1"
+
+
 BLOCKS: dict[str, type[Block]] = {}
-"""Word to schema, in the order of the guide."""
+"""Word to schema."""
 
 Kind = TypeVar("Kind", bound=Block)
 
@@ -136,225 +246,14 @@ def word(name: str) -> Callable[[type[Kind]], type[Kind]]:
     """Make a schema the meaning of a word."""
 
     def register(kind: type[Kind]) -> type[Kind]:
-        assert name not in BLOCKS, name
+        if name in BLOCKS:
+            raise DuplicateNameError(f"two blocks are named {name!r}: {BLOCKS[name].__module__} and {kind.__module__}")
         assert name in kind.model_fields, f"{kind.__name__} needs a field {name!r} for what follows the word"
         kind.word = name
         BLOCKS[name] = kind
         return kind
 
     return register
-
-
-@word("conv")
-class Conv(Strided):
-    """Convolution; without a stride it keeps the size of the map."""
-
-    conv: Width
-    kernel: StridedKernel = 3
-    dilation: Annotated[int, Field(ge=1, le=16)] = 1
-    groups: Width = 1
-
-    def divisor(self) -> int:
-        """The groups."""
-        return self.groups
-
-    def divisor_before(self) -> int:
-        """The groups."""
-        return self.groups
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
-        return (self.conv, *strided(shape[1:], self.stride, self.kernel, self.dilation))
-
-
-@word("down")
-class Down(Styled):
-    """Convolution with stride 2: halves the map, rounding up (an even kernel rounds down)."""
-
-    down: Width
-    kernel: AnyKernel = 3
-
-    def size_before(self, size: Size) -> Size:
-        """Twice as large."""
-        return tuple(2 * side for side in size)
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, half the size."""
-        return (self.down, *strided(shape[1:], 2, self.kernel))
-
-
-@word("up")
-class Up(Styled):
-    """Transposed convolution with stride 2: doubles the map, or ends one short where the image asks for it."""
-
-    up: Width
-    kernel: AnyKernel = 3
-
-    grows = 2
-
-    def size_before(self, size: Size) -> Size:
-        """Half as large."""
-        return halved(size)
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, twice the size."""
-        return (self.up, *(size or doubled(shape[1:])))
-
-
-@word("resize")
-class Resize(Styled):
-    """Resize-convolution (Odena et al. 2016): the map is enlarged as a picture is, then convolved."""
-
-    resize: Width
-    kernel: OddKernel = 3
-    mode: Literal["nearest", "bilinear"] = "nearest"
-
-    grows = 2
-
-    def size_before(self, size: Size) -> Size:
-        """Half as large."""
-        return halved(size)
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, twice the size."""
-        return (self.resize, *(size or doubled(shape[1:])))
-
-
-@word("pool")
-class Pool(Block):
-    """Maximum or average over 2×2 positions: halves the map, rounding up."""
-
-    pool: Literal["max", "avg"]
-
-    scales = False
-
-    def size_before(self, size: Size) -> Size:
-        """Twice as large."""
-        return tuple(2 * side for side in size)
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Half the size."""
-        return (shape[0], *halved(shape[1:]))
-
-
-@word("global_pool")
-class GlobalPool(Block):
-    """Maximum or average over the whole map: a vector of its channels."""
-
-    global_pool: Literal["max", "avg"]
-
-    scales = False
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """The channels alone."""
-        return shape[:1]
-
-
-@word("encdec")
-class EncDec(Styled):
-    """Encoder-decoder block: strided convolutions to `encdec` channels and transposed ones back."""
-
-    encdec: Width
-    kernel: OddKernel = 3
-    depth: Annotated[int, Field(ge=1, le=20)] = 1
-    skip: bool = False
-
-    keeps_channels = True
-
-
-@word("residual")
-class Residual(Strided):
-    """Residual block (He et al. 2016): two or three convolutions and a way around them."""
-
-    residual: Width
-    kernel: OddKernel = 3
-    kind: Literal["post", "pre", "bottleneck"] = "post"
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
-        return (self.residual, *strided(shape[1:], self.stride))
-
-
-@word("depthwise")
-class Depthwise(Strided):
-    """Depthwise-separable convolution (Howard et al. 2017): one filter a channel, then a 1×1 convolution."""
-
-    depthwise: Width
-    kernel: StridedKernel = 3
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
-        return (self.depthwise, *strided(shape[1:], self.stride, self.kernel))
-
-
-@word("convnext")
-class ConvNext(Block):
-    """ConvNeXt block (Liu et al. 2022), with its own activation and normalisation unless the block names others."""
-
-    convnext: Width
-    kernel: OddKernel = 7
-    expansion: Annotated[int, Field(ge=1, le=64)] = 4
-    activation: Activation = "gelu"
-    normalization: Normalization = "layer"
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size as it was."""
-        return (self.convnext, *shape[1:])
-
-
-@word("squeeze_excitation")
-class SqueezeExcitation(Block):
-    """Each channel weighted by what all say together (Hu et al. 2018); the number is the reduction."""
-
-    squeeze_excitation: Width
-    activation: Activation | None = None
-
-    scales = False
-
-
-@word("attention")
-class Attention(Block):
-    """Self-attention between all positions of the map (Vaswani et al. 2017); the number is that of the heads."""
-
-    attention: Width
-    normalization: Normalization = "layer"
-
-    scales = False
-
-    def divisor_before(self) -> int:
-        """The heads share the channels evenly."""
-        return self.attention
-
-
-@word("dropout")
-class Dropout(Block):
-    """Each number set to zero with this probability while training (Srivastava et al. 2014)."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-
-    scales = False
-
-
-@word("dense")
-class Dense(Styled):
-    """Fully connected layer; a map is flattened for it."""
-
-    dense: Width
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """A vector."""
-        return (self.dense,)
-
-
-@word("unflatten")
-class Unflatten(Styled):
-    """Dense layer from a vector onto a map of `unflatten` channels, which the blocks after it grow to the image."""
-
-    unflatten: Width
-
-    def after(self, shape: Shape, size: Size | None) -> Shape:
-        """A map of its channels."""
-        return (self.unflatten, *(size or (1, 1)))
 
 
 @word("blocks")
@@ -396,6 +295,15 @@ def block_name(block: Any) -> str | None:
     words = [key for key in block if key in (*BLOCKS, "_target_")] if isinstance(block, Mapping) else []
     return words[0] if len(words) == 1 else None
 
+
+def _discover() -> None:
+    """Import every file of `model/blocks`: those with words import no torch."""
+    for path in sorted((PACKAGE / "model" / "blocks").glob("*.py")):
+        if '@word("' in path.read_text(encoding="utf-8"):
+            importlib.import_module(f"vae_lab.model.blocks.{path.stem}")
+
+
+_discover()
 
 if TYPE_CHECKING:
     AnyBlock = Block | ForeignBlock

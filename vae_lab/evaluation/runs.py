@@ -13,7 +13,7 @@ from vae_lab.data.devices import on_gpu
 from vae_lab.evaluation.measure import measure
 from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
-from vae_lab.model.blocks import shapes_only
+from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.match import matched
 from vae_lab.model.weights import load_weights
 from vae_lab.objectives.base import Objective

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config
-from vae_lab.config import Config, Network
+from vae_lab.config import Config, Network, Shape
 from vae_lab.model import vae
-from vae_lab.model.blocks import Shape, shapes_only
+from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.match import Matched
 
 WIDTH = 110

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vae_lab import config
 from vae_lab.config import WIDEST, Config, ConfigError, Problem, Widths, least, multiples_of, times, with_widths
+from vae_lab.config.vocabulary import FitError
 from vae_lab.model import vae
-from vae_lab.model.blocks import FitError, shapes_only
+from vae_lab.model.blocks.layers import shapes_only
 
 Side = Literal["encoder", "decoder"]
 SIDES: tuple[Side, Side] = ("encoder", "decoder")
@@ -155,10 +156,10 @@ def _search(
     def scaled(factor: float) -> tuple[int, ...]:
         return tuple(times(multiples, factor).values())
 
-    def worth(widths: tuple[int, ...]) -> tuple[float, float]:
+    def worth(widths: tuple[int, ...]) -> tuple[int, float]:
         off = abs(cost(widths) - goal)
         factors = [math.log(new / old) for new, old in zip(widths, multiples, strict=True)]
-        return (0, max(factors) - min(factors)) if off <= tolerance * goal else (1, off)
+        return (0, max(factors) - min(factors)) if off <= tolerance * goal else (1, float(off))
 
     def single(start: tuple[int, ...]) -> list[tuple[int, ...]]:
         return [

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vae_lab import config
 from vae_lab.config import Size, halved
-from vae_lab.model import blocks as vocabulary
-from vae_lab.model.blocks import FitError, Place, Shape, Style, describe, shapes_only, transpose
+from vae_lab.config.vocabulary import FitError, Place, Shape, Style, describe
+from vae_lab.model.blocks import building
+from vae_lab.model.blocks.layers import shapes_only, transpose
 
 LARGEST = 2**31
 """Numbers in a map or vector of one image beyond which a network is taken for a mistake."""
@@ -186,8 +187,8 @@ def _check_sizes(key: str, blocks: Sequence[config.AnyBlock], image: Size, end: 
 
 def _build(step: Step) -> nn.Module:
     if isinstance(step.block, config.Group):
-        return vocabulary.enclose(step.block, [*map(_build, step.inner)], step.place.shape, step.after)
-    return vocabulary.complete(vocabulary.build(step.block, step.place), step.place.shape)
+        return building.enclose(step.block, [*map(_build, step.inner)], step.place.shape, step.after)
+    return building.complete(building.build(step.block, step.place), step.place.shape)
 
 
 def _output_shape(step: Step) -> Shape:
@@ -207,7 +208,7 @@ def _output_shape(step: Step) -> Shape:
     name = block.target if isinstance(block, config.ForeignBlock) else block.word
     with shapes_only():
         try:
-            module = vocabulary.build(block, step.place).to("meta")
+            module = building.build(block, step.place).to("meta")
         except FitError:
             raise
         except Exception as error:  # a class may make anything of its arguments

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab import config
-from vae_lab.config import ConfigError, Problem
-from vae_lab.model.blocks import FitError, Shape, complete, shapes_only
+from vae_lab.config import ConfigError, Problem, Shape
+from vae_lab.config.vocabulary import FitError
+from vae_lab.model.blocks.building import complete
+from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.distributions import Divergence, divergence
 from vae_lab.model.interfaces import Latent, Likelihood, Posterior, Prior
 from vae_lab.model.randomness import drawn_from

@@ -13,8 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from vae_lab import config
 from vae_lab.config import Config, ConfigError
+from vae_lab.config.vocabulary import FitError
 from vae_lab.model import vae
-from vae_lab.model.blocks import FitError, shapes_only
+from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.results import CONFIG
 from vae_lab.trained import foreign
 from vae_lab.trained.foreign import LoadError

@@ -20,7 +20,7 @@ from vae_lab.data import DataError, shards
 from vae_lab.data.devices import on_gpu
 from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
-from vae_lab.model.blocks import shapes_only
+from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.describe import Description, describe, matching, text
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from vae_lab import config
-from vae_lab.config import Size
-
-Shape = tuple[int, ...]
-"""A vector's (features,) or a map's (channels, height, width)."""
+from vae_lab.config.vocabulary import FitError, Size, Style
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
@@ -28,15 +23,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 # Wu & He (2018) find 32 groups best, and no fewer than a few channels in each.
 MOST_GROUPS, SMALLEST_GROUP = 32, 4
-
-
-class FitError(ValueError):
-    """A block that does not fit what comes before it or what must come out."""
-
-
-def describe(shape: Shape) -> str:
-    """A shape as an error message says it."""
-    return f"a vector of {shape[0]}" if len(shape) == 1 else "a map of " + "×".join(map(str, shape))
 
 
 # What puts out a tensor like the one that it gets, which torch needs a millisecond to find without values.
@@ -91,52 +77,35 @@ class Rescale(nn.Module):
         return f"{self.size}, mode={self.mode!r}"
 
 
-@dataclass(frozen=True)
-class Style:
-    """What the layers of a network share unless a block says otherwise."""
+def norm(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
+    """The normalisation of a map or, not `spatial`, of a vector; empty for none.
 
-    activation: str
-    normalization: str
-
-    def of(self, block: config.Block) -> "Style":
-        """The style with the block's own choices in it."""
-        return Style(
-            getattr(block, "activation", None) or self.activation,
-            getattr(block, "normalization", None) or self.normalization,
+    Raises:
+        FitError: if it would leave nothing of its input.
+    """
+    match style.normalization:
+        case "none":
+            return []
+        case "batch":
+            return [nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)]
+    if channels == 1:  # normalised by itself alone, a number is zero
+        raise FitError(
+            f"normalization: {style.normalization} needs 2 channels or more, but gets 1; take batch or none, or "
+            "more channels"
         )
+    if style.normalization == "layer":
+        return [ChannelNorm(channels) if spatial else nn.LayerNorm(channels)]
+    return [nn.GroupNorm(groups(channels), channels)]
 
-    @property
-    def bias(self) -> bool:
-        """Whether a layer needs a bias of its own: a norm after it has one."""
-        return self.normalization == "none"
 
-    def norm(self, channels: int, *, spatial: bool = True) -> list[nn.Module]:
-        """The normalisation of a map or, not `spatial`, of a vector; empty for none.
+def act(style: Style) -> list[nn.Module]:
+    """The activation; empty for none."""
+    return [] if style.activation == "none" else [ACTIVATIONS[style.activation]()]
 
-        Raises:
-            FitError: if it would leave nothing of its input.
-        """
-        match self.normalization:
-            case "none":
-                return []
-            case "batch":
-                return [nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)]
-        if channels == 1:  # normalised by itself alone, a number is zero
-            raise FitError(
-                f"normalization: {self.normalization} needs 2 channels or more, but gets 1; take batch or none, or "
-                "more channels"
-            )
-        if self.normalization == "layer":
-            return [ChannelNorm(channels) if spatial else nn.LayerNorm(channels)]
-        return [nn.GroupNorm(groups(channels), channels)]
 
-    def act(self) -> list[nn.Module]:
-        """The activation; empty for none."""
-        return [] if self.activation == "none" else [ACTIVATIONS[self.activation]()]
-
-    def after(self, channels: int, *, spatial: bool = True) -> list[nn.Module]:
-        """What follows a layer: normalisation and activation."""
-        return [*self.norm(channels, spatial=spatial), *self.act()]
+def after(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
+    """What follows a layer: normalisation and activation."""
+    return [*norm(style, channels, spatial=spatial), *act(style)]
 
 
 def groups(channels: int) -> int:
@@ -158,7 +127,7 @@ def convolution(
 ) -> nn.Sequential:
     """`convolve`, normalisation, activation."""
     layer = convolve(into, out, kernel, stride=stride, dilation=dilation, groups=groups, bias=style.bias)
-    return nn.Sequential(layer, *style.after(out))
+    return nn.Sequential(layer, *after(style, out))
 
 
 def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias: bool = True) -> nn.ConvTranspose2d:
@@ -174,4 +143,4 @@ def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias:
 
 def transposed(into: int, out: int, kernel: int, style: Style, start: Size, end: Size) -> nn.Sequential:
     """`transpose`, normalisation, activation."""
-    return nn.Sequential(transpose(into, out, kernel, start, end, bias=style.bias), *style.after(out))
+    return nn.Sequential(transpose(into, out, kernel, start, end, bias=style.bias), *after(style, out))

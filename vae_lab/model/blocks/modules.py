@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_lab.config import halved
-from vae_lab.model.blocks.layers import Shape, Style, convolution, convolve, transposed
+from vae_lab.config.vocabulary import Shape, Style
+from vae_lab.model.blocks.layers import act, after, convolution, convolve, norm, transposed
 
 
 class Skip(nn.Module):
@@ -66,12 +67,12 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
     plain = kind == "pre"
     around: list[nn.Module] = [] if same else [convolve(into, out, 1, stride=stride, bias=plain or style.bias)]
     if not same and not plain:
-        around += style.norm(out)
+        around += norm(style, out)
     if plain:
         body = [
-            *style.after(into),
+            *after(style, into),
             convolve(into, out, kernel, stride=stride, bias=style.bias),
-            *style.after(out),
+            *after(style, out),
             convolve(out, out, kernel),
         ]
         return Skip(nn.Sequential(*body), nn.Sequential(*around))
@@ -79,7 +80,7 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
         body = [
             *convolution(into, out, kernel, style, stride),
             convolve(out, out, kernel, bias=style.bias),
-            *style.norm(out),
+            *norm(style, out),
         ]
     else:
         inner = max(2, out // 4)
@@ -87,9 +88,9 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
             *convolution(into, inner, 1, style),
             *convolution(inner, inner, kernel, style, stride),
             convolve(inner, out, 1, bias=style.bias),
-            *style.norm(out),
+            *norm(style, out),
         ]
-    return Skip(nn.Sequential(*body), nn.Sequential(*around), nn.Sequential(*style.act()))
+    return Skip(nn.Sequential(*body), nn.Sequential(*around), nn.Sequential(*act(style)))
 
 
 def convnext(into: int, out: int, kernel: int, expansion: int, style: Style) -> Skip:
@@ -102,9 +103,9 @@ def convnext(into: int, out: int, kernel: int, expansion: int, style: Style) -> 
     wide = expansion * out
     body = [
         convolve(into, into, kernel, groups=into, bias=style.bias),
-        *style.norm(into),
+        *norm(style, into),
         convolve(into, wide, 1),
-        *style.act(),
+        *act(style),
         convolve(wide, out, 1),
     ]
     return Skip(nn.Sequential(*body), None if into == out else convolve(into, out, 1))
@@ -122,7 +123,7 @@ class SqueezeExcitation(nn.Module):
         self.weights = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(channels, squeezed, 1),
-            *style.act(),
+            *act(style),
             nn.Conv2d(squeezed, channels, 1),
             nn.Sigmoid(),
         )
@@ -141,7 +142,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, style: Style) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.Sequential(*style.norm(channels))
+        self.norm = nn.Sequential(*norm(style, channels))
         # No bias: that of the keys would cancel in the softmax.
         self.queries_keys_values = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.output = nn.Conv2d(channels, channels, 1)

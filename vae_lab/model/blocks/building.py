@@ -1,0 +1,84 @@
+"""From a block and its place to its module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+
+from vae_lab import config
+from vae_lab.config.vocabulary import FitError, Place, Shape, describe
+from vae_lab.model.blocks.modules import Skip
+
+
+def build(block: config.AnyBlock, place: Place) -> nn.Module:
+    """The module of one block; lists of blocks are for `networks`.
+
+    Raises:
+        FitError: if it cannot take what comes to its place.
+    """
+    if isinstance(block, config.ForeignBlock):
+        module = config.build(block)
+        if not isinstance(module, nn.Module):
+            raise FitError(f"a block must be a torch.nn.Module, but is a {type(module).__name__}")
+        return module
+    if block.takes == "map" and len(place.shape) != 3:
+        raise FitError(
+            f"'{block.word}' works on a map (channels × height × width), but gets {describe(place.shape)}; "
+            "put it before 'dense' or 'global_pool', or an 'unflatten' before it"
+        )
+    built: nn.Module = block.build(Place(place.shape, place.style.of(block), place.size))
+    return built
+
+
+def complete(module: nn.Module, shape: Shape) -> nn.Module:
+    """The module with all of its weights: torch's lazy classes make theirs for the first input that they get.
+
+    They get one of `shape` without values, for maps on the way may be of any size; so are the other weights meanwhile.
+    """
+    lazy = [part for part in module.modules() if isinstance(part, LazyModuleMixin)]
+    if not lazy:
+        return module
+    aside: list[tuple[nn.Module, str, torch.Tensor]] = []
+
+    def set_aside(part: nn.Module, *_: Any) -> None:
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if is_lazy(tensor) or tensor.is_meta:
+                continue
+            aside.append((part, name, tensor))
+            empty = tensor.detach().to("meta")
+            is_weight = isinstance(tensor, nn.Parameter)
+            setattr(part, name, nn.Parameter(empty, tensor.requires_grad) if is_weight else empty)
+
+    for part in module.modules():
+        set_aside(part)
+    hooks = [part.register_forward_pre_hook(set_aside) for part in lazy]  # after torch's own, which makes the weights
+    try:
+        with torch.device("meta"), torch.no_grad():
+            module.eval()(torch.zeros(2, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, name, tensor in aside:
+            setattr(part, name, tensor)
+    module.train()
+    return module
+
+
+def enclose(block: config.Group, modules: Sequence[nn.Module], before: Shape, after: Shape) -> nn.Module:
+    """The module of a list of blocks whose own modules are made.
+
+    Raises:
+        FitError: if there is a way around them and they change the shape.
+    """
+    body = nn.Sequential(*modules)
+    if not block.skip:
+        return body
+    if before != after:
+        raise FitError(
+            f"'skip: true' adds what comes in, {describe(before)}, to what comes out, {describe(after)}; "
+            "they must be alike: change the width of the last block or the blocks that set the size, or remove the skip"
+        )
+    return Skip(body)
