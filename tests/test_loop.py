@@ -10,10 +10,11 @@ from conftest import Compose
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from safetensors.torch import load_file
 
-from vae_lab import results
-from vae_lab.training import loop, runner
+from vae_lab import compat, results
+from vae_lab.training import runner
 
 SMALL = ("data.num_train=90", "data.num_val=32", "data.num_test=32", "trainer.max_epochs=2", "trainer.threads=1",
          "data.batch_size=40", "encoder.blocks=[{down:4}]", "decoder.blocks=[{unflatten:4},{up:4},{up:4}]",
@@ -50,13 +51,13 @@ class Rare(Listening):
 def short_ways(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batches that took the shorter way."""
     taken: list[int] = []
-    step = loop.Steps._step
+    step = compat.Steps._step
 
-    def counted(self: loop.Steps, batch: Any, index: int) -> torch.Tensor:
+    def counted(self: compat.Steps, batch: Any, index: int) -> torch.Tensor:
         taken.append(index)
         return step(self, batch, index)
 
-    monkeypatch.setattr(loop.Steps, "_step", counted)
+    monkeypatch.setattr(compat.Steps, "_step", counted)
     return taken
 
 
@@ -74,7 +75,7 @@ def test_both_ways_train_the_same_model_bit_by_bit(
     assert short.finished, short.error
     assert len(short_ways) == STEPS
     monkeypatch.setattr(runner, "lighten", lambda trainer, module: None)
-    monkeypatch.setattr(runner, "Unprofiled", loop.PassThroughProfiler)
+    monkeypatch.setattr(runner, "Unprofiled", PassThroughProfiler)
     long = runner.run(other, [heard_there])
     assert len(short_ways) == STEPS
     assert heard.heard == heard_there.heard
@@ -116,16 +117,16 @@ class Own(torch.optim.SGD):
 
 def test_an_optimizer_that_asks_for_losses_in_its_midst_is_none_for_the_shorter_way() -> None:
     weights = [torch.zeros(1, requires_grad=True)]
-    assert not loop.steps_plainly(torch.optim.LBFGS(weights))
-    assert not loop.steps_plainly(Own(weights))
-    assert loop.steps_plainly(torch.optim.Adam(weights))
-    assert loop.steps_plainly(torch.optim.SGD(weights))
+    assert not compat.steps_plainly(torch.optim.LBFGS(weights))
+    assert not compat.steps_plainly(Own(weights))
+    assert compat.steps_plainly(torch.optim.Adam(weights))
+    assert compat.steps_plainly(torch.optim.SGD(weights))
 
 
 def test_another_lightning_trains_in_its_own_loop(
     run_of: Compose, monkeypatch: pytest.MonkeyPatch, short_ways: list[int]
 ) -> None:
-    monkeypatch.setattr(loop.lightning, "__version__", "2.7.0")
+    monkeypatch.setattr("lightning.__version__", "2.7.0")
     assert runner.run(run_of(*SMALL)).finished
     assert not short_ways
 

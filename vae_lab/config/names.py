@@ -5,6 +5,7 @@ by being in the folder of its family; names of earlier versions go on loading th
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -52,44 +53,40 @@ ALIASES = {
 _FIRST = {public: first for first, public in ALIASES.items()}
 
 
-class DuplicateNameError(ValueError):
-    """Two extensions of the same name."""
-
-
 @cache
 def files(family: str) -> dict[str, Path]:
-    """Public name → file of each class in the folder of a family.
-
-    Raises:
-        DuplicateNameError: if two files have a class of the same name.
-    """
+    """Public name → file of each class in the folder of a family; of two of one name the first, see `duplicates`."""
     found: dict[str, Path] = {}
-    folder, base = FAMILIES[family]
-    for path in sorted((PACKAGE / folder).glob("*.py")):
-        for name in re.findall(rf"^class ([A-Z]\w*)\({base}\)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            if name in found:
-                raise _duplicate(name, path, found[name].name)
-            found[name] = path
+    for name, path in _classes(family):
+        found.setdefault(name, path)
     return found
 
 
-def _duplicate(name: str, path: Path, other: str) -> DuplicateNameError:
-    return DuplicateNameError(f"vae_lab.{name} is defined in {path.name} and in {other}: rename one of the two")
+def _classes(family: str) -> Iterator[tuple[str, Path]]:
+    folder, base = FAMILIES[family]
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        for name in re.findall(rf"^class ([A-Z]\w*)\({base}\)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            yield name, path
+
+
+def duplicates() -> Iterator[str]:
+    """A sentence on each name that two extensions have."""
+    seen = dict(_OTHERS)
+    for family in FAMILIES:
+        for name, path in _classes(family):
+            place = path.relative_to(PACKAGE).as_posix()
+            if name in seen:
+                yield f"vae_lab.{name} is defined in {seen[name]} and in {place}: rename one of the two"
+            seen[name] = place
 
 
 @cache
 def homes() -> dict[str, str]:
-    """Public name → module.
-
-    Raises:
-        DuplicateNameError: if two extensions have the same name.
-    """
+    """Public name → module."""
     found = {name: f"vae_lab.{module}" for name, module in _OTHERS.items()}
     for family in FAMILIES:
         for name, path in files(family).items():
-            if name in found:
-                raise _duplicate(name, path, found[name])
-            found[name] = ".".join(["vae_lab", *path.relative_to(PACKAGE).with_suffix("").parts])
+            found.setdefault(name, ".".join(["vae_lab", *path.relative_to(PACKAGE).with_suffix("").parts]))
     return found
 
 

@@ -1,5 +1,6 @@
 """From what Hydra composed to a valid configuration, or to all that is wrong with it."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from vae_lab.config.schema import (
     flatten,
 )
 from vae_lab.config.versions import upgraded
-from vae_lab.config.vocabulary import BLOCKS, AnyBlock, Block, Styled
+from vae_lab.config.vocabulary import BLOCKS, DUPLICATES, AnyBlock, Block, Styled
 from vae_lab.config.widths import scaled
 
 MOST_BITS = 10_000
@@ -44,13 +45,16 @@ def validate(raw: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: with every problem found, not only the first.
     """
+    twice = [*names.duplicates(), *DUPLICATES]
+    if twice:
+        raise ConfigError(*(Problem("vae_lab", sentence) for sentence in twice))
     huge = next((key for key, value in flatten(raw).items() if isinstance(value, int) and _is_huge(value)), None)
     if huge is not None:  # Python refuses to print it
         raise ConfigError(Problem(huge, f"is a number of more than {MOST_BITS:,} bits"))
     try:
         config = Config.model_validate(upgraded(raw))
     except ValidationError as error:
-        raise ConfigError(*(_problem(details) for details in error.errors())) from None
+        raise ConfigError(*_problems(error.errors())) from None
     problems = list(_across_groups(config))
     if problems:
         raise ConfigError(*problems)
@@ -88,6 +92,30 @@ def parse_blocks(key: str, blocks: Iterable[Any]) -> list[AnyBlock]:
         raise ConfigError(
             *(Problem(key + problem.key.removeprefix("blocks"), problem.text) for problem in found)
         ) from None
+
+
+_MEMBER = re.compile(r"(constrained-)?(int|float|str|bool)$|(literal|list|dict|tuple)\[|none$|function-")
+"""What pydantic puts behind a key that takes one of several types: the type that a value is not of."""
+
+
+def _problems(errors: Iterable[ErrorDetails]) -> list[Problem]:
+    """A problem for each key: of one that takes several types the rules of all."""
+    found: dict[str, list[Problem]] = {}
+    for error in errors:
+        *place, last = error["loc"]
+        is_member = isinstance(last, str) and bool(place) and _MEMBER.match(last) is not None
+        problem = _problem(error | {"loc": tuple(place)} if is_member else error)
+        found.setdefault(f"{problem.key}{'' if is_member else len(found)}", []).append(problem)
+    return [_either(own) for own in found.values()]
+
+
+def _either(problems: list[Problem]) -> Problem:
+    if len(problems) == 1:
+        return problems[0]
+    rules, value = zip(
+        *(problem.text.removeprefix("must be ").rsplit(", but is ", 1) for problem in problems), strict=True
+    )
+    return Problem(problems[0].key, f"must be {' or '.join(rules)}, but is {value[0]}")
 
 
 def _problem(error: ErrorDetails) -> Problem:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vae_lab.config.base import Node, Section
-from vae_lab.config.names import PACKAGE, DuplicateNameError
+from vae_lab.config.names import PACKAGE
 
 Activation = Literal["leaky_relu", "relu", "elu", "gelu", "silu", "tanh", "none"]
 Normalization = Literal["batch", "group", "layer", "none"]
@@ -238,6 +238,8 @@ def divisors(number: int) -> str:
 
 BLOCKS: dict[str, type[Block]] = {}
 """Word to schema."""
+DUPLICATES: list[str] = []
+"""A sentence on each word that two blocks have."""
 
 Kind = TypeVar("Kind", bound=Block)
 
@@ -247,7 +249,9 @@ def word(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
     def register(kind: type[Kind]) -> type[Kind]:
         if name in BLOCKS:
-            raise DuplicateNameError(f"two blocks are named {name!r}: {BLOCKS[name].__module__} and {kind.__module__}")
+            homes = f"{BLOCKS[name].__module__} and {kind.__module__}"
+            DUPLICATES.append(f"the block {name!r} is defined in {homes}: rename one of the two")
+            return kind
         assert name in kind.model_fields, f"{kind.__name__} needs a field {name!r} for what follows the word"
         kind.word = name
         BLOCKS[name] = kind

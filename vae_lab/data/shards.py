@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from vae_lab import compat
+
 
 class Part(NamedTuple):
     """The process `rank` of `processes` that train one run together."""
@@ -55,7 +57,7 @@ def mine() -> Part:
     return WHOLE
 
 
-def gathered(numbers: Sequence[float]) -> list[list[float]]:
+def gathered(numbers: Sequence[int | float]) -> list[list[int | float]]:
     """The numbers of every process, by rank, in 64 bits; all call it, each with as many. Alone it gives its own."""
     part = mine()
     if part.processes == 1:
@@ -84,7 +86,7 @@ def align_buffers(module: nn.Module) -> None:
 def apart(module: nn.Module) -> list[str]:
     """What sets a model trained on CPUs in several processes apart from one trained in one, as `kind: sentence`."""
     processes = mine().processes
-    if processes == 1 or not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+    if processes == 1 or not any(compat.is_batch_norm(layer) for layer in module.modules()):
         return []
     return [
         f"{BATCH_NORM}: each of the {processes} processes normalises its own part of a batch, since on CPUs it "

@@ -56,7 +56,7 @@ class HeldOutBatches:
         limit: how many, or which share of them; None for all.
     """
 
-    def __init__(self, data: LightningDataModule, loader: Any, place: Tensor, limit: float | None = None) -> None:
+    def __init__(self, data: LightningDataModule, loader: Any, place: Tensor, limit: int | float | None = None) -> None:
         self.data = data
         self.loader = loader
         self.place = place

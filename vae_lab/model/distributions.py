@@ -1,13 +1,16 @@
 """Distributions over codes, and KL divergences between them in nats."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+
+from vae_lab import compat
 
 
 class DiagonalNormal(Distribution):
@@ -76,6 +79,20 @@ class StandardNormal(Distribution):
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         events = tuple(range(-self.origin.dim(), 0))
         return -0.5 * (value.square() + math.log(2 * math.pi)).sum(events)
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Inside it torch's distributions do not look at their arguments' values.
+
+    They would wait for the device in every step, and on the meta device there are no values.
+    """
+    before = compat.are_distributions_validated()
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 # --- KL divergences ----------------------------------------------------------------------------------------

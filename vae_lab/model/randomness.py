@@ -55,9 +55,8 @@ class drawn_from(TorchFunctionMode):  # noqa: N801  # reads as what it does: wit
             here = [one.to(self.generator.device) if isinstance(one, Tensor) else one for one in args]
             return func(*here, **named, generator=self.generator).to(there)
         if kind == "in place":
-            drawn = self._drawn(
-                tuple(args[0].shape), args[0].dtype, lambda one: func(one, *args[1:], generator=self.generator)
-            )
+            named["generator"] = self.generator
+            drawn = self._drawn(tuple(args[0].shape), args[0].dtype, lambda one: func(one, *args[1:], **named))
             return args[0].copy_(drawn)
         if kind == "like":
             shape, dtype = tuple(args[0].shape), named.get("dtype") or args[0].dtype

@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lab import results
+from vae_lab import compat, results
 from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, choices, explain, is_complaint, signatures, words
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, bare, read_trials
 from vae_lab.search.loop import search
@@ -75,7 +75,7 @@ class Optuna(Sweeper):
 
 def register() -> None:
     """Make the sweeper known to Hydra, under a name that Hydra takes; pickled, it goes by its own."""
-    Plugins.instance().class_name_to_class[TARGET] = Optuna
+    compat.name_plugin(TARGET, Optuna)
 
 
 def is_chosen(config: DictConfig) -> bool:

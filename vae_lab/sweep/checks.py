@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from vae_lab import results
+from vae_lab import compat, results
 from vae_lab.config import Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
 from vae_lab.config.terminal import shown
 from vae_lab.training import plan
@@ -35,8 +34,8 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     try:
         str(config.name)  # a default name is the time: found now, so that all runs have the same
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
-        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-            yield loader.load_sweep_config(config, list(overrides))
+        for overrides in compat.sweep_overrides(parsed):
+            yield loader.load_sweep_config(config, overrides)
     except Exception as error:
         if not is_complaint(error):
             raise

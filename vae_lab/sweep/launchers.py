@@ -13,18 +13,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from hydra.core import plugins
 from hydra.core.plugins import Plugins
-from hydra.core.singleton import Singleton
 from hydra.errors import MissingConfigException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
+from vae_lab import compat
 from vae_lab.config import (
     CORES,
     CORES_OF_A_RUN,
@@ -90,9 +88,7 @@ def prepare(words: Sequence[str]) -> None:
             problem = f"{name} needs the package {plugin.package}, which is not installed"
             way_out = f"pip install 'vae-lab[{plugin.extra}]', or pip install {plugin.package}"
             raise ConfigError(Problem("hydra/launcher", f"{problem}: {way_out}"))
-    if Plugins not in Singleton._instances:
-        with _passing_by({one.module for one in LAUNCHERS.values()}):
-            Plugins.instance()
+    compat.find_plugins({one.module for one in LAUNCHERS.values()})
     for plugin in filter(_installed, {*LAUNCHERS.values()} if may_be_any else wanted):
         _load(plugin)
 
@@ -102,24 +98,6 @@ def _installed(plugin: Plugin) -> bool:
         return importlib.util.find_spec(f"hydra_plugins.{plugin.module}") is not None
     except ModuleNotFoundError:  # no plugin at all is installed
         return False
-
-
-@contextmanager
-def _passing_by(modules: set[str]) -> Iterator[None]:
-    """Keep these modules from Hydra's search for plugins."""
-
-    class Finder:
-        @staticmethod
-        def walk_packages(*arguments: Any, **options: Any) -> Iterator[pkgutil.ModuleInfo]:
-            for found in pkgutil.walk_packages(*arguments, **options):
-                if found.name.removeprefix("hydra_plugins.").partition(".")[0] not in modules:
-                    yield found
-
-    vars(plugins)["pkgutil"] = Finder  # what Hydra's module calls by that name
-    try:
-        yield
-    finally:
-        vars(plugins)["pkgutil"] = pkgutil
 
 
 def _load(plugin: Plugin) -> None:

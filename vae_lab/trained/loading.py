@@ -9,9 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from vae_lab import config
+from vae_lab import compat, config
 from vae_lab.config import Config, ConfigError
 from vae_lab.config.vocabulary import FitError
 from vae_lab.model import vae
@@ -19,7 +18,7 @@ from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.results import CONFIG
 from vae_lab.trained import foreign
 from vae_lab.trained.foreign import LoadError
-from vae_lab.trained.trust import Allowed, Trust
+from vae_lab.trained.trust import Allowed, Buildable, Trust
 
 __all__ = ["LoadError", "load"]
 
@@ -112,7 +111,7 @@ class Stored(NamedTuple):
         return f"{self.kind} {self.shape}"
 
 
-def _built(settings: Config, classes: Mapping[str, type[nn.Module]], path: Path) -> vae.VAE:
+def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> vae.VAE:
     """The model with its weights; memory is taken only once they are known to fit."""
     stored = _header(path)
     with config.found_by(classes.__getitem__), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -157,7 +156,7 @@ def _check_weights(model: nn.Module, stored: Mapping[str, Stored], path: Path) -
     wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
     written = {id(tensor) for name, tensor in wanted.items() if name in stored}
     for name, tensor in wanted.items():
-        if is_lazy(tensor):  # of a layer that its own class does not use
+        if compat.is_lazy_tensor(tensor):  # of a layer that its own class does not use
             raise _misfit(path, f"{name} has no shape before it is used")
         shape = tuple(tensor.shape)
         if name in stored:

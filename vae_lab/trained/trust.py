@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vae_lab.config import HYDRAS, Config, ConfigError, Problem
+from vae_lab.model.interfaces import Latent
 
 HOMES = ("vae_lab", "torch.nn")
 """Where a class may come from without being allowed."""
@@ -17,8 +18,11 @@ KEPT_OUT = ("torch.nn.parallel",)
 """Wrappers that talk to other processes."""
 SIDES = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood")
 MOST_MODULES = 10_000
+BUILT = (nn.Module, Latent)
+"""What a model is made of."""
 
-Allowed = type[nn.Module] | str
+Buildable = type[nn.Module] | type[Latent]
+Allowed = Buildable | str
 
 
 class Trust:
@@ -36,14 +40,14 @@ class Trust:
     def __init__(self, allow: Allowed | Iterable[Allowed] = ()) -> None:
         given = [allow] if isinstance(allow, str | type) or not isinstance(allow, Iterable) else list(allow)
         for one in given:
-            if not _is_name(one) and not (isinstance(one, type) and issubclass(one, nn.Module)):
+            if not _is_name(one) and not (isinstance(one, type) and issubclass(one, BUILT)):
                 raise ValueError(
                     f"allow takes torch.nn.Module classes and dotted names such as 'my_package', but got {one!r}"
                 )
         self.classes = [one for one in given if not isinstance(one, str)]
         self.homes = (*HOMES, *(one for one in given if isinstance(one, str)))
 
-    def classes_of(self, settings: Config) -> dict[str, type[nn.Module]]:
+    def classes_of(self, settings: Config) -> dict[str, Buildable]:
         """Every `_target_` of a configuration's encoder, latent and decoder, in arguments too, with its class.
 
         Raises:
@@ -60,7 +64,7 @@ class Trust:
                 raise ConfigError(Problem(side, f"would be made of more than {MOST_MODULES:,} modules"))
         return found
 
-    def find(self, key: str, name: Any) -> type[nn.Module]:
+    def find(self, key: str, name: Any) -> Buildable:
         """The class of a name.
 
         Raises:
@@ -85,7 +89,7 @@ class Trust:
             thing = getattr(importlib.import_module(module), attribute, None)
         except Exception as error:  # an allowed package's own code runs here
             raise ConfigError(Problem(key, f"{name!r} cannot be imported ({type(error).__name__}: {error})")) from error
-        if not isinstance(thing, type) or not issubclass(thing, nn.Module):
+        if not isinstance(thing, type) or not issubclass(thing, BUILT):
             raise ConfigError(Problem(key, f"{name!r} is no torch.nn.Module class, and nothing else is built"))
         if thing not in self.classes and not self._has(f"{thing.__module__}.{thing.__qualname__}"):
             raise ConfigError(

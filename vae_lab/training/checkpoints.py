@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from vae_lab import results
+from vae_lab import compat, results
 from vae_lab.training.module import LitVAE
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -82,10 +82,7 @@ class Checkpoints(Checkpoint):
         trainer.should_stop = checkpoint[OURS]["stopped"]  # a callback may have ended the training early
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning would begin the first epoch after a checkpoint with an iterator from before the epoch's seeding, and
-        # with `max_steps` take that epoch for the finished one: it is an epoch like any other.
-        trainer.fit_loop._resuming_from_checkpoint = False
-        trainer.fit_loop.epoch_loop.restarting = False
+        compat.start_epoch_afresh(trainer)
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -7,10 +7,9 @@ from typing import Any
 from jaxtyping import UInt8
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.functional import to_pil_image
 
-from vae_lab import config
+from vae_lab import compat, config
 from vae_lab.config import Node, Run
 
 USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
@@ -27,7 +26,7 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     return {key: _plain(value) for key, value in (chosen | usual | given).items()}
 
 
-def _plain(value: Any) -> str | float | bool:
+def _plain(value: Any) -> str | int | float | bool:
     return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 
@@ -68,12 +67,10 @@ def log_end(
     """
     numbers = {f"test/{name}": float(value) for name, value in figures.items() if type(value) in (int, float)}
     names = [*(f"test/{term}" for term in terms), *numbers]
-    pages: Any = hparams
     for logger in loggers:
         logger.log_metrics(numbers, step=step)
         if isinstance(logger, TensorBoardLogger):
-            for summary in pages(dict(parameters), dict.fromkeys(names, 0)):  # it reads the values off the scalars
-                logger.experiment._get_file_writer().add_summary(summary)
+            compat.add_hyperparameters(logger.experiment, parameters, names)
 
 
 def log_image(loggers: Iterable[Logger], name: str, image: UInt8[Tensor, "3 height width"], step: int) -> None:

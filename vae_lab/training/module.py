@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vae_lab import compat
 from vae_lab.data import Batches, Streamed, derived_seed, shards
 from vae_lab.data.batches import images_of
 from vae_lab.model.distributions import by_dimension
@@ -87,8 +88,9 @@ class Average:
         Several processes look together, and find the same one.
         """
         self._fetch()
-        batch, term, value = self._first_wrong or (math.inf, self.terms[0], 0.0)
-        number, index, value = min(shards.gathered([batch, self.terms.index(term), value]), key=lambda found: found[0])
+        wrong = self._first_wrong
+        own = [math.inf, 0, 0.0] if wrong is None else [wrong[0], self.terms.index(wrong[1]), wrong[2]]
+        number, index, value = min(shards.gathered(own), key=lambda found: found[0])
         return None if math.isinf(number) else (int(number), self.terms[int(index)], value)
 
     def bring_together(self) -> None:
@@ -151,7 +153,7 @@ class LitVAE(LightningModule):
         self._train_noise: torch.Generator | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning sets it around every hook, and torch's way to set takes its time
+        if name == compat.SET_IN_EVERY_HOOK:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

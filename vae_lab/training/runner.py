@@ -22,9 +22,11 @@ from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
 from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.describe import Description, describe, matching, text
+from vae_lab.model.distributions import unvalidated
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights
 from vae_lab.objectives.base import Objective
+from vae_lab.results.figures import OF_TEST
 from vae_lab.training import checkpoints, processes
 from vae_lab.training.callbacks import History, Quality, Together
 from vae_lab.training.loggers import hyperparameters, opened
@@ -144,6 +146,10 @@ def _check_objective(settings: Config) -> None:
     if bare:
         problem = f"{name} returns the term {bare[0]!r} without a unit: add it to its `units`, such as 'nats per image'"
         raise ConfigError(Problem("objective", problem))
+    taken = [name for name in settings.metrics.further if name in (*OF_TEST, *objective.units)]
+    if taken:
+        problem = "is the name of another figure of the test; choose another one"
+        raise ConfigError(Problem(f"metrics.further.{taken[0]}", problem))
     odd = [term for term in losses if not isinstance(losses[term], torch.Tensor) or losses[term].dim()]
     if odd:
         raise ConfigError(Problem("objective", f"{name} must return one number for {odd[0]!r}, a mean over the images"))
@@ -316,7 +322,7 @@ def attempt(
     parameters = hyperparameters(run)
     quality = Quality(settings, parameters, history)
     nodes = (settings.logger or {}).values() if part.is_first else ()
-    with _quiet(), opened(nodes, parameters) as loggers:
+    with _quiet(), unvalidated(), opened(nodes, parameters) as loggers:
         trainer = Trainer(
             **SILENT | {"profiler": Unprofiled()} | arguments | validated,
             default_root_dir=folder,

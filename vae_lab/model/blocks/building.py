@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
 
-from vae_lab import config
+from vae_lab import compat, config
 from vae_lab.config.vocabulary import FitError, Place, Shape, describe
 from vae_lab.model.blocks.modules import Skip
 
@@ -38,14 +36,14 @@ def complete(module: nn.Module, shape: Shape) -> nn.Module:
 
     They get one of `shape` without values, for maps on the way may be of any size; so are the other weights meanwhile.
     """
-    lazy = [part for part in module.modules() if isinstance(part, LazyModuleMixin)]
+    lazy = [part for part in module.modules() if compat.is_lazy_module(part)]
     if not lazy:
         return module
     aside: list[tuple[nn.Module, str, torch.Tensor]] = []
 
     def set_aside(part: nn.Module, *_: Any) -> None:
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-            if is_lazy(tensor) or tensor.is_meta:
+            if compat.is_lazy_tensor(tensor) or tensor.is_meta:
                 continue
             aside.append((part, name, tensor))
             empty = tensor.detach().to("meta")

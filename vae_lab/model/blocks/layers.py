@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from vae_lab.config.vocabulary import FitError, Size, Style
+from vae_lab.model.distributions import unvalidated
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
@@ -45,7 +46,7 @@ class _Shortcuts(TorchFunctionMode):
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Inside it modules are built and run on the meta device: tensors have shapes, but no memory and no values."""
-    with torch.device("meta"), torch.no_grad(), _Shortcuts():
+    with torch.device("meta"), torch.no_grad(), unvalidated(), _Shortcuts():
         yield
 
 

@@ -34,7 +34,7 @@ class GaussianLikelihood(Likelihood):
         super().__init__(image_shape)
         self.link = link
         self.log_sigma = nn.Parameter(torch.zeros(())) if sigma in ("auto", "learned") else None
-        self.sigma = sigma if isinstance(sigma, float) else 1.0
+        self.sigma = float(sigma) if isinstance(sigma, int | float) else 1.0
 
     def forward(self, parameters: Float[Tensor, "b c h w"]) -> Distribution:
         """Distributions of images around their means, in 32 bits at least."""
