@@ -1,7 +1,7 @@
 """Whatever relies on private names of Lightning, Hydra or torch: one place to look at when a new version comes out.
 
-`tests/test_compat.py` has a test for each of these names, and `pyproject.toml` the versions that they were tested with. The
-libraries are imported where they are used, since the commands need parts of Hydra long before torch.
+`tests/test_compat.py` has a test for each of these names, and `pyproject.toml` the versions that they were tested with.
+The libraries are imported where they are used, since the commands need parts of Hydra long before torch.
 """
 
 import inspect
@@ -90,14 +90,14 @@ def is_lazy_tensor(tensor: "Tensor") -> bool:
 
 
 def are_distributions_validated() -> bool:
-    """Whether torch's distributions check their arguments by default; torch has a function that sets it and none that asks."""
+    """Whether torch's distributions check their arguments by default; torch has no public function that tells."""
     from torch.distributions import Distribution
 
     return bool(Distribution._validate_args)
 
 
 def add_hyperparameters(writer: "SummaryWriter", parameters: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """Write what TensorBoard's HPARAMS page needs into a run's own event file; `add_hparams` would start another one."""
+    """Write what TensorBoard's HPARAMS page needs into a run's own event file; `add_hparams` starts another one."""
     from torch.utils.tensorboard.summary import hparams
 
     make: Any = hparams  # untyped in torch
@@ -115,7 +115,7 @@ SET_IN_EVERY_HOOK = "_current_fx_name"
 def start_epoch_afresh(trainer: "Trainer") -> None:
     """Begin the first epoch after a checkpoint like any other.
 
-    Lightning would begin it with an iterator from before the epoch's seeding, and with `max_steps` take it for finished.
+    Lightning begins it with an iterator from before the epoch's seeding, and with `max_steps` takes it for finished.
     """
     trainer.fit_loop._resuming_from_checkpoint = False
     trainer.fit_loop.epoch_loop.restarting = False
@@ -160,9 +160,9 @@ class Steps(_TrainingEpochLoop):
     """Lightning's loop over the steps of an epoch, with a shorter path through ordinary ones.
 
     Lightning asks in every step what does not change within a training: whether gradients are accumulated, clipped or
-    scaled, whether other processes take part, which hooks exist. Here that is asked once per epoch; if any answer is yes,
-    or the epoch resumes in the middle, Lightning's own path is taken. What a callback changes in hooks, schedulers and
-    trainer settings during an epoch takes effect in the next one.
+    scaled, whether other processes take part, which hooks exist. Here that is asked once per epoch; if any answer is
+    yes, or the epoch resumes in the middle, Lightning's own path is taken. What a callback changes in hooks, schedulers
+    and trainer settings during an epoch takes effect in the next one.
     """
 
     is_ours: Callable[["Trainer"], bool]

@@ -19,7 +19,7 @@ FAMILIES = {
     "objective": ("objectives", "Objective"),
     "callbacks": ("training/callbacks", "Callback"),
 }
-"""Config groups whose choices are one class each, in a file of its own → the folder of these files, their base class."""
+"""Config groups whose choices are one class each, in a file of its own → folder of these files, their base class."""
 
 _OTHERS = {
     "VAE": "model.vae",

@@ -369,22 +369,7 @@ class Config(Section):
 
     def nodes(self) -> dict[str, BaseModel]:
         """Everything that is built from a `_target_`, by its key."""
-        found: dict[str, BaseModel] = {
-            key: getattr(self, key)
-            for key in (
-                "data",
-                "encoder",
-                "latent",
-                "posterior",
-                "prior",
-                "decoder",
-                "likelihood",
-                "objective",
-                "optimizer",
-                "scheduler",
-            )  # fmt: skip
-            if getattr(self, key) is not None
-        }
+        found: dict[str, BaseModel] = {key: getattr(self, key) for key in PARTS if getattr(self, key) is not None}
         for group in ("logger", "callbacks"):
             found |= {f"{group}.{key}": node for key, node in (getattr(self, group) or {}).items()}
         found |= {f"metrics.further.{key}": node.call() for key, node in self.metrics.further.items()}

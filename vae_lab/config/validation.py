@@ -234,15 +234,16 @@ def _of_likelihood(config: Config) -> Iterable[Problem]:
     if only is not None and likelihood.target != f"vae_lab.{only}":
         yield Problem(
             "likelihood",
-            f"must be vae_lab.{only} for the objective {objective.target}, but is {likelihood.target}; take objective=elbo",
+            f"must be vae_lab.{only} for the objective {objective.target}, but is {likelihood.target}; "
+            "take objective=elbo",
         )
     elif objective.target == "vae_lab.MseKl":
         sigma = getattr(likelihood, "sigma", "auto")
         if sigma not in ("auto", "from_beta", config.implied_sigma):
             yield Problem(
                 "likelihood.sigma",
-                f"must be from_beta under objective=mse_kl, whose beta stands for σ = sqrt(β·D / (2·Z)), but is {sigma!r}; "
-                "set objective.beta instead, or take objective=elbo",
+                f"must be from_beta under objective=mse_kl, whose beta stands for σ = sqrt(β·D / (2·Z)), but is "
+                f"{sigma!r}; set objective.beta instead, or take objective=elbo",
             )
     elif getattr(likelihood, "sigma", None) == "from_beta":
         yield Problem(

@@ -34,7 +34,7 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_first_written(config: "Config") -> dict[str, Any]:
-    """A configuration as version 0.1 would have written it, as far as it could, for checksums: earlier runs keep theirs.
+    """A configuration as version 0.1 would have written it, as far as it could: checksums of earlier runs stay valid.
 
     Left out are the defaults of keys that came later, and callbacks and loggers that change no result.
     """

@@ -1,7 +1,7 @@
 """The vocabulary of an architecture file: what a word is, and what lists of them are.
 
-Each word is a class under `@word("…")`, in a file of its own in `model/blocks/`: what it may say, what it makes of a shape,
-and its module. torch is imported only where a module is built.
+Each word is a class under `@word("…")`, in a file of its own in `model/blocks/`: what it may say, what it makes of a
+shape, and its module. torch is imported only where a module is built.
 """
 
 import importlib

@@ -26,8 +26,8 @@ MODES = {1: "L", 3: "RGB"}
 class Files(Dataset[Item]):
     """Image files as tensors of one shape, read when they are asked for.
 
-    An image is resized so that it covers the wanted size, and cropped to it around its middle; its pixels are then made 0
-    or 1 as `binarize` says, by a stream of its own.
+    An image is resized so that it covers the wanted size, and cropped to it around its middle; its pixels are then made
+    0 or 1 as `binarize` says, by a random stream of its own.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ SEED = 20150901
 
 
 class Codes(NamedTuple):
-    """What the encoder makes of a split: the parameters of each image's posterior, its mean, and the class if there is one."""
+    """What the encoder makes of a split: parameters and mean of each posterior, and the class if there is one."""
 
     parameters: Float[Tensor, "n ..."]
     mean: Float[Tensor, "n z"]

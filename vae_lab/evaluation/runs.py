@@ -47,7 +47,7 @@ def remeasure(
     objective: Objective | None,
     asked: MetricsConfig,
 ) -> Result:
-    """A finished run with the test metrics that are asked for, beside those that it has; its `result.json` is written again.
+    """A finished run with the test metrics that are asked for beside those that it has; rewrites its `result.json`.
 
     Metrics of a user's own that the run has keep their figures unless they are asked for again.
 

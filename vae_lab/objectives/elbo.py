@@ -14,8 +14,8 @@ from vae_lab.objectives.base import Objective
 class Elbo(Objective):
     """The negative evidence lower bound, −E log p(x | z) + β · KL(q(z | x) ‖ p(z)) (Kingma & Welling 2014).
 
-    Both terms are sums over pixels and dimensions, averaged over images; one z for each image. β = 1 is the bound, other
-    values weight the KL divergence (Higgins et al. 2017).
+    Both terms are sums over pixels and dimensions, averaged over images; one z for each image. β = 1 is the bound;
+    other values weight the KL divergence (Higgins et al. 2017).
 
     Args:
         beta: weight of the KL term.

@@ -73,45 +73,49 @@ CATALOGUE: dict[str, Figure] = {
         *_TERMS,
         Figure("timing.train_seconds", "training time", "s", 2, "lower", "seconds of all training steps", table=COST,
                short="time, s"),
-        Figure("timing.images_per_second", "images/s", "", 0, "higher", "images trained on in a second", table=COST),
+        Figure("timing.images_per_second", "images/s", "", 0, "higher", "images trained on per second", table=COST),
         Figure("model.parameters", "parameters", "", 0, None, "weights of the model", table=COST),
-        Figure("model.flops_per_image", "MFLOPs/image", "", 1, None, "of one image forwards", scale=1e-6, table=COST,
+        Figure("model.flops_per_image", "MFLOPs/image", "", 1, None, "one image forwards", scale=1e-6, table=COST,
                short="MFLOPs"),
         Figure("memory.peak_bytes", "peak memory", "MB", 0, "lower", "highest memory of the training", scale=1e-6,
                table=COST, short="MB"),
         Figure("test.elbo", "ELBO", "nats", 1, "higher", "evidence lower bound per image", hangs_on="likelihood",
                table=LIKELIHOOD, short="ELBO"),
         *(
-            Figure(f"test.iwae_{k}", f"IWAE-{k}", "nats", 1, "higher", f"importance-weighted bound of {k} "
-                   f"sample{'s' if k > 1 else ''} per image", "iwae", "likelihood", table=LIKELIHOOD,
-                   short="IWAE" if k == 100 else "")
+            Figure(f"test.iwae_{k}", f"IWAE-{k}", "nats", 1, "higher",
+                   f"importance-weighted bound of {k} sample{'s' if k > 1 else ''} per image", "iwae", "likelihood",
+                   table=LIKELIHOOD, short="IWAE" if k == 100 else "")
             for k in (1, 10, 100)
         ),
-        Figure("test.bits_per_dim", "bits/dim", "", 3, "lower", "bits for each value of an image", "iwae", "likelihood",
-               table=LIKELIHOOD),
-        Figure("test.mse", "MSE of the mean", "", 4, "lower", "mean squared error per pixel, through the mean of the posterior",
-               table=LOOKS),
+        Figure("test.bits_per_dim", "bits/dim", "", 3, "lower", "bits for each value of an image", "iwae",
+               "likelihood", table=LIKELIHOOD),
+        Figure("test.mse", "MSE of the mean", "", 4, "lower",
+               "mean squared error per pixel, through the mean of the posterior", table=LOOKS),
         Figure("test.psnr", "PSNR", "dB", 2, "higher", "peak signal-to-noise ratio of reconstructions", table=LOOKS,
                short="PSNR"),
-        Figure("test.ssim", "SSIM", "", 3, "higher", "structural similarity of reconstructions, 1 at best", table=LOOKS),
-        Figure("test.fid_reconstructions", "FID of reconstructions", "", 2, "lower", "Fréchet distance of reconstructions from "
-               "the test images, in the features of a small Fashion-MNIST classifier, not Inception's", "frechet", table=LOOKS),
-        Figure("test.fid_samples", "FID of samples", "", 2, "lower", "the same of samples of the prior", "frechet", table=LOOKS,
-               short="FID"),
-        Figure("test.fid_samples_gaussian", "FID, fitted Gaussian", "", 2, "lower", "the same of samples of a Gaussian fitted "
-               "to the training codes", "samplers"),
-        Figure("test.fid_samples_mixture", "FID, fitted mixture", "", 2, "lower", "the same of samples of a mixture of "
-               "Gaussians fitted to the training codes", "samplers"),
-        Figure("test.probe_accuracy", "probe accuracy", "", 3, "higher", "share of the test images whose class a linear "
-               "classifier finds from the posterior means", "probe", table=LATENT),
-        Figure("test.active_units", "active units", "", 1, None, "latent dimensions whose posterior mean varies over the test "
-               "images", table=LATENT, short="active"),
-        Figure("test.dead_units", "dead units", "", 1, None, "channels that are the same for all test images", table=LATENT),
-        Figure("test.mutual_information_low", "information ≥", "nats", 1, None, "lower bound of the information that z has "
-               "about its image", table=LATENT),
+        Figure("test.ssim", "SSIM", "", 3, "higher", "structural similarity of reconstructions, 1 at best",
+               table=LOOKS),
+        Figure("test.fid_reconstructions", "FID of reconstructions", "", 2, "lower",
+               "Fréchet distance of reconstructions from the test images, in the features of a small Fashion-MNIST "
+               "classifier, not Inception's", "frechet", table=LOOKS),
+        Figure("test.fid_samples", "FID of samples", "", 2, "lower", "the same of samples of the prior", "frechet",
+               table=LOOKS, short="FID"),
+        Figure("test.fid_samples_gaussian", "FID, fitted Gaussian", "", 2, "lower",
+               "the same of samples of a Gaussian fitted to the training codes", "samplers"),
+        Figure("test.fid_samples_mixture", "FID, fitted mixture", "", 2, "lower",
+               "the same of samples of a mixture of Gaussians fitted to the training codes", "samplers"),
+        Figure("test.probe_accuracy", "probe accuracy", "", 3, "higher",
+               "share of the test images whose class a linear classifier finds from the posterior means", "probe",
+               table=LATENT),
+        Figure("test.active_units", "active units", "", 1, None,
+               "latent dimensions whose posterior mean varies over the test images", table=LATENT, short="active"),
+        Figure("test.dead_units", "dead units", "", 1, None, "channels that are the same for all test images",
+               table=LATENT),
+        Figure("test.mutual_information_low", "information ≥", "nats", 1, None,
+               "lower bound of the information that z has about its image", table=LATENT),
         Figure("test.mutual_information_high", "information ≤", "nats", 1, None, "upper bound of it", table=LATENT),
-        Figure("test.aggregate_kl_low", "aggregate KL ≥", "nats", 1, None, "lower bound of the divergence of all codes "
-               "together from the prior", table=LATENT),
+        Figure("test.aggregate_kl_low", "aggregate KL ≥", "nats", 1, None,
+               "lower bound of the divergence of all codes together from the prior", table=LATENT),
         Figure("test.aggregate_kl_high", "aggregate KL ≤", "nats", 1, None, "upper bound of it", table=LATENT),
     )
 }  # fmt: skip

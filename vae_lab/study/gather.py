@@ -75,8 +75,10 @@ class Record:
     result: Result
     cell: str
     config: Mapping[str, Any]
-    """The flattened configuration, in the words of this version, less callbacks and loggers that change no result; empty
-    where the file is missing."""
+    """The flattened configuration in the words of this version, less callbacks and loggers that change no result.
+
+    Empty where the file is missing.
+    """
     given: Mapping[str, str]
     """The overridden keys that can change a result, encoder and decoder apart, to their values as typed."""
 
@@ -540,9 +542,9 @@ def _comparability(study: Study) -> Iterator[str]:
         by_condition[tuple(condition.items())].add(study.objectives[cell])
     if max(map(len, by_condition.values()), default=0) > 1:
         yield (
-            "Totals under different objectives or likelihoods are different quantities: cells are compared by total within "
-            "one objective and likelihood only, by reconstruction and KL where their units are the same, and by bounds in "
-            "nats where the likelihoods are for the same kind of data."
+            "Totals under different objectives or likelihoods are different quantities: cells are compared by total "
+            "within one objective and likelihood only, by reconstruction and KL where their units are the same, and by "
+            "bounds in nats where the likelihoods are for the same kind of data."
         )
     if len(study.hardware) > 1:
         where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)

@@ -17,8 +17,8 @@ class GaussianLikelihood(Likelihood):
 
     Args:
         image_shape: channels, height and width of the images.
-        sigma: σ, in grey levels from 0 to 1; `learned` trains one number with the networks. In a configuration `auto` is
-            what β stands for under `mse_kl` and `learned` elsewhere. None, of β = 0, stands for no likelihood: σ is 1.
+        sigma: σ, in grey levels from 0 to 1; `learned` trains one number with the networks. In a configuration `auto`
+            is what β stands for under `mse_kl` and `learned` elsewhere. None, of β = 0, is no likelihood: σ is 1.
         link: from the decoder's output to x̂: `sigmoid`, into [0, 1], or `identity`.
     """
 
