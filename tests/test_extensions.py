@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,171 +32,32 @@ SMALL = (
 )  # fmt: skip
 
 
+GUIDE = (Path(__file__).parents[1] / "docs" / "extensions.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL))
+
+
 class Extension(NamedTuple):
-    """Files of a user: Python code, YAML at a place in the configuration folder, and the words that choose it."""
+    """An example of the guide: its Python and YAML files, and the words that choose it."""
 
     code: str
-    place: str
     yaml: str
     words: tuple[str, ...]
     figures: tuple[str, ...] = ()
     """What `result.json` has under `test` because of it."""
-    allow: tuple[str, ...] = ()
-    """What `load` must be allowed."""
+    is_part: bool = False
+    """Whether it is a part of the model, which `load` must be allowed."""
 
 
 EXTENSIONS = {
     "objective": Extension(
-        '''
-from vae_lab import Objective
-
-
-class Spread(Objective):
-    """The evidence lower bound, less a bonus for codes that are spread out."""
-
-    units = {"total": "nats per image", "reconstruction": "nats per image", "kl": "nats per image", "spread": "1"}
-    is_likelihood_trained = True
-
-    def __init__(self, *, bonus=1.0):
-        super().__init__()
-        self.bonus = bonus
-
-    def forward(self, vae, images, progress):
-        q, z, x = vae(images)
-        reconstruction, kl = -x.log_prob(images).mean(), vae.divergence(q, z).nats.mean()
-        spread = q.mean.var(0).mean()
-        total = reconstruction + kl - progress * self.bonus * spread
-        return {"total": total, "reconstruction": reconstruction, "kl": kl, "spread": spread}
-''',
-        "objective/spread.yaml",
-        "_target_: mine_objective.Spread\nbonus: 0.5\n",
-        ("objective=spread", "likelihood.sigma=0.3"),
-        ("spread",),
+        "spread", "objective/spread.yaml", ("objective=spread", "likelihood.sigma=0.3"), figures=("spread",)
     ),
-    "prior": Extension(
-        """
-import torch
-from torch import nn
-from torch.distributions import Independent, Normal
-from vae_lab import Prior
-
-
-class Scaled(Prior):
-    def __init__(self, latent_shape, *, scale):
-        super().__init__(latent_shape)
-        self.log_scale = nn.Parameter(torch.full(self.latent_shape, float(scale)).log())
-
-    def forward(self):
-        return Independent(Normal(torch.zeros_like(self.log_scale), self.log_scale.exp()), 1)
-""",
-        "prior/scaled.yaml",
-        "_target_: mine_prior.Scaled\nscale: 2.0\n",
-        ("prior=scaled",),
-        allow=("mine_prior",),
-    ),
-    "posterior": Extension(
-        """
-from torch.distributions import Independent, Laplace
-from vae_lab import Posterior
-
-
-class LaplacePosterior(Posterior):
-    def num_parameters(self, latent_shape):
-        return 2 * latent_shape[0]
-
-    def forward(self, parameters):
-        mean, log_scale = parameters.chunk(2, dim=1)
-        return Independent(Laplace(mean, log_scale.exp()), 1)
-""",
-        "posterior/laplace.yaml",
-        "_target_: mine_posterior.LaplacePosterior\n",
-        ("posterior=laplace",),
-        allow=("mine_posterior",),
-    ),
-    "likelihood": Extension(
-        """
-import torch
-from torch.distributions import Independent, Laplace
-from vae_lab import Likelihood
-
-
-class LaplaceLikelihood(Likelihood):
-    data = "real"
-
-    def __init__(self, image_shape, *, scale=0.1):
-        super().__init__(image_shape)
-        self.scale = scale
-
-    def channels(self, image_channels):
-        return 2 * image_channels  # the second one weighs the first
-
-    def forward(self, parameters):
-        mean, weight = parameters.chunk(2, dim=1)
-        return Independent(Laplace(torch.sigmoid(mean + weight), self.scale), 3)
-""",
-        "likelihood/laplace.yaml",
-        "_target_: mine_likelihood.LaplaceLikelihood\nscale: 0.2\n",
-        ("likelihood=laplace", "objective=elbo"),
-        allow=("mine_likelihood",),
-    ),
-    "block": Extension(
-        """
-from torch import nn
-
-
-class Squash(nn.Module):
-    def __init__(self, strength):
-        super().__init__()
-        self.strength = strength
-
-    def forward(self, x):
-        return (self.strength * x).tanh()
-""",
-        "encoder/squashed.yaml",
-        "blocks:\n  - down: 4\n  - {_target_: mine_block.Squash, strength: 0.7}\n",
-        ("encoder=squashed",),
-        allow=("mine_block",),
-    ),
-    "metric": Extension(
-        """
-def brightness(vae, batches, *, power):
-    images = [vae.reconstruct(batch) ** power for batch in batches]
-    return sum(one.sum().item() for one in images) / sum(one.numel() for one in images)
-""",
-        "metrics/brightness.yaml",
-        """
-further:
-  brightness:
-    _target_: mine_metric.brightness
-    power: 2
-    heading: mean brightness
-    unit: squared
-    digits: 4
-    better: higher
-    meaning: mean squared value of reconstructed pixels
-""",
-        ("metrics=brightness",),
-        ("brightness",),
-    ),
-    "callback": Extension(
-        """
-import torch
-from lightning.pytorch import Callback
-
-
-class Shrink(Callback):
-    def __init__(self, factor):
-        self.factor = factor
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        with torch.no_grad():
-            for weight in module.vae.parameters():
-                weight.mul_(self.factor)
-""",
-        "callbacks/shrink.yaml",
-        "defaults: [default]\nshrink: {_target_: mine_callback.Shrink, factor: 0.999}\n",
-        ("callbacks=shrink",),
-    ),
+    "prior": Extension("scaled", "prior/scaled.yaml", ("prior=scaled",), is_part=True),
+    "posterior": Extension("laplace", "posterior/laplace.yaml", ("posterior=laplace",), is_part=True),
+    "likelihood": Extension("sharp", "likelihood/sharp.yaml", ("likelihood=sharp", "objective=elbo"), is_part=True),
+    "block": Extension("squash", "encoder/squashed.yaml", ("encoder=squashed",), is_part=True),
+    "metric": Extension("brightness", "metrics/brightness.yaml", ("metrics=brightness",), figures=("brightness",)),
+    "callback": Extension("shrink", "callbacks/shrink.yaml", ("callbacks=shrink",)),
 }
 
 
@@ -218,10 +80,10 @@ def extended(run_of: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def make(kind: str, *more: str) -> Any:
         extension = EXTENSIONS[kind]
-        (tmp_path / f"mine_{kind}.py").write_text(extension.code)
-        place = tmp_path / "my_conf" / extension.place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(extension.yaml)
+        monkeypatch.delitem(sys.modules, extension.code, raising=False)
+        for file in (f"{extension.code}.py", f"my_conf/{extension.yaml}"):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(FILES[file])
         small = [word for word in SMALL if not any(word.startswith(f"{key.split('=')[0]}.") for key in extension.words)]
         return run_of(f"hydra.searchpath=[file://{tmp_path / 'my_conf'}]", *extension.words, *small, *more)
 
@@ -256,17 +118,16 @@ def test_an_extension_does_everything_that_ours_do(extended: Callable[..., Any],
     events = EventAccumulator(str(run.directory)).Reload().Tags()["scalars"]
     assert {f"val/{term}" for term in result.terms} | {f"test/{name}" for name in extension.figures} <= {*events}
     # Load it, where it is allowed; draw from it; export it.
-    if extension.allow:
+    allow = [extension.code] if extension.is_part else []
+    if allow:
         with pytest.raises(vae_lab.LoadError, match="unless you allow it"):
             vae_lab.load(run.directory)
-    model = vae_lab.load(run.directory, allow=extension.allow)
+    model = vae_lab.load(run.directory, allow=allow)
     assert model.sample(3, seed=0).shape == (3, 1, 28, 28)
     images = torch.rand(2, 1, 28, 28)
     assert model.reconstruct(images).shape == images.shape
-    sheets.generate(
-        run.directory, sheets.Wanted("samples", rows=1, columns=2), tmp_path / "s.png", allow=extension.allow
-    )
-    exported = export.export(run.directory, ["torch_export", "safetensors"], tmp_path / "export", allow=extension.allow)
+    sheets.generate(run.directory, sheets.Wanted("samples", rows=1, columns=2), tmp_path / "s.png", allow=allow)
+    exported = export.export(run.directory, ["torch_export", "safetensors"], tmp_path / "export", allow=allow)
     assert (exported.folder / "encoder.pt2").exists()
     # It is in the report.
     prepared = prepare([run.directory.parents[1]])
@@ -347,12 +208,12 @@ def test_an_extension_of_the_project_is_one_code_file_and_one_yaml_file(project:
     words = [word for word in SMALL if not word.startswith(("encoder", "trainer.max_epochs"))]
     for kind, home in HOMES.items():
         extension = EXTENSIONS[kind]
-        code = extension.code.replace("def __init__(self, factor)", "def __init__(self, *, factor: Positive)")
+        code = FILES[f"{extension.code}.py"].replace("(self, factor)", "(self, *, factor: Positive)")
         code = code.replace("*, bonus=1.0", "*, bonus: NonNegative = 1.0").replace("*, scale)", "*, scale: Positive)")
         code = code.replace("*, scale=0.1", "*, scale: Positive = 0.1")
         (project / "vae_lab" / home).write_text(f"from vae_lab.config.base import NonNegative, Positive\n{code}")
-        yaml = extension.yaml.replace(f"mine_{kind}.", "vae_lab.")
-        (project / "conf" / extension.place).write_text(yaml)
+        yaml = FILES[f"my_conf/{extension.yaml}"].replace(f"_target_: {extension.code}.", "_target_: vae_lab.")
+        (project / "conf" / extension.yaml).write_text(yaml)
         words += (word for word in extension.words if word != "objective=elbo")
     (project / "vae_lab/model/blocks/widen.py").write_text(WIDEN)
     (project / "conf/encoder/widened.yaml").write_text("blocks:\n  - down: 4\n  - widen: 6\n")
@@ -361,7 +222,7 @@ def test_an_extension_of_the_project_is_one_code_file_and_one_yaml_file(project:
     assert done.returncode == 0, done.stderr
     (found,) = project.glob("outputs/x/*/seed-0/result.json")
     result = json.loads(found.read_text())
-    assert result["terms"]["spread"] == "1"
+    assert result["terms"]["spread"] == "variance"
     assert "spread" in result["test"]
     settings = (found.parent / "config.yaml").read_text()
     for name in ("Spread", "Scaled", "LaplacePosterior", "LaplaceLikelihood", "Shrink"):
