@@ -33,7 +33,7 @@ def show(images, columns):
 # %%
 model = vae_lab.load(sweep, best="val.total")
 
-type(model).__name__, model.latent.dim, model.image_shape, sum(one.numel() for one in model.parameters())
+type(model).__name__, model.latent_dim, model.image_shape, sum(one.numel() for one in model.parameters())
 
 # %% [markdown]
 # ## Encode and reconstruct
@@ -89,7 +89,7 @@ show(rows.flatten(0, 1), columns=10)
 # of the prior are.
 
 # %%
-a, b = torch.randn(2, model.latent.dim, generator=torch.Generator().manual_seed(1))
+a, b = torch.randn(2, model.latent_dim, generator=torch.Generator().manual_seed(1))
 angles = torch.linspace(0, 2 * torch.pi, 20)[:, None]
 circle = torch.cos(angles) * a + torch.sin(angles) * b
 

@@ -12,7 +12,7 @@ from vae_lab.training.machine import freeze_imports
 
 
 def main() -> None:
-    """Measure, print the tables, and leave them with a plot and every figure in a folder."""
+    """Measure, print the tables, and write tables, figures and a plot to a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure (default: all): {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, once each: whether it works, not how fast")
@@ -29,7 +29,7 @@ def main() -> None:
     amount = QUICK if given.quick else FULL
     amount = amount.changed(repeats=given.repeats, threads=given.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    freeze_imports()  # as the command that trains does
+    freeze_imports()  # as the training command does
     found = {"surroundings": surroundings(amount)}
     for part in given.parts or PARTS:
         print(f"measuring: {part}", flush=True)

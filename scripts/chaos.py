@@ -1,9 +1,9 @@
-"""What a sweep survives: kills at random moments, a full disk, many processes at once, a lost node, odd words.
+"""Disturb sweeps: kills at random moments, a full disk, many processes at once, a lost node, malformed commands.
 
-    python scripts/chaos.py                              # all of it; the figures go to chaos.json
-    python scripts/chaos.py kills --kills 5 --seed 1     # a part of it
+    python scripts/chaos.py                              # all parts; the figures go to chaos.json
+    python scripts/chaos.py kills --kills 5 --seed 1     # one part
 
-Every part ends with 1 if a promise was broken. docs/reliability.md has the figures.
+The exit code is 1 if a guarantee was broken. docs/reliability.md has the figures.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from fuzz import exit_code, fuzz
 
 from vae_lab import results
 
-# --- A grid that is disturbed ------------------------------------------------------------------------------
+# --- The grid ----------------------------------------------------------------------------------------------
 
 GRID = (
     "-m", "encoder=vanilla,encdec", "latent.dim=4", "data.num_train=200", "data.num_val=50",
@@ -39,22 +39,22 @@ GRID = (
 
 
 class Child:
-    """The command in a process of its own, forked from this one, which has imported torch already."""
+    """The command in a separate process, forked from this one, which has already imported torch."""
 
     words: ClassVar = ["decoder=vanilla,encdec", "trainer.max_epochs=20"]
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.said = Path(tempfile.mkstemp(suffix=".txt")[1])
+        self.log = Path(tempfile.mkstemp(suffix=".txt")[1])
         self.started = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
             code = 3
             try:
-                output = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
+                descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
                 os.chdir(folder)
                 code = exit_code(["train", *GRID, *self.words])
             finally:
@@ -63,14 +63,14 @@ class Child:
                 os._exit(code)
 
     def wait(self) -> tuple[int, str]:
-        """Its exit code, minus the signal that ended it, and what it printed."""
+        """Its exit code (−signal if a signal ended it) and its output."""
         _, status = os.waitpid(self.pid, 0)
-        said = self.said.read_text(errors="replace")
-        self.said.unlink()
-        return os.waitstatus_to_exitcode(status), said
+        output = self.log.read_text(errors="replace")
+        self.log.unlink()
+        return os.waitstatus_to_exitcode(status), output
 
     def kill_after(self, seconds: float) -> bool:
-        """Kill it so many seconds after its start; False if it ended by itself before."""
+        """Kill it this many seconds after its start; False if it ended earlier by itself."""
         while time.monotonic() - self.started < seconds:
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return False
@@ -80,7 +80,7 @@ class Child:
 
 
 def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """The results of a grid: run → which file it is, and what it says."""
+    """The finished results of a grid: run → the inode and content of its file."""
     found = folder.glob("outputs/grid/*/*/result.json")
     return {
         str(path.parent.relative_to(folder)): (path.stat().st_ino, path.read_bytes())
@@ -90,7 +90,7 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a grid's runs ended with, seconds and memory left out: run → checksum of its weights, losses, history."""
+    """The outcome of a grid's runs, without times and memory: run → checksum of its weights, losses, history."""
     found = {}
     for run, (_, content) in finished(folder).items():
         result, path = json.loads(content), folder / run / "result.json"
@@ -103,7 +103,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 class Undisturbed(NamedTuple):
-    """The grid as it is when nobody disturbs it: what it ends with, how long it takes, how many bytes it leaves."""
+    """The undisturbed grid: its outcome, its duration, and the bytes that it writes."""
 
     outcome: dict[str, Any]
     seconds: float
@@ -111,19 +111,19 @@ class Undisturbed(NamedTuple):
 
 
 def undisturbed(place: Path) -> Undisturbed:
-    """Run the grid once and leave it alone."""
+    """Run the grid once without disturbing it."""
     folder = place / "undisturbed"
     child = Child(folder)
-    code, said = child.wait()
+    code, output = child.wait()
     seconds = time.monotonic() - child.started
-    found = outcome(folder)
-    if code or not found:
-        raise SystemExit(f"the undisturbed grid ended with {code}:\n{said}")
-    return Undisturbed(found, seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    ended = outcome(folder)
+    if code or not ended:
+        raise SystemExit(f"the undisturbed grid ended with {code}:\n{output}")
+    return Undisturbed(ended, seconds, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
-def kills(place: Path, whole: Undisturbed, count: int, seed: int) -> dict[str, Any]:
-    """Kill -9 at random moments, each followed by the same command, until it has come to its end."""
+def kills(place: Path, expected: Undisturbed, count: int, seed: int) -> dict[str, Any]:
+    """Kill the grid (-9) at random moments and rerun the same command each time, until it finishes."""
     chance = random.Random(seed)
     broken: list[str] = []
     moments: list[int] = []
@@ -132,72 +132,72 @@ def kills(place: Path, whole: Undisturbed, count: int, seed: int) -> dict[str, A
     while True:
         folder = place / f"killed-{grids}"
         child = Child(folder)
-        killed = len(moments) < count and child.kill_after(chance.uniform(0, whole.seconds))
-        code, said = child.wait()
+        killed = len(moments) < count and child.kill_after(chance.uniform(0, expected.seconds))
+        code, output = child.wait()
         now = finished(folder)
         broken += [f"{folder.name}: {run} was lost or run again" for run in before if now.get(run) != before[run]]
-        broken += [f"{folder.name}: {said}"] * ("Traceback" in said)
-        resumed += len(re.findall("^  .*: goes on after epoch", said, re.MULTILINE))
+        broken += [f"{folder.name}: {output}"] * ("Traceback" in output)
+        resumed += len(re.findall("^  .*: goes on after epoch", output, re.MULTILINE))
         before = now
         if killed:
             moments.append(len(now))
             continue
         grids, before = grids + 1, {}
-        if code or outcome(folder) != whole.outcome:
-            broken.append(f"{folder.name}: exit code {code}, or another outcome: {said}")
+        if code or outcome(folder) != expected.outcome:
+            broken.append(f"{folder.name}: exit code {code}, or another outcome: {output}")
         if len(moments) == count:
             break
-    by_finished = [moments.count(number) for number in range(len(whole.outcome) + 1)]
+    by_finished = [moments.count(number) for number in range(len(expected.outcome) + 1)]
     return {
         "kills": count, "by runs finished": by_finished, "grids": grids, "runs gone on with": resumed, "broken": broken,
     }  # fmt: skip
 
 
-def full_disk(place: Path, whole: Undisturbed, shares: Sequence[float]) -> dict[str, Any]:
-    """A disk that has room for a share of the grid; then it is given more, and the same command finishes."""
+def full_disk(place: Path, expected: Undisturbed, shares: Sequence[float]) -> dict[str, Any]:
+    """Run the grid on a disk with room for a fraction of it; then enlarge the disk and rerun the command."""
     broken: list[str] = []
     codes = []
     for share in shares:
         disk = place / f"disk-{share}"
         disk.mkdir()
-        options = f"size={max(4096, int(whole.size * share))}"
+        options = f"size={max(4096, int(expected.size * share))}"
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True, check=False
         )
         if mounted.returncode:
             return {"skipped": mounted.stderr.strip() or "no tmpfs can be mounted", "broken": []}
-        code, said = Child(disk / "work").wait()
+        code, output = Child(disk / "work").wait()
         codes.append(code)
         before = finished(disk / "work")
-        wrong = [run for run, end in outcome(disk / "work").items() if end != whole.outcome[run]]
-        if code != 1 or "No space left" not in said or "Traceback" in said or wrong:
-            broken.append(f"{share} of the room: exit code {code}, wrong: {wrong}: {said}")
-        subprocess.run(["mount", "-o", f"remount,size={4 * whole.size}", disk], check=True)
-        code, said = Child(disk / "work").wait()
+        wrong = [run for run, end in outcome(disk / "work").items() if end != expected.outcome[run]]
+        if code != 1 or "No space left" not in output or "Traceback" in output or wrong:
+            broken.append(f"{share} of the room: exit code {code}, wrong: {wrong}: {output}")
+        subprocess.run(["mount", "-o", f"remount,size={4 * expected.size}", disk], check=True)
+        code, output = Child(disk / "work").wait()
         now = finished(disk / "work")
-        if code or outcome(disk / "work") != whole.outcome or any(now.get(run) != before[run] for run in before):
-            broken.append(f"{share}, after room was made: exit code {code}: {said}")
+        if code or outcome(disk / "work") != expected.outcome or any(now.get(run) != before[run] for run in before):
+            broken.append(f"{share}, after room was made: exit code {code}: {output}")
         subprocess.run(["umount", disk], check=True)
     return {"shares of the room": list(shares), "exit codes": codes, "broken": broken}
 
 
-def processes(place: Path, whole: Undisturbed, count: int) -> dict[str, Any]:
-    """The same command many times at once: each run is trained once, by one of them."""
+def processes(place: Path, expected: Undisturbed, count: int) -> dict[str, Any]:
+    """Start the same command many times at once: exactly one of them must train each run."""
     folder = place / "at-once"
     children = [Child(folder) for _ in range(count)]
     ends = [child.wait() for child in children]
-    trained = Counter(run for _, said in ends for run in re.findall(r"^\d/\d  (\S+): total ", said, re.MULTILINE))
-    left_alone = sum(said.count("in the hands of process") for _, said in ends)
-    broken = [f"exit code {code}: {said}" for code, said in ends if code or "Traceback" in said]
-    if sorted(trained.values()) != [1] * len(whole.outcome) or outcome(folder) != whole.outcome:
+    trained = Counter(run for _, output in ends for run in re.findall(r"^\d/\d  (\S+): total ", output, re.MULTILINE))
+    left_to_others = sum(output.count("in the hands of process") for _, output in ends)
+    broken = [f"exit code {code}: {output}" for code, output in ends if code or "Traceback" in output]
+    if sorted(trained.values()) != [1] * len(expected.outcome) or outcome(folder) != expected.outcome:
         broken.append(f"trained {dict(trained)}")
     if not (folder / "outputs/grid/report/report.html").is_file():
         broken.append("no report")
-    return {"processes": count, "runs": len(trained), "left to another": left_alone, "broken": broken}
+    return {"processes": count, "runs": len(trained), "left to another": left_to_others, "broken": broken}
 
 
-def lost_node(place: Path, whole: Undisturbed, seed: int) -> dict[str, Any]:
-    """A node of a Ray cluster is killed in the midst of the grid: its runs are done on the other one."""
+def lost_node(place: Path, expected: Undisturbed, seed: int) -> dict[str, Any]:
+    """Kill a node of a Ray cluster during the grid: its runs must be done on the other node."""
     try:
         from ray.cluster_utils import Cluster
     except ImportError as error:
@@ -209,29 +209,29 @@ def lost_node(place: Path, whole: Undisturbed, seed: int) -> dict[str, Any]:
         node = cluster.add_node(num_cpus=1)
         words = [*GRID, *Child.words, "hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'"]
         command = [sys.executable, str(Path(__file__).parents[1] / "train.py"), *words]
-        with open(folder / "said.txt", "w+") as said:
-            sweep = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
-            begun = random.Random(seed).choice(["*/*/checkpoints/last.ckpt", "*/*/result.json"])
-            while sweep.poll() is None and len([*folder.glob(f"outputs/grid/{begun}")]) < 2:
+        with open(folder / "said.txt", "w+") as log:
+            sweep = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+            awaited = random.Random(seed).choice(["*/*/checkpoints/last.ckpt", "*/*/result.json"])
+            while sweep.poll() is None and len([*folder.glob(f"outputs/grid/{awaited}")]) < 2:
                 time.sleep(0.01)
             before = finished(folder)
             cluster.remove_node(node, allow_graceful=False)
             code = sweep.wait()
-            said.seek(0)
-            text = said.read()
-        went_on = len([*folder.glob("outputs/grid/*/*/result.json")]) == len(whole.outcome)
-        if not went_on:  # the node's runs had not let go of their folders when they were begun again
+            log.seek(0)
+            text = log.read()
+        finished_alone = len([*folder.glob("outputs/grid/*/*/result.json")]) == len(expected.outcome)
+        if not finished_alone:  # the lost node's runs still held their locks when they were started again
             again = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             code, text = again.returncode, text + again.stdout + again.stderr
     finally:
         cluster.shutdown()
     if code or "Traceback" in text:
         broken.append(f"exit code {code}: {text}")
-    if outcome(folder) != whole.outcome:
+    if outcome(folder) != expected.outcome:
         broken.append("another outcome")
     if any(finished(folder).get(run) != file for run, file in before.items()):
         broken.append("a finished run was lost or run again")
-    return {"finished before": len(before), "the command went on by itself": went_on, "broken": broken}
+    return {"finished before": len(before), "the command went on by itself": finished_alone, "broken": broken}
 
 
 # --- The command -------------------------------------------------------------------------------------------
@@ -255,26 +255,26 @@ def main() -> None:
     given = parser.parse_args()
     if given.small:
         Child.words = ["decoder=vanilla", "trainer.max_epochs=4"]
-    # Imported once, and not in every process: a kill hits what a sweep does, not what Python reads.
-    for module in ("vae_lab.experiment", "vae_lab.plots", "torch.utils.tensorboard"):
+    # Import here, not in every process, so that kills hit the sweep and not the imports.
+    for module in ("vae_lab.training.runner", "vae_lab.study.plots", "torch.utils.tensorboard"):
         importlib.import_module(module)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         needs_grid = {"kills", "disk", "processes", "node"} & {*(given.parts or ["kills"])}
-        whole = undisturbed(place) if needs_grid else Undisturbed({}, 0, 0)
+        expected = undisturbed(place) if needs_grid else Undisturbed({}, 0, 0)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "kills": lambda: kills(place, whole, given.kills, given.seed),
-            "disk": lambda: full_disk(place, whole, given.shares),
-            "processes": lambda: processes(place, whole, given.processes),
-            "node": lambda: lost_node(place, whole, given.seed),
+            "kills": lambda: kills(place, expected, given.kills, given.seed),
+            "disk": lambda: full_disk(place, expected, given.shares),
+            "processes": lambda: processes(place, expected, given.processes),
+            "node": lambda: lost_node(place, expected, given.seed),
             "fuzz": lambda: fuzz(given.cases, given.seed),
         }
         for part in given.parts or parts:
             started = time.monotonic()
             found[part] = parts[part]() | {"seconds": round(time.monotonic() - started, 1)}
             print(part, {key: value for key, value in found[part].items() if key != "broken"}, flush=True)
-    broken = [f"{part}: {one}" for part, told in found.items() for one in told["broken"]]
+    broken = [f"{part}: {one}" for part, figures in found.items() for one in figures["broken"]]
     environment = {"python": platform.python_version(), "torch": str(torch.__version__), "cores": os.cpu_count()}
     results.write_text(given.out, json.dumps(found | {"environment": environment}, indent=2) + "\n")
     for one in broken:

@@ -9,7 +9,7 @@ BEGIN, END = "<!-- figures: written by scripts/document_figures.py -->", "<!-- e
 
 
 def table() -> str:
-    """The catalogue in Markdown, less the terms of the objective."""
+    """The catalogue in Markdown, without the terms of the objective."""
     lines = ["| figure | heading | better | `metrics` key | meaning |", "|---|---|---|---|---|"]
     for row in CATALOGUE.values():
         family, _, name = row.name.partition(".")
@@ -21,7 +21,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Put the table between its two marks."""
+    """Write the table between its two markers."""
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "blocks.png"
 CONVOLUTION, NORM, ACTIVATION, OTHER = "#cfe2f3", "#eeeeee", "#fff2cc", "#d9ead3"
 
-# From the top down; what follows the sum, or None where nothing goes around.
+# Steps from the top down; then the step after the sum, or None without a skip connection.
 Step = tuple[str, str]
 BLOCKS: dict[str, tuple[list[Step], str | None]] = {
     "residual: N": (
@@ -95,7 +95,7 @@ BLOCKS: dict[str, tuple[list[Step], str | None]] = {
 
 
 def draw(axes: Axes, name: str, steps: list[Step], after: str | None, lowest: float) -> None:
-    """One block: its steps from the top down, the way around them, and what follows the sum."""
+    """Draw one block: its steps from the top down, the skip connection, and the step after the sum."""
     axes.set_title(name, fontsize=9, family="monospace")
     axes.set(xlim=(-1.15, 1.45), ylim=(lowest, 0.6))
     axes.axis("off")
@@ -143,8 +143,8 @@ def main() -> None:
     lowest = (-8.3, -6.9)  # of each row
     ratios = {"height_ratios": [0.6 - end for end in lowest]}
     figure, grid = plt.subplots(2, 4, figsize=(11.5, 7.6), constrained_layout=True, gridspec_kw=ratios)
-    for place, (axes, (name, (steps, after))) in enumerate(zip(grid.flat, BLOCKS.items(), strict=True)):
-        draw(axes, name, steps, after, lowest[place // 4])
+    for index, (axes, (name, (steps, after))) in enumerate(zip(grid.flat, BLOCKS.items(), strict=True)):
+        draw(axes, name, steps, after, lowest[index // 4])
     figure.savefig(target, dpi=110)
     print(f"wrote {target}")
 

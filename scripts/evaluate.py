@@ -1,4 +1,4 @@
-"""The test metrics of finished runs, from their weights: `python scripts/evaluate.py outputs/NAME/CELL/seed-N`."""
+"""The test metrics of finished runs from their weights: `python scripts/evaluate.py outputs/NAME/CELL/seed-N`."""
 
 import sys
 

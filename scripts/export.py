@@ -1,4 +1,4 @@
-"""A trained model as files for other programs, with a model card: `python scripts/export.py --help`."""
+"""Export a trained model to files for other programs, with a model card: `python scripts/export.py --help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Command lines and YAML files that are as good as random: told in our words, or a valid run, never a traceback."""
+"""Random command lines and YAML files: each gives a clear error message or a valid run, never a traceback."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vae_lab import cli
-from vae_lab.config import flatten
+from vae_lab.config import config_folder, flatten
 
 VALUES = [
     "0", "1", "2", "-1", "3.5", "1e400", "nan", "inf", "-inf", "null", "true", "false", "''", '""', "abc", "é", "β",
@@ -22,14 +22,16 @@ VALUES = [
     "${", "${oc.env:HOME}", "${oc.env:NO_SUCH_VARIABLE}", "${now:%Y}", "${vae_lab.cores:}", "${vae_lab.nothing:}",
     "${encoder}", "???", "1,2", "a,b", "range(1,3)", "range(3)", "choice(1,2)", "glob(*)", "glob(v*)",
     "interval(0,1)", "shuffle(1,2)", "sort(2,1)", "1_000", "0x10", "10**9", "99999999999999999999", "../x", "/tmp/x",
-    "~", "-", "=", "==", "torch.nn.ReLU", "math.pi", "no.such.Thing", "vae_lab.networks.Encoder", "x" * 300, "\n",
-    "\t", "a\nb", "#", "%", "!x", "[{down:4},{down:8}]", "[{down:4},{dense:3}]", "[{_target_:torch.nn.ReLU}]",
+    "~", "-", "=", "==", "torch.nn.ReLU", "math.pi", "no.such.Thing", "vae_lab.Encoder", "vae_lab.NoSuchPart",
+    "x" * 300, "\n", "\t", "a\nb", "#", "%", "!x", "[{down:4},{down:8}]", "[{down:4},{dense:3}]",
+    "[{_target_:torch.nn.ReLU}]",
     "[{repeat:3}]", "[{up:2.5}]", "[null]", "[{blocks:[{blocks:[]}]}]", "[{down:4,up:4}]", "[{encdec:null}]",
     "[{unflatten:4},{up:4},{up:4}]", "2024-13-45",
 ]  # fmt: skip
 CHOICES = {
-    "data": ["fashion_mnist_3k"], "encoder": ["vanilla", "encdec", "resnet", "mlp"], "latent": ["gaussian"],
-    "decoder": ["vanilla", "resize", "mlp"], "match": ["none", "flops"], "objective": ["mse_kl"],
+    "data": ["fashion_mnist_3k"], "encoder": ["vanilla", "encdec", "resnet", "mlp"], "latent": ["vector"],
+    "posterior": ["diagonal"], "prior": ["standard"], "likelihood": ["gaussian", "bernoulli"],
+    "decoder": ["vanilla", "resize", "mlp"], "match": ["none", "flops"], "objective": ["mse_kl", "elbo"],
     "optimizer": ["adam", "adamw"], "scheduler": ["one_cycle", "constant", "cosine"], "trainer": ["default", "debug"],
     "logger": ["tensorboard", "csv"], "metrics": ["fast", "full"],
     "callbacks": ["default", "quiet"], "experiment": ["seed_grid", "five_seeds"],
@@ -52,20 +54,21 @@ SANE = [
     "encoder=vanilla,encdec", "-m", "decoder=vanilla,resize", "match=parameters", "data.batch_size=7",
     "+trainer.max_steps=3", "scheduler=null", "logger=null", "encoder.blocks=[{down:4}]",
     "encoder=mlp encoder.activation=tanh", "callbacks=null", "data.subset=stratified",
+    "objective=elbo", "likelihood.sigma=0.1", "likelihood=bernoulli", "data.binarize=dynamic",
 ]  # fmt: skip
 GARBAGE = "abz019.,=+~-_[]{}()'\"\\/:;#$%&*!?@ \t\nβé\x00\u202e😀"
 
 
 def shipped() -> dict[str, Any]:
-    """What the groups' first choices hold: group → its YAML."""
+    """The first choice of each group: group → its YAML."""
     return {
-        group: yaml.safe_load((cli.config_folder() / group / f"{names[0]}.yaml").read_text())
+        group: yaml.safe_load((config_folder() / group / f"{names[0]}.yaml").read_text())
         for group, names in CHOICES.items()
     }
 
 
 def words(chance: random.Random, keys: list[str]) -> list[str]:
-    """A command line: mostly of keys that exist, with values that some of them take."""
+    """A command line, mostly with keys that exist and values that some keys accept."""
     line: list[str] = []
     for _ in range(chance.randint(1, 4)):
         kind = chance.random()
@@ -90,13 +93,13 @@ def words(chance: random.Random, keys: list[str]) -> list[str]:
 def _key(chance: random.Random, keys: list[str]) -> str:
     key = chance.choice(keys)
     if chance.random() < 0.2:
-        place = chance.randrange(len(key))
-        key = key[:place] + chance.choice(GARBAGE.replace("=", "")) + key[place + chance.randint(0, 1) :]
+        index = chance.randrange(len(key))
+        key = key[:index] + chance.choice(GARBAGE.replace("=", "")) + key[index + chance.randint(0, 1) :]
     return key
 
 
 def document(chance: random.Random, node: Any) -> bytes:
-    """A YAML file: a shipped one with a change, or bytes of any kind."""
+    """A YAML file: a shipped one with a change, or random bytes."""
     kind = chance.random()
     if kind < 0.15:
         return chance.randbytes(chance.randint(0, 40))
@@ -104,11 +107,11 @@ def document(chance: random.Random, node: Any) -> bytes:
         return "".join(chance.choices(GARBAGE, k=chance.randint(0, 60))).encode("utf-8", "surrogatepass")
     if kind < 0.45:
         text = yaml.safe_dump(node).encode()
-        place = chance.randrange(len(text) + 1)
+        index = chance.randrange(len(text) + 1)
         return (
-            text[:place]
+            text[:index]
             + chance.choice([b":", b"[", b"\t", b"- ", b"&a ", b"*a", b"!!int ", b"\xff", b"'"])
-            + text[place:]
+            + text[index:]
         )
     return yaml.safe_dump(_changed(chance, node), allow_unicode=True).encode("utf-8", "surrogatepass")
 
@@ -124,10 +127,10 @@ def _changed(chance: random.Random, node: Any) -> Any:
     if chance.random() < 0.15 or node in ({}, [], None) or not isinstance(node, dict | list):
         return chance.choice(odd)
     if isinstance(node, list):
-        place = chance.randrange(len(node))
+        index = chance.randrange(len(node))
         if chance.random() < 0.3:
-            return [*node[:place], chance.choice(odd), *node[place:]]
-        return [*node[:place], _changed(chance, node[place]), *node[place + 1 :]]
+            return [*node[:index], chance.choice(odd), *node[index:]]
+        return [*node[:index], _changed(chance, node[index]), *node[index + 1 :]]
     key = chance.choice([*node])
     if chance.random() < 0.15:
         return {name: value for name, value in node.items() if name != key}
@@ -139,13 +142,13 @@ def _changed(chance: random.Random, node: Any) -> Any:
 
 
 def fuzz(count: int, seed: int) -> dict[str, Any]:
-    """So many command lines, some with a file; `plan=true` stops those that are valid before they train."""
+    """Run `count` command lines, some with a file; `plan=true` stops valid ones before they train."""
     base = shipped()
     keys = [key for group, node in base.items() for key in flatten({group: node} if group != "experiment" else node)]
     keys += ["name", "seed", "plan", "encoder", "encoder.blocks", "decoder.blocks", "nothing", "match.encoder"]
     codes: Counter[int] = Counter()
     broken = []
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for case in range(count):
             chance = random.Random(f"{seed}/{case}")
             line = words(chance, keys)
@@ -156,29 +159,34 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
                 file.write_bytes(document(chance, base[group]))
                 line = ["--config-dir", "my_conf", f"{group}=fuzzed", *(line if chance.random() < 0.3 else [])]
             command = "describe" if chance.random() < 0.1 else "train"
-            code, said = called([command, *line, "plan=true"])
+            code, output = called([command, *line, "plan=true"])
             codes[code] += 1
             left = [str(path) for path in Path().iterdir() if path.name != "my_conf"]
-            if code not in (0, 1, 2) or "Traceback" in said or left or (code == 1 and "Nothing was run:" not in said):
-                broken.append({"case": case, "words": line, "code": code, "left": left, "said": said[-2000:]})
+            if (
+                code not in (0, 1, 2)
+                or "Traceback" in output
+                or left
+                or (code == 1 and "Nothing was run:" not in output)
+            ):
+                broken.append({"case": case, "words": line, "code": code, "left": left, "said": output[-2000:]})
                 if left:
                     break
     return {"cases": count, "codes": dict(sorted(codes.items())), "broken": broken}
 
 
 def called(line: list[str]) -> tuple[int, str]:
-    """What `vae-lab` makes of these words, in this process: its exit code and what it printed."""
-    said, state = io.StringIO(), (sys.argv[:], sys.path[:], dict(os.environ))
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Run `vae-lab` with these arguments in this process: its exit code and its output."""
+    output, state = io.StringIO(), (sys.argv[:], sys.path[:], dict(os.environ))
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = exit_code(line)
     sys.argv, sys.path = state[0], state[1]
     os.environ.clear()
     os.environ.update(state[2])
-    return code, said.getvalue()
+    return code, output.getvalue()
 
 
 def exit_code(line: list[str]) -> int:
-    """The exit code of a command; 3 for an exception that came through."""
+    """The exit code of a command; 3 for an uncaught exception."""
     try:
         cli.main(line)
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Sheets of pictures that show what a trained model does: `python scripts/generate.py --help`."""
+"""Sheets of pictures made by a trained model: `python scripts/generate.py --help`."""
 
 import sys
 

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "docs" / "walk.py"
 
 
 def cells(source: str) -> list[tuple[str, str]]:
-    """The cells of a source in the percent format: markdown or code, and the text."""
+    """The cells of a source in percent format: the kind (markdown or code) and the text."""
     found = []
     for kind, text in re.findall(r"^# %%( \[markdown\])?\n(.*?)(?=^# %%|\Z)", source, re.MULTILINE | re.DOTALL):
         if kind:
@@ -25,7 +25,7 @@ def cells(source: str) -> list[tuple[str, str]]:
 
 
 def notebook(source: str) -> nbformat.NotebookNode:
-    """The notebook of a source, not executed; the same source gives the same one."""
+    """The notebook of a source, not executed; deterministic."""
     made = nbformat.v4.new_notebook()
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, (kind, text) in enumerate(cells(source)):
@@ -36,7 +36,7 @@ def notebook(source: str) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    """Execute the source beside it, as Jupyter would, and write the notebook."""
+    """Execute the source in its folder, as Jupyter would, and write the notebook."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=SOURCE, help="the cells (default: those of the guide)")
     source = parser.parse_args().source

@@ -35,7 +35,7 @@ def read(folder: Path, name: str) -> bytes:
 
 
 def first(content: bytes, count: int) -> bytes:
-    """An IDX file of the first `count` items of another."""
+    """An IDX file with the first `count` items of another."""
     dimensions = content[3]
     header = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
     item = 1

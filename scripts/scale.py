@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
-    """A sweep of runs of one step each: the time beside training, and the memory as the sweep goes on."""
+    """A sweep of one-step runs: the time besides training, and the growth of memory during the sweep."""
     name = f"scale-{runs}-{os.getpid()}"
     process = subprocess.Popen(
         [*command(), "-m", f"seed=range({runs})", *ONE_STEP, f"name={name}"], cwd=folder, stdout=subprocess.DEVNULL
@@ -88,7 +88,7 @@ def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """What a process holds in memory; None if it has ended, or the system does not say."""
+    """The resident memory of a process; None if it has ended, or the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -97,7 +97,7 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def side_by_side(turns: int, folder: Path) -> dict[str, object]:
-    """Sweeps of small models with one thread each, in turns: one run after another, and by the launcher `local`."""
+    """Sweeps of small models with one thread each, alternately sequential and with the launcher `local`."""
     seconds: dict[str, list[float]] = {"basic": [], "local": []}
     for turn in range(turns):
         for launcher in ("basic", "local") if turn % 2 == 0 else ("local", "basic"):

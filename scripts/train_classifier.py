@@ -5,7 +5,7 @@
 FOLDER holds the four official files, plain or compressed by gzip. The network learns from the first 55,000 training
 images; the last 5,000 tell how well while it learns, and the 10,000 test images once, at the end. The weights go to
 FILE as safetensors, with the accuracies beside them. Weights of another training give other distances: whoever ships
-new ones gives them a new name, and `vae_lab/features.py` their checksum.
+new ones gives them a new name, and `vae_lab/evaluation/classifier.py` their checksum.
 """
 
 import argparse
@@ -37,14 +37,14 @@ DATA = {
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of the images whose class is found."""
+    """The fraction of images that are classified correctly."""
     classifier.eval()
     found = [classifier(batch / 255).argmax(1) for batch in images.split(1000)]
     return (torch.cat(found) == labels).float().mean().item()
 
 
 def train(data: ImageData, epochs: int, batch_size: int, learning_rate: float) -> Classifier:
-    """AdamW under one cycle of the learning rate; flipped and shifted images, smoothed labels."""
+    """Train with AdamW, a one-cycle learning rate, flipped and shifted images, and smoothed labels."""
     images, labels = data.splits["train"]
     classifier = Classifier().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.02)

@@ -85,8 +85,14 @@ def write_run(
         section, _, name = key.partition(".")
         container[section][name] = value
     results.write_config(folder, container)
+    scales = {"total": 1, "reconstruction": 0.75, "kl": 25}
     rows = [
-        (epoch, split, *(scale * (1 + 4 / epoch) * (total or 1) for scale in (1, 0.75, 25)), seconds / epochs)
+        (
+            epoch,
+            split,
+            seconds / epochs,
+            {term: scale * (1 + 4 / epoch) * (total or 1) for term, scale in scales.items()},
+        )
         for epoch in range(1, epochs + 1)
         for split in ("train", "val")
     ]

@@ -1,7 +1,6 @@
 """The clock, the time left and the picture."""
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,10 @@ from torch import Tensor, nn
 
 from vae_lab import results
 from vae_lab.config import Position
-from vae_lab.model import vae
+from vae_lab.model.likelihoods.gaussian import GaussianLikelihood
+from vae_lab.model.posteriors.diagonal import DiagonalPosterior
+from vae_lab.model.priors.standard import StandardPrior
+from vae_lab.model.vae import VAE
 from vae_lab.training import callbacks, runner
 from vae_lab.training.callbacks import remaining
 
@@ -64,7 +66,7 @@ def test_time_left_counts_the_runs_after_this_one(fraction: float, position: Pos
     assert remaining(fraction, position) == pytest.approx(expected)
 
 
-def test_the_bar_shows_three_losses_and_the_time_left(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_the_terms_and_the_time_left(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(callbacks.progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     monkeypatch.setattr(Position, "current", classmethod(lambda cls: Position(2, 4)))
@@ -91,9 +93,9 @@ class Shade(nn.Module):
         return z[:, :1, None, None].expand(-1, 1, 4, 4) + 0.25
 
 
-def test_pictures_are_of_the_posteriors_mean_and_of_the_same_z_for_every_model(run_of: Compose) -> None:
-    latent: Any = vae.build(run_of("latent.dim=2").config).latent
-    model = vae.VAE(Flat(), latent, Shade())
+def test_pictures_are_of_the_posteriors_mean_and_of_the_same_z_for_every_model() -> None:
+    likelihood = GaussianLikelihood([1, 4, 4], sigma=1.0, link="identity")
+    model = VAE(Flat(), DiagonalPosterior([2]), StandardPrior([2]), Shade(), likelihood)
     taken = callbacks.take_pictures(model, torch.full((3, 1, 4, 4), 0.75), samples=20)
     assert np.unique(taken.originals) == 191
     assert np.unique(taken.reconstructions) == 64

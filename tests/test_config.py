@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vae_lab import config
-from vae_lab.config import ConfigError, Problem, cell_name
+from vae_lab.config import ConfigError, Problem, cell_name, identifying
 
 
 def nested(lists: int) -> str:
@@ -53,6 +53,8 @@ def nested(lists: int) -> str:
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run", "is set by vae_lab"),
         ("hydra.run.dir=.", "hydra.run.dir", "must make a folder that ends in <name>/<cell>/seed-<n>"),
         ("~encoder", "encoder", "is missing"),
+        ("callbacks.pictures.images=0", "callbacks.pictures.images", "at least 1, but is 0"),
+        ("+callbacks.pictures.image=3", "callbacks.pictures.image", "did you mean 'images'?"),
         ("+trainer.logger=false", "trainer.logger", "is set by vae_lab"),
         ("data.batch_size=-64", "data.batch_size", "at least 1, but is -64"),
         (
@@ -129,6 +131,13 @@ def test_seed_zero_is_a_seed(run_of: Compose) -> None:
     assert run.directory == Path.cwd() / "outputs/x/vanilla-vanilla/seed-0"
 
 
+STOP = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/total"}
+COMPOSED = {
+    "callbacks": {"pictures": {"_target_": "vae_lab.Pictures"}, "stop": STOP},
+    "logger": {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}},
+}
+
+
 @pytest.mark.parametrize(
     ("overrides", "cell"),
     [
@@ -140,17 +149,20 @@ def test_seed_zero_is_a_seed(run_of: Compose) -> None:
         (["data=fashion_mnist"], "vanilla-encdec__data-fashion_mnist"),
         (["+trainer.gradient_clip_val=1", "~scheduler"], "vanilla-encdec__scheduler-__trainer.gradient_clip_val-1"),
         (["encoder.blocks=[{down: 8}]"], "vanilla-encdec__encoder.blocks---down--8--"),
+        (["+callbacks.stop.patience=3"], "vanilla-encdec__callbacks.stop.patience-3"),
+        (["callbacks=mine", "logger=csv"], "vanilla-encdec__callbacks-mine"),
+        (["~callbacks.progress"], "vanilla-encdec"),
     ],
 )
 def test_cell_is_named_after_what_was_overridden(overrides: list[str], cell: str) -> None:
-    assert cell_name("vanilla", "encdec", overrides) == cell
+    assert cell_name("vanilla", "encdec", identifying(overrides, COMPOSED)) == cell
 
 
 def test_a_long_cell_name_is_cut_to_a_checksum() -> None:
-    names = {cell_name("vanilla", "encdec", [f"encoder.blocks={'x' * 300}{end}"]) for end in "ab"}
+    names = {cell_name("vanilla", "encdec", {"encoder.blocks": f"{'x' * 300}{end}"}) for end in "ab"}
     assert len(names) == 2
     assert all(len(name) < 100 and name.startswith("vanilla-encdec__") for name in names)
-    assert not set("/=, ") & set("".join(names) + cell_name("a/b c", "d", []))
+    assert not set("/=, ") & set("".join(names) + cell_name("a/b c", "d", {}))
 
 
 KEYS = st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True)
@@ -159,19 +171,21 @@ KEYS = st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True)
 @given(st.dictionaries(KEYS, st.text(max_size=40), max_size=6), st.randoms())
 def test_a_cell_is_one_folder_name_whatever_is_overridden(overridden: dict[str, str], random: Random) -> None:
     overrides = [f"{key}={value}" for key, value in overridden.items()]
-    cell = cell_name("vanilla", "encdec", overrides)
+    cell = cell_name("vanilla", "encdec", identifying(overrides, {}))
     assert re.fullmatch(r"[\w.+-]+", cell)
     assert len(cell) <= 120
     random.shuffle(overrides)
-    assert cell_name("vanilla", "encdec", overrides) == cell
+    assert cell_name("vanilla", "encdec", identifying(overrides, {})) == cell
 
 
 def test_checksum_changes_with_what_changes_a_result(run_of: Compose) -> None:
     default = run_of("name=x").config.sha256()
     for same in ("seed=4", "name=y", "logger=csv", "callbacks=quiet", "data.root=/elsewhere"):
         assert run_of(same).config.sha256() == default
-    for other in ("latent.dim=64", "encoder=encdec", "trainer.threads=7", "trainer.max_epochs=11"):
+    stop = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/total"
+    for other in ("latent.dim=64", "encoder=encdec", "trainer.threads=7", "trainer.max_epochs=11", f"{stop}}}"):
         assert run_of(other).config.sha256() != default
+    assert run_of(f"{stop},changes_results:false}}").config.sha256() == default
 
 
 def test_a_stored_configuration_is_valid_again(run_of: Compose) -> None:
@@ -184,8 +198,8 @@ def test_words_that_have_learned_arguments_leave_earlier_configurations_as_they_
     shared = {"activation": "leaky_relu", "normalization": "batch"}
     downs = [{"down": 16, "kernel": 3}, {"down": 32, "kernel": 3}]
     ups = [{"unflatten": 32}, {"up": 32, "kernel": 3}, {"up": 16, "kernel": 3}]
-    assert stored["encoder"] == shared | {"_target_": "vae_lab.networks.Encoder", "blocks": downs}
-    assert stored["decoder"] == shared | {"_target_": "vae_lab.networks.Decoder", "blocks": ups}
+    assert stored["encoder"] == shared | {"_target_": "vae_lab.Encoder", "blocks": downs}
+    assert stored["decoder"] == shared | {"_target_": "vae_lab.Decoder", "blocks": ups}
     assert "match" not in stored
 
 
@@ -246,9 +260,9 @@ def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
         (problem,) = config.explain(raised.value).problems
         return problem
 
-    assert explained("latent=gausian") == (
+    assert explained("latent=vectr") == (
         "latent",
-        "there is no choice 'gausian'; did you mean 'gaussian'? known: gaussian",
+        "there is no choice 'vectr'; did you mean 'vector'? known: vector",
     )
     assert explained("latent.dims=3") == (
         "latent.dims",

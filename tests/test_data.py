@@ -1,19 +1,24 @@
-"""Images: the shipped ones are the official ones, splits do not overlap, damage is told with its path."""
+"""Images: the shipped ones are the official ones, splits do not overlap, damage is reported with its path."""
 
 import gzip
 import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from vae_lab.config import PACKAGE
 from vae_lab.data import Batches, DataError, ImageData, subset_order
+from vae_lab.data.batches import images_of
+from vae_lab.data.binarize import drawn, thresholded
+from vae_lab.data.shards import WHOLE, Part
 
 BUNDLED = PACKAGE / "assets" / "fashion_mnist_3k"
 RAW = Path("FashionMNIST") / "raw"
@@ -190,7 +195,7 @@ def test_a_damaged_copy_in_the_cache_is_made_again(tmp_path: Path, cache: Path) 
     assert next(cache.rglob("train-images-idx3-ubyte")).read_bytes() == content
 
 
-def test_damage_to_what_was_downloaded_is_told(cache: Path) -> None:
+def test_damage_to_downloaded_files_is_reported(cache: Path) -> None:
     raw = cache / RAW
     shutil.copytree(BUNDLED / RAW, raw)  # as torchvision leaves it
     images(None).prepare_data()
@@ -217,7 +222,7 @@ def test_plain_files_in_a_folder_are_found(tmp_path: Path, cache: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_missing_and_damaged_files_are_told_with_path_and_remedy(copy: Path, name: str, harm: Any, words: str) -> None:
+def test_missing_and_damaged_files_are_named_with_a_remedy(copy: Path, name: str, harm: Any, words: str) -> None:
     harm(copy / RAW / name)
     with pytest.raises(DataError) as raised:
         images(copy).prepare_data()
@@ -227,7 +232,7 @@ def test_missing_and_damaged_files_are_told_with_path_and_remedy(copy: Path, nam
 
 
 @pytest.mark.parametrize("size", [0, 3, 10, 5000])
-def test_without_checksums_the_header_tells_damage(copy: Path, size: int) -> None:
+def test_without_checksums_the_header_shows_damage(copy: Path, size: int) -> None:
     (copy / "SHA256SUMS").unlink()
     os.truncate(copy / RAW / "train-images-idx3-ubyte", size)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte: the file is damaged"):
@@ -235,7 +240,7 @@ def test_without_checksums_the_header_tells_damage(copy: Path, size: int) -> Non
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_a_damaged_gzip_file_is_told(tmp_path: Path, cache: Path, end: bool) -> None:
+def test_a_damaged_gzip_file_is_reported(tmp_path: Path, cache: Path, end: bool) -> None:
     for name in SUMS:
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((BUNDLED / RAW / name).read_bytes()))
     file = tmp_path / "train-images-idx3-ubyte.gz"
@@ -248,7 +253,7 @@ def test_a_damaged_gzip_file_is_told(tmp_path: Path, cache: Path, end: bool) -> 
         images(tmp_path).prepare_data()
 
 
-def test_a_download_that_fails_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*arguments: Any, **more: Any) -> None:
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
@@ -257,7 +262,7 @@ def test_a_download_that_fails_is_told(cache: Path, monkeypatch: pytest.MonkeyPa
         images(None).prepare_data()
 
 
-def test_a_folder_without_files_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no files of FashionMNIST"):
         images(tmp_path).prepare_data()
     with pytest.raises(DataError, match="there is no folder"):
@@ -267,6 +272,118 @@ def test_a_folder_without_files_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"train_images": 60000}, {"test_images": 10000}, {"image_shape": [3, 32, 32]}], ids=str
 )
-def test_files_that_are_not_what_the_configuration_says_are_told(change: dict[str, Any]) -> None:
+def test_files_that_are_not_what_the_configuration_says_are_reported(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="the configuration says"):
         images(**change).prepare_data()
+
+
+# --- Binary images -----------------------------------------------------------------------------------------
+
+MODES = ("threshold", "static", "dynamic")
+FEW = {"num_train": 70, "num_val": 30, "num_test": 40, "batch_size": 32}
+
+
+def binary(mode: str, **changes: Any) -> ImageData:
+    data = images(binarize=mode, **FEW | changes)
+    data.setup()
+    return data
+
+
+def passes(loader: Batches, epochs: Sequence[int] = (0, 1)) -> list[Tensor]:
+    """All images of a loader, in each of these epochs."""
+    found = []
+    for epoch in epochs:
+        loader.set_epoch(epoch)
+        found.append(torch.cat([images_of(batch) for batch in loader]))
+    return found
+
+
+def loaders(data: ImageData) -> dict[str, Batches]:
+    return {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_binary_images_have_no_values_but_0_and_1(mode: str) -> None:
+    data = binary(mode)
+    for loader in (*loaders(data).values(), data.labelled("train")):
+        for found in passes(loader):
+            assert found.unique().tolist() == [0, 1]
+
+
+def test_grey_images_stay_as_they_are() -> None:
+    data = binary("none")
+    for split, loader in loaders(data).items():
+        assert torch.equal(loader.images, data.splits[split].images)
+
+
+def test_a_threshold_lies_at_one_half() -> None:
+    levels = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8)
+    assert thresholded(levels).tolist() == [0, 0, 0, 255, 255, 255]
+    data = binary("threshold")
+    for split in ("val", "test"):
+        (found,) = passes(loaders(data)[split], [0])
+        assert torch.equal(found, (data.splits[split].images / 255 > 0.5).float())
+
+
+def test_a_pixel_is_drawn_with_its_level_as_probability() -> None:
+    levels = torch.tensor([0, 1, 51, 128, 254, 255], dtype=torch.uint8)
+    found = drawn(levels.repeat(100_000, 1), torch.Generator().manual_seed(0)).double().mean(0) / 255
+    torch.testing.assert_close(found, levels.double() / 255, rtol=0, atol=0.005)
+    assert (found[0], found[-1]) == (0, 1)  # black and white are certain
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_held_out_images_are_the_same_in_each_epoch_of_every_run(mode: str) -> None:
+    for split in ("val", "test"):
+        first, again = passes(loaders(binary(mode))[split])
+        (other,) = passes(loaders(binary(mode, seed=5))[split], [0])
+        assert torch.equal(first, again)
+        assert torch.equal(first, other)
+        (drawn_again,) = passes(loaders(binary(mode, binarize_seed=1))[split], [0])
+        assert torch.equal(first, drawn_again) == (mode == "threshold")
+
+
+def test_dynamic_training_images_differ_between_epochs_and_are_repeated_by_their_seed() -> None:
+    first, second = passes(binary("dynamic").train_dataloader())
+    again = passes(binary("dynamic").train_dataloader())
+    other, _ = passes(binary("dynamic", seed=1).train_dataloader())
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    grey = passes(binary("none").train_dataloader())
+    assert not torch.equal(first[grey_order(grey[0])], second[grey_order(grey[1])])  # of the same images
+    assert not torch.equal(first, other)
+
+
+def grey_order(images: Tensor) -> Tensor:
+    """An order of images that does not depend on the one that they have."""
+    return torch.tensor(sorted(range(len(images)), key=lambda index: images[index].numpy().tobytes()))
+
+
+@pytest.mark.parametrize("mode", ["threshold", "static"])
+def test_other_training_images_are_the_same_in_each_epoch(mode: str) -> None:
+    first, second = passes(binary(mode).train_dataloader())
+    assert not torch.equal(first, second)  # in another order
+    assert torch.equal(first[grey_order(first)], second[grey_order(second)])
+
+
+def test_the_order_of_the_images_is_that_of_grey_ones() -> None:
+    for binary_ones, grey in zip(
+        passes(binary("dynamic").train_dataloader()), passes(binary("none").train_dataloader()), strict=True
+    ):
+        certain = (grey == 0) | (grey == 1)
+        assert torch.equal(binary_ones[certain], grey[certain])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_share_a_batch_draw_what_one_draws_alone(processes: int) -> None:
+    store = torch.randint(256, (21, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def batches(part: Part) -> list[Tensor]:
+        loader = Batches(store, 5, 3, None, part, draws_binary=True)
+        loader.set_epoch(2)
+        return list(loader)
+
+    shared = [batches(Part(rank, processes)) for rank in range(processes)]
+    for number, whole in enumerate(batches(WHOLE)):
+        for rank, own in enumerate(shared):
+            assert torch.equal(own[number], whole[Part(rank, processes).taken(len(whole))])

@@ -26,7 +26,7 @@ def test_flops_and_shapes_are_those_of_a_real_pass(run_of: Compose, side: str, v
         model(torch.rand(1, 1, 28, 28))
     assert found.flops == counter.get_total_flops()
     halves = {row.key: row for row in found.rows if row.level == 0}
-    assert list(halves) == ["encoder", "latent", "decoder"]
+    assert list(halves) == ["encoder", "posterior", "prior", "decoder", "likelihood"]
     assert sum(row.flops for row in halves.values()) == found.flops
     for half in ("encoder", "decoder"):
         module = getattr(model, half)
@@ -42,14 +42,14 @@ def test_flops_and_shapes_are_those_of_a_real_pass(run_of: Compose, side: str, v
 
 def test_a_table_names_the_keys_and_the_words_of_the_file(run_of: Compose) -> None:
     settings = run_of("encoder=resnet_128", "decoder=encdec_skip", "data.image_shape=[3,32,32]").config
-    told = describe.text(describe.describe(settings), "a note")
+    shown = describe.text(describe.describe(settings), "a note")
     for words in (
         "encoder.blocks[3].blocks[2]", "conv: 128, kernel 1", "torch.nn.ReLU", "encdec: 32, depth 2, skip true",
-        "Conv2d 4×4 stride 2", "64×16×16", "Gaussian, dim 256", "decoder.head", "3×32×32", "total", "a note",
-        "flop_counter",
+        "Conv2d 4×4 stride 2", "64×16×16", "DiagonalPosterior, 256", "StandardPrior", "decoder.head",
+        "GaussianLikelihood", "3×32×32", "total", "a note", "flop_counter",
     ):  # fmt: skip
-        assert words in told
-    assert max(map(len, told.splitlines())) <= describe.WIDTH
+        assert words in shown
+    assert max(map(len, shown.splitlines())) <= describe.WIDTH
 
 
 class Whole(torch.nn.Module):
@@ -67,7 +67,7 @@ class Whole(torch.nn.Module):
 def test_a_users_own_encoder_is_described_by_its_children(run_of: Compose) -> None:
     whole = run_of("latent.dim=4").config.container() | {"encoder": {"_target_": f"{__name__}.Whole"}}
     keys = [row.key for row in describe.describe(config.validate(whole)).rows]
-    assert keys[:4] == ["encoder", "encoder.flat", "encoder.onto", "latent"]
+    assert keys[:4] == ["encoder", "encoder.flat", "encoder.onto", "posterior"]
 
 
 def call(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -108,7 +108,7 @@ def test_the_command_takes_five_seconds_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "shown"),
     [
         (["encoder=nix"], "encoder: there is no choice 'nix'"),
         (["encoder=vanilla,mlp"], "describe shows one model"),
@@ -119,10 +119,10 @@ def test_the_command_takes_five_seconds_at_most(tmp_path: Path) -> None:
         (["encoder.blocks=[{down:4},{attention:3}]"], "encoder.blocks[1] of vanilla.yaml: 3 heads must share"),
     ],
 )
-def test_mistakes_are_told_as_in_training(tmp_path: Path, words: list[str], told: str) -> None:
+def test_mistakes_are_reported_as_in_training(tmp_path: Path, words: list[str], shown: str) -> None:
     done = call(*words, folder=tmp_path)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert shown in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -131,7 +131,7 @@ def test_help(tmp_path: Path) -> None:
     assert "encoder=resnet" in call("--help", folder=tmp_path).stdout
 
 
-def test_a_match_is_told(run_of: Compose) -> None:
+def test_a_match_is_shown(run_of: Compose) -> None:
     settings = run_of("encoder=mlp", "match=flops").config
     assert describe.matching(settings, None) == ""
     assert "decoder: 100.0 % of the FLOPs of vanilla" in describe.matching(settings, match.matched(settings))

@@ -8,14 +8,16 @@ import pytest
 import yaml
 from conftest import Compose
 from hydra.core.global_hydra import GlobalHydra
-from test_experiment import SMALL
+from test_runner import SMALL
 from torch import Tensor, nn
 
 from vae_lab import cli, config, results
 from vae_lab.config import MetricsConfig
 from vae_lab.evaluation import runs
+from vae_lab.trained.evaluate import evaluate as evaluate_run
 from vae_lab.trained.foreign import LoadError
 from vae_lab.training import plan, runner
+from vae_lab.training.callbacks import Row
 
 WORDS = (*SMALL, "callbacks=quiet", "logger=csv")
 FULL = MetricsConfig(iwae=[1, 10, 100], probe=True, samplers=True)
@@ -94,7 +96,7 @@ def test_evaluate_measures_and_shows(run: config.Run, capsys: pytest.CaptureFixt
         ([], "the following arguments are required"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(
+def test_what_cannot_be_evaluated_is_reported(
     arguments: list[str], words: str, run: config.Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -105,7 +107,7 @@ def test_what_cannot_be_evaluated_is_told(
     assert words in capsys.readouterr().err
 
 
-def test_choices_devices_and_damage_are_told(run: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_choices_devices_and_damage_are_reported(run: config.Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(run.directory)
     for arguments, words in (
         (["--metrics", "ful"], "metrics: there is no choice 'ful'; did you mean 'full'?"),
@@ -130,7 +132,7 @@ def test_of_a_strangers_run_no_data_set_is_imported_but_torchvisions(run: config
         changed = settings | {"data": settings["data"] | {key: value}}
         (stranger / "config.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(LoadError, match="antigravity"):
-            runs.evaluate(stranger, FULL)
+            evaluate_run(stranger, FULL)
 
 
 def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
@@ -141,7 +143,7 @@ def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
 
     run = run_of(*WORDS)
     with monkeypatch.context() as patch:
-        patch.setattr("vae_lab.callbacks.quality.measure", measure)
+        patch.setattr("vae_lab.training.callbacks.quality.measure", measure)
         result = runner.run(run)
     assert result.finished
     assert result.warnings == ["test metrics: they could not be taken (MemoryError: no room)"]
@@ -155,12 +157,13 @@ def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(
 
 
 def test_an_epoch_without_validation_keeps_its_place(run: config.Run) -> None:
-    rows = [(1, "train", 1, 1, 0.5, 0), (2, "train", 1, 1, 30, 0), (2, "val", 1, 1, 20, 0), (2, "test", 1, 1, 99, 0)]
+    kl = {(1, "train"): 0.5, (2, "train"): 30.0, (2, "val"): 20.0, (2, "test"): 99.0}
+    rows = [Row(*place, 0.0, {"total": 1.0, "reconstruction": 1.0, "kl": value}) for place, value in kl.items()]
     results.write_history(run.directory, rows)
     before = results.read_result(run.directory)
     assert before is not None
-    told = runs.complete(run, before).warnings[-1]
-    assert told.startswith("exploding KL: 30 nats a latent dimension in epoch 2 ")
+    warning = runs.complete(run, before).warnings[-1]
+    assert warning.startswith("exploding KL: 30 nats a latent dimension in epoch 2 ")
 
 
 def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
@@ -176,11 +179,11 @@ def test_what_is_wrong_with_a_model_is_recorded(run_of: Compose) -> None:
 def test_a_run_that_another_process_works_in_is_left_alone(run: config.Run) -> None:
     before = (run.directory / "result.json").read_bytes()
     with results.locked(run.directory), pytest.raises(LoadError, match="is in the hands of process"):
-        runs.evaluate(run.directory, FULL)
+        evaluate_run(run.directory, FULL)
     assert (run.directory / "result.json").read_bytes() == before
 
 
-def test_without_its_weights_a_run_is_not_measured_and_the_way_out_is_told(run: config.Run, run_of: Compose) -> None:
+def test_without_its_weights_a_run_is_not_measured_and_a_remedy_is_given(run: config.Run, run_of: Compose) -> None:
     (run.directory / "model.safetensors").unlink()
     before = results.read_result(run.directory)
     assert before is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Compose
-from test_generate import run as run_folder
+from test_sheets import run as run_folder
 from torch import Tensor, nn
 
 import vae_lab

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vae_lab.config import ConfigError
 from vae_lab.data import Batches, DataError, FolderData, Streamed
+from vae_lab.data.shards import WHOLE, Part
 from vae_lab.training import runner
 
 KINDS = ("boots", "coats", "hats")
@@ -103,6 +104,42 @@ def test_read_as_they_are_wanted_they_come_in_the_same_order(root: Path) -> None
     assert numbers(kept, "test") == numbers(streamed, "test")
 
 
+@pytest.mark.parametrize("mode", ["threshold", "static", "dynamic"])
+def test_binary_images_are_the_same_in_memory_and_from_their_files(root: Path, mode: str) -> None:
+    kept, streamed = (images(root, binarize=mode, in_memory=in_memory) for in_memory in (True, False))
+    for split in ("train", "val", "test"):
+        one, other = (torch.cat([batch for batch, _ in data.labelled(split)]) for data in (kept, streamed))
+        assert one.unique().tolist() == [0, 1]
+        assert torch.equal(one, other)
+    epochs = []
+    for epoch in (0, 1):
+        one, other = kept.train_dataloader(), streamed.train_dataloader()
+        one.set_epoch(epoch)
+        other.set_epoch(epoch)
+        epochs.append(torch.cat(list(one)))
+        assert epochs[-1].unique().tolist() == [0, 1]
+        assert torch.equal(epochs[-1], torch.cat(list(other)))
+    in_any_order = [sorted(image.numpy().tobytes() for image in epoch) for epoch in epochs]
+    assert (in_any_order[0] == in_any_order[1]) == (mode != "dynamic")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_processes_that_share_a_folder_draw_what_one_draws_alone(
+    root: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(part: Part) -> list[torch.Tensor]:
+        monkeypatch.setattr("vae_lab.data.batches.mine", lambda: part)
+        loader = images(root, binarize="dynamic", in_memory=in_memory).train_dataloader()
+        loader.set_epoch(1)
+        return list(loader)
+
+    whole, *shared = batches(WHOLE), batches(Part(0, 2)), batches(Part(1, 2))
+    for rank, own in enumerate(shared):
+        assert all(
+            torch.equal(some, every[Part(rank, 2).taken(len(every))]) for some, every in zip(own, whole, strict=True)
+        )
+
+
 def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of: Compose, root: Path) -> None:
     words = (
         "data=image_folder", f"data.root={root}", "data.image_shape=[3,12,12]", "data.num_train=16", "data.num_val=6",
@@ -118,7 +155,7 @@ def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ((), "data.root: is missing; give it: data.root=…"),
         (("data.root=nowhere",), "there is no folder nowhere; data.root must name a folder of images"),
@@ -129,13 +166,13 @@ def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of:
         (("data.root=.", "+data.wrokers=9"), "did you mean 'workers'?"),
     ],
 )
-def test_what_is_wrong_is_told(
-    words: tuple[str, ...], told: str, run_of: Compose, root: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_wrong_is_reported(
+    words: tuple[str, ...], message: str, run_of: Compose, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(ConfigError) as raised:
         runner.check_data(run_of("data=image_folder", *words).config)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_an_image_that_cannot_be_read_is_named(root: Path) -> None:

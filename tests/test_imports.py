@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "vae_lab"
 
 # The rooms, each of which imports only from itself and those before it; `compat` serves all.
 ROOMS = [
-    "compat", "config", "data", "results", "model", "objectives", "study", "evaluation", "trained", "training", "report",
-    "search", "sweep", "explore", "cli", "benchmark",
+    "compat", "config", "data", "results", "model", "objectives", "study", "evaluation", "trained", "training",
+    "report", "search", "sweep", "explore", "cli", "benchmark",
 ]  # fmt: skip
 
 

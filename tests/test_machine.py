@@ -20,7 +20,7 @@ SMALL = ("data.num_train=96", "data.num_val=32", "data.num_test=32", "trainer.ma
 
 FAULTS = """
 import resource, torch
-from vae_lab.machine import keep_freed_memory
+from vae_lab.training.machine import keep_freed_memory
 kept = keep_freed_memory()
 for step in range(60):
     if step == 20:

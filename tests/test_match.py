@@ -67,7 +67,7 @@ def test_widths_stay_multiples_of_heads_and_groups(run_of: Compose) -> None:
     assert inner != 10
 
 
-def test_widths_keep_two_channels_for_a_norm_to_tell_apart(run_of: Compose) -> None:
+def test_widths_keep_the_two_channels_that_a_norm_needs(run_of: Compose) -> None:
     blocks = "[{conv: 64, normalization: layer},{conv: 2, normalization: group},{down: 1},{residual: 64}]"
     settings = run_of(f"encoder.blocks={blocks}", "match=flops", "match.tolerance=0.1").config
     found = match.matched(settings)
@@ -107,8 +107,8 @@ def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
     assert stored["match"]["references"]["encoder"]["blocks"] == [{"down": 16, "kernel": 3}, {"down": 32, "kernel": 3}]
     parameters = sum(parameter.numel() for parameter in vae.build(again).encoder.parameters())
     assert parameters == result.model.encoder_parameters
-    told = json.loads((run.directory / "result.json").read_text())["model"]["match"]
-    assert told == {"cost": "parameters", "encoder": "vanilla", "decoder": "vanilla"} | {
+    recorded = json.loads((run.directory / "result.json").read_text())["model"]["match"]
+    assert recorded == {"cost": "parameters", "encoder": "vanilla", "decoder": "vanilla"} | {
         "encoder_ratio": pytest.approx(1, abs=0.02),
         "decoder_ratio": 1,
     }
@@ -133,7 +133,7 @@ def test_a_matched_run_leaves_what_rebuilds_it(run_of: Compose) -> None:
         ),
     ],
 )
-def test_what_cannot_be_matched_is_told_before_training(
+def test_what_cannot_be_matched_is_reported_before_training(
     run_of: Compose, overrides: list[str], key: str, words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -145,9 +145,9 @@ def test_what_cannot_be_matched_is_told_before_training(
 def test_a_reference_that_does_not_exist(run_of: Compose) -> None:
     with pytest.raises(ConfigError) as raised:
         run_of("match=flops", "match.encoder=nix", "match.decoder=vanila", "latent.dim=0")
-    told = dict(raised.value.problems)
-    assert set(told) == {"match.encoder", "match.decoder", "latent.dim"}
-    assert "did you mean 'vanilla'?" in told["match.decoder"]
+    problems = dict(raised.value.problems)
+    assert set(problems) == {"match.encoder", "match.decoder", "latent.dim"}
+    assert "did you mean 'vanilla'?" in problems["match.decoder"]
 
 
 def test_a_reference_from_a_folder_of_the_users(run_of: Compose, tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """Averages, noise and streams of the LightningModule."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import Compose
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from vae_lab import config
 from vae_lab.data import Batches
 from vae_lab.data.batches import images_of
 from vae_lab.model import vae
+from vae_lab.model.vae import VAE
+from vae_lab.objectives.base import Objective
+from vae_lab.objectives.elbo import Elbo
+from vae_lab.objectives.mse_kl import MseKl
 from vae_lab.training.module import Average, LitVAE, LossError
 from vae_lab.training.runner import TERMS
 
@@ -60,22 +66,27 @@ def test_the_first_loss_that_is_no_number_is_found_also_when_looked_for_later() 
     assert (batch, term, math.isnan(value)) == (4, "kl", True)
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_its_step_is_told(
-    run_of: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, steps = module_of(run_of), 0
+class Failing(Objective):
+    """Squared error, and a term that is not finite in the eighth call."""
 
-    def objective(output: vae.Output, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        nonlocal steps
-        steps += 1
-        loss = (output.reconstruction - images).square().mean()
-        return {"total": loss, "reconstruction": loss, "kl": loss * (math.inf if steps == 8 else 0)}
+    units: ClassVar = dict.fromkeys(TERMS, "squared error per pixel")
+    is_likelihood_trained = False
+    calls = 0
 
-    module.objective, module.make_scheduler = objective, None
+    def forward(self, vae: VAE, images: Tensor, progress: float) -> dict[str, Tensor]:
+        self.calls += 1
+        loss = (vae(images).likelihood.mean - images).square().mean()
+        return {"total": loss, "reconstruction": loss, "kl": loss * (math.inf if self.calls == 8 else 0)}
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_its_step_is_reported(run_of: Compose) -> None:
+    module = module_of(run_of)
+    module.objective, module.make_scheduler = Failing(), None
     batches = Batches(store(16), 4, seed=0)
     with pytest.raises(LossError, match=r"not finite in step 6 \(epoch 2, step 2 of 4\): kl is inf; a lower"):
         trainer().fit(module, batches, Batches(store(4), 4))
-    assert steps == 1 + 4 + 1 + 4  # two of a validation; not looked for in each step, but before the epoch ends
+    # Two of a validation; not looked for in each step, but before the epoch ends.
+    assert module.objective.calls == 1 + 4 + 1 + 4
 
 
 def test_a_batch_may_be_images_or_begin_with_them() -> None:
@@ -121,20 +132,49 @@ def test_training_depends_on_its_seed_alone(run_of: Compose) -> None:
 def test_training_average_is_that_of_the_steps(run_of: Compose) -> None:
     module = module_of(run_of)
     seen = []
-    objective = module.objective
 
-    def listening(output: vae.Output, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = objective(output, images)
-        if module.training:
+    def listen(objective: Objective, given: object, losses: dict[str, Tensor]) -> None:
+        if objective.training:
             seen.append(losses)
-        return losses
 
-    module.objective = listening
+    module.objective.register_forward_hook(listen)
     trainer().fit(module, Batches(store(24), 16, 0), Batches(store(8), 8))
     last = seen[-2:]
     for term in TERMS:
         expected = (16 * last[0][term].item() + 8 * last[1][term].item()) / 24
         assert module.averages["train"].value()[term] == pytest.approx(expected, rel=1e-5)
+
+
+class Schedule(MseKl):
+    """Notes when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__(beta=0.1)
+        self.seen: dict[bool, list[float]] = {True: [], False: []}
+
+    def forward(self, vae: VAE, images: Tensor, progress: float) -> dict[str, Tensor]:
+        self.seen[self.training].append(progress)
+        return super().forward(vae, images, progress) | {"progress": torch.tensor(progress)}
+
+
+def test_an_objective_is_given_the_part_of_the_training_that_is_done(run_of: Compose) -> None:
+    module = module_of(run_of)
+    module.objective = objective = Schedule()
+    loop = trainer(num_sanity_val_steps=0)
+    loop.fit(module, Batches(store(32), 16, 0), Batches(store(8), 8))
+    loop.test(module, Batches(store(8), 8), verbose=False)
+    assert objective.seen == {True: [0.0, 0.25, 0.5, 0.75], False: [0.5, 1.0, 1.0]}
+    assert module.averages["train"].value()["progress"] == 0.625  # a term of its own is averaged like the others
+
+
+def test_the_divergence_of_each_dimension_is_kept_whatever_the_objective(run_of: Compose) -> None:
+    module = module_of(run_of)
+    module.objective = Elbo()
+    losses = evaluated(module)
+    dimensions = module.averages["val"].kl_per_dimension()
+    assert dimensions is not None
+    assert dimensions.shape == (4,)
+    assert dimensions.sum().item() == pytest.approx(losses["kl"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("algorithm", "most"), [("norm", 1e-3), ("value", 1e-5)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_lab.model.blocks import FitError
+from vae_lab.config.vocabulary import FitError
 from vae_lab.model.networks import Decoder, Encoder
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 64, 64), (3, 48, 40), (1, 17, 23), (2, 5, 9)]
@@ -17,10 +17,9 @@ def test_one_architecture_file_serves_any_image(shape: tuple[int, int, int]) -> 
     decoder = Decoder(shape, 3, [{"dense": 10}, {"unflatten": 8}, {"up": 4}, {"encdec": 3}, {"up": 4}, {"conv": 2}])
     parameters = encoder(images)
     assert parameters.shape == (2, 6)
-    reconstruction = decoder(parameters[:, :3])
-    assert reconstruction.shape == images.shape
-    assert reconstruction.min() >= 0
-    assert reconstruction.max() <= 1
+    outputs = decoder(parameters[:, :3])
+    assert outputs.shape == images.shape
+    assert outputs.min() < 0  # the likelihood brings them into [0, 1]
 
 
 @pytest.mark.parametrize("ups", range(6))

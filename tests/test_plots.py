@@ -30,7 +30,7 @@ def test_a_history_has_training_and_validation_of_each_loss_and_a_band_over_the_
     for seed, total in enumerate((0.01, 0.02, 0.06)):
         write_run(tmp_path / "x", seed=seed, total=total)
     figure = drawn(tmp_path / "x")["vanilla-vanilla_history"].figure
-    assert [axes.get_title() for axes in figure.axes] == ["total", "KL, nats a latent dimension", "reconstruction"]
+    assert [axes.get_title() for axes in figure.axes] == ["total", "KL, nats per latent dimension", "reconstruction"]
     for axes, scale in zip(figure.axes, (1, 25, 0.75), strict=True):
         assert [line.get_label() for line in axes.get_lines()] == ["train", "val"]
         line = axes.get_lines()[0]

@@ -13,7 +13,7 @@ from rich.console import Console
 from runs import write_grid, write_run
 
 from vae_lab import report, results
-from vae_lab.report import tables
+from vae_lab.report import tables, terminal
 from vae_lab.report.findings import _interaction, add_seeds, findings
 from vae_lab.study.gather import gather
 from vae_lab.study.statistics import analyse
@@ -192,7 +192,10 @@ def test_odd_results_make_no_odd_report(tmp_path: Path, harm: dict[str, Any]) ->
 
 def test_a_figure_that_cannot_be_drawn_is_told_and_the_others_are_there(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x")
-    rows = [(epoch, "train", 10.0 ** (600 * epoch - 900), 1.0, 1.0, 1.0) for epoch in (1, 2)]
+    rows = [
+        (epoch, "train", 1.0, {"total": 10.0 ** (600 * epoch - 900), "reconstruction": 1.0, "kl": 1.0})
+        for epoch in (1, 2)
+    ]
     results.write_history(folder, rows)
     place = written(tmp_path / "x")
     assert "could not be drawn" in (place / "report.html").read_text()
@@ -511,7 +514,7 @@ def test_cells_of_other_conditions_are_not_ranked(tmp_path: Path) -> None:
 def shown(folder: Path, width: int = 80) -> list[list[str]]:
     study = gather([folder])
     console = Console(file=io.StringIO(), width=width)
-    console.print(report.summary(study, analyse(study) if study.compared else {}))
+    console.print(terminal.summary(study, analyse(study) if study.compared else {}))
     text: str = console.file.getvalue()
     return [line.split() for line in text.splitlines()]
 
@@ -543,7 +546,7 @@ def test_a_failed_run_leaves_a_hole(tmp_path: Path) -> None:
 
 def test_brackets_in_an_error_are_no_markup() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(report.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
+    console.print(terminal.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
     assert "[/tmp/x] [enforce fail]" in console.file.getvalue()
     assert "outputs/[x]" in console.file.getvalue()
 

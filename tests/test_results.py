@@ -43,7 +43,7 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
     assert set(loaded) == {
         "schema", "status", "error", "cell", "encoder", "decoder", "seed", "overrides", "config_sha256", "train",
         "val", "test", "timing", "model", "memory", "environment", "position", "resumed",
-        "wall_seconds", "files", "metrics", "warnings",
+        "wall_seconds", "files", "metrics", "warnings", "terms", "nats", "divergence",
     }  # fmt: skip
     assert set(loaded["timing"]) == {
         "train_seconds",
@@ -94,7 +94,11 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
 
 
 def test_a_history_comes_back_as_it_went(tmp_path: Path) -> None:
-    results.write_history(tmp_path, [(1, "train", 0.5, 0.25, 1.5, 2.0), (1, "val", 0.75, 0.5, 1.0, 0.5)])
+    rows = [
+        (1, "train", 2.0, {"total": 0.5, "reconstruction": 0.25, "kl": 1.5}),
+        (1, "val", 0.5, {"total": 0.75, "reconstruction": 0.5, "kl": 1.0}),
+    ]
+    results.write_history(tmp_path, rows)
     assert results.read_history(tmp_path) == {
         "train": {"epoch": [1], "total": [0.5], "reconstruction": [0.25], "kl": [1.5], "seconds": [2.0]},
         "val": {"epoch": [1], "total": [0.75], "reconstruction": [0.5], "kl": [1.0], "seconds": [0.5]},

@@ -14,7 +14,10 @@ from torch import nn
 from vae_lab.config import ConfigError
 from vae_lab.model import vae
 from vae_lab.model.describe import describe
-from vae_lab.model.latent import Gaussian
+from vae_lab.model.likelihoods.gaussian import GaussianLikelihood
+from vae_lab.model.posteriors.diagonal import DiagonalPosterior
+from vae_lab.model.priors.standard import StandardPrior
+from vae_lab.model.randomness import drawn_from
 
 
 class LinearEncoder(nn.Module):
@@ -30,17 +33,31 @@ class LinearEncoder(nn.Module):
 
 def test_forward_encodes_samples_and_decodes(run_of: Compose) -> None:
     model = vae.build(run_of("latent.dim=4").config).eval()
-    images, noise = torch.rand(3, 1, 28, 28), torch.randn(3, 4)
-    output = model(images, noise)
+    images = torch.rand(3, 1, 28, 28)
+    with drawn_from(torch.Generator().manual_seed(0)):
+        output = model(images)
+    noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     mean, log_variance = model.encoder(images).chunk(2, dim=1)
-    torch.testing.assert_close(output.reconstruction, model.decoder(mean + (log_variance / 2).exp() * noise))
-    assert output.kl.shape == (3, 4)
+    z = mean + (log_variance / 2).exp() * noise
+    torch.testing.assert_close(output.z, z)
+    torch.testing.assert_close(output.likelihood.mean, torch.sigmoid(model.decoder(z)))
+    assert output.posterior.batch_shape == output.likelihood.batch_shape == (3,)
+    assert output.posterior.event_shape == (4,)
+    assert output.likelihood.event_shape == (1, 28, 28)
 
 
-def test_without_noise_each_pass_draws_its_own(run_of: Compose) -> None:
+def test_each_pass_draws_its_own_noise(run_of: Compose) -> None:
     model = vae.build(run_of("latent.dim=4").config).eval()
     images = torch.rand(3, 1, 28, 28)
-    assert not torch.equal(model(images).reconstruction, model(images).reconstruction)
+    assert not torch.equal(model(images).z, model(images).z)
+
+
+def test_the_divergence_of_the_default_model_is_exact(run_of: Compose) -> None:
+    model = vae.build(run_of("latent.dim=4").config).eval()
+    q, z, _ = model(torch.rand(3, 1, 28, 28))
+    found = model.divergence(q, z)
+    assert found.is_exact
+    torch.testing.assert_close(found.nats, 0.5 * (q.mean**2 + q.variance - q.log_variance - 1).sum(1))
 
 
 def test_a_users_class_is_an_encoder(run_of: Compose) -> None:
@@ -52,7 +69,7 @@ def test_a_users_class_is_an_encoder(run_of: Compose) -> None:
 @pytest.mark.parametrize(
     ("extra", "words"), [("+encoder.extra=1", "must return shape (512,)"), ("+encoder.nonsense=1", "cannot be built")]
 )
-def test_a_users_class_that_does_not_fit_is_told(run_of: Compose, extra: str, words: str) -> None:
+def test_a_users_class_that_does_not_fit_is_reported(run_of: Compose, extra: str, words: str) -> None:
     with pytest.raises(ConfigError, match="^encoder: ") as raised:
         vae.check_fit(run_of(*replace_encoder(LinearEncoder), extra).config)
     assert words in str(raised.value)
@@ -64,7 +81,7 @@ def replace_encoder(kind: type[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(("images", "fits"), [(65, False), (66, True), (64, True)])
-def test_a_last_batch_of_one_image_is_told_where_it_cannot_be_normalised(
+def test_a_last_batch_of_one_image_that_cannot_be_normalised_is_reported(
     run_of: Compose, images: int, fits: bool
 ) -> None:
     settings = run_of(f"data.num_train={images}", "encoder.blocks=[{dense:8}]").config
@@ -76,9 +93,25 @@ def test_a_last_batch_of_one_image_is_told_where_it_cannot_be_normalised(
     vae.check_fit(run_of(f"data.num_train={images}").config)  # maps of more than one pixel
 
 
-def test_a_latent_must_say_its_sizes(run_of: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"^latent: must have num_parameters and dim, which Identity has not"):
-        vae.check_fit(run_of("latent._target_=torch.nn.Identity").config)
+@pytest.mark.parametrize(
+    ("part", "kind", "words"),
+    [
+        ("latent", "Latent", ["latent._target_=torch.nn.Identity"]),
+        ("posterior", "Posterior", [f"posterior._target_={__name__}.Impostor"]),
+        ("prior", "Prior", [f"prior._target_={__name__}.Impostor"]),
+        ("likelihood", "Likelihood", ["objective=elbo", f"likelihood._target_={__name__}.Impostor"]),
+    ],
+)
+def test_a_part_must_be_what_its_group_is_for(run_of: Compose, part: str, kind: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{part}: must be a vae_lab\.{kind}, but \S+ makes a (Identity|Impostor)"):
+        vae.check_fit(run_of(*words).config)
+
+
+class Impostor(nn.Module):
+    """Takes the arguments of any part, and is none."""
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__()
 
 
 class FromNumpy(nn.Module):
@@ -135,16 +168,17 @@ def images() -> torch.Tensor:
 
 
 def test_encode_gives_the_posterior_without_gradients(model: vae.VAE, images: torch.Tensor) -> None:
-    mean, log_variance = model.encode(images)
-    torch.testing.assert_close(torch.cat([mean, log_variance], 1), model.encoder(images).detach())
-    assert not mean.requires_grad
-    assert torch.equal(model.encode(images.double()).mean, mean)
+    posterior = model.encode(images)
+    parameters = torch.cat([posterior.mean, posterior.log_variance], 1)
+    torch.testing.assert_close(parameters, model.encoder(images).detach())
+    assert not parameters.requires_grad
+    assert torch.equal(model.encode(images.double()).mean, posterior.mean)
 
 
 def test_reconstruct_goes_through_the_mean(model: vae.VAE, images: torch.Tensor) -> None:
     reconstructed = model.reconstruct(images)
     assert torch.equal(reconstructed, model.decode(model.encode(images).mean))
-    assert torch.equal(reconstructed, model(images, torch.zeros(3, 4)).reconstruction)
+    assert torch.equal(reconstructed, model.likelihood(model.decoder(model.encoder(images)[:, :4])).mean)
     assert not reconstructed.requires_grad
 
 
@@ -157,6 +191,15 @@ def test_samples_are_the_decoded_stream_of_their_seed(model: vae.VAE, monkeypatc
     assert torch.equal(torch.get_rng_state(), state)
     monkeypatch.setattr(vae, "AT_ONCE", 2)
     torch.testing.assert_close(model.sample(5, seed=7), model.decode(z))
+
+
+def test_the_prior_is_drawn_from_one_stream(model: vae.VAE) -> None:
+    generator, again = (torch.Generator().manual_seed(3) for _ in range(2))
+    z = model.draw(6, generator)
+    assert torch.equal(z, torch.randn(6, 4, generator=again))
+    assert model.latent_shape == z.shape[1:]
+    assert model.latent_dim == 4
+    assert not torch.equal(model.draw(6, generator), z)  # the stream continues
 
 
 def test_an_interpolation_ends_in_both_reconstructions(model: vae.VAE, images: torch.Tensor) -> None:
@@ -215,7 +258,7 @@ NOTHING = torch.zeros(1, 28, 28)
         (lambda vae: vae.traverse(NOTHING[:, 1:], [0]), "image must have shape (1, 28, 28), but got float32 of"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(model: vae.VAE, use: Callable[[vae.VAE], object], words: str) -> None:
+def test_bad_input_is_reported_in_one_sentence(model: vae.VAE, use: Callable[[vae.VAE], object], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)) as raised:
         use(model)
     assert "\n" not in str(raised.value)
@@ -223,7 +266,11 @@ def test_bad_input_is_told_in_one_sentence(model: vae.VAE, use: Callable[[vae.VA
 
 def test_a_model_of_a_users_own_halves_needs_no_image_shape() -> None:
     model = vae.VAE(
-        LinearEncoder([1, 4, 4], 6), Gaussian(3), nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
+        LinearEncoder([1, 4, 4], 6),
+        DiagonalPosterior([3]),
+        StandardPrior([3]),
+        nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4))),
+        GaussianLikelihood([1, 4, 4], sigma=0.1),
     )
     assert model.reconstruct(torch.rand(2, 1, 4, 4)).shape == (2, 1, 4, 4)
     with pytest.raises(ValueError, match="images must have shape"):

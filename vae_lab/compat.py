@@ -1,6 +1,6 @@
-"""Whatever relies on private names of Lightning, Hydra or torch: one place to look at when a new version comes out.
+"""All code that relies on private names of Lightning, Hydra or torch: the one place to check for a new version.
 
-`tests/test_compat.py` has a test for each of these names, and `pyproject.toml` the versions that they were tested with.
+`tests/test_compat.py` tests each of these names, and `pyproject.toml` has the versions that they were tested with.
 The libraries are imported where they are used, since the commands need parts of Hydra long before torch.
 """
 
@@ -31,7 +31,7 @@ def sweep_overrides(overrides: Sequence[Any]) -> list[list[str]]:
 
 
 def find_plugins(skipped: set[str]) -> None:
-    """Let Hydra search for its plugins, which it does once in a process, without some modules of `hydra_plugins`."""
+    """Let Hydra search for its plugins without some modules of `hydra_plugins`. It searches once per process."""
     from hydra.core.plugins import Plugins
     from hydra.core.singleton import Singleton
 
@@ -59,7 +59,7 @@ def _skipping(modules: set[str]) -> Iterator[None]:
 
 
 def name_plugin(name: str, plugin: type) -> None:
-    """Make a plugin known to Hydra under a name of the package `hydra_plugins`, the only one that it takes."""
+    """Register a plugin with Hydra under a name in the package `hydra_plugins`, the only one that Hydra accepts."""
     from hydra.core.plugins import Plugins
 
     Plugins.instance().class_name_to_class[name] = plugin
@@ -69,14 +69,14 @@ def name_plugin(name: str, plugin: type) -> None:
 
 
 def is_batch_norm(layer: "nn.Module") -> bool:
-    """Whether a layer is a batch normalisation of torch's, for vectors, maps or volumes."""
+    """Whether a layer is one of torch's batch normalisations, for vectors, maps or volumes."""
     from torch import nn
 
     return isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
 def is_lazy_module(module: "nn.Module") -> bool:
-    """Whether a module is one of torch's that make their weights for the first input."""
+    """Whether a module is one of torch's lazy modules, which create their weights at the first input."""
     from torch.nn.modules.lazy import LazyModuleMixin
 
     return isinstance(module, LazyModuleMixin)
@@ -90,7 +90,7 @@ def is_lazy_tensor(tensor: "Tensor") -> bool:
 
 
 def are_distributions_validated() -> bool:
-    """Whether torch's distributions check their arguments by default; torch has no public function that tells."""
+    """Whether torch's distributions check their arguments by default; torch has no public function for it."""
     from torch.distributions import Distribution
 
     return bool(Distribution._validate_args)
@@ -113,33 +113,33 @@ SET_IN_EVERY_HOOK = "_current_fx_name"
 
 
 def start_epoch_afresh(trainer: "Trainer") -> None:
-    """Begin the first epoch after a checkpoint like any other.
+    """Start the first epoch after a checkpoint like any other.
 
-    Lightning begins it with an iterator from before the epoch's seeding, and with `max_steps` takes it for finished.
+    Lightning starts it with an iterator from before the epoch's seeding, and with `max_steps` treats it as finished.
     """
     trainer.fit_loop._resuming_from_checkpoint = False
     trainer.fit_loop.epoch_loop.restarting = False
 
 
 KNOWN = "2.6."
-"""The version of Lightning whose loop `Steps` knows; with others Lightning's own loop trains."""
+"""The version of Lightning whose loop `Steps` supports; with others Lightning's own loop trains."""
 
 STEP_HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
-"""Hooks of a step that our callbacks have."""
+"""Hooks of a step that our callbacks implement."""
 RARE_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward")
-"""The others."""
+"""The other hooks of a step."""
 
 
 def lighten(trainer: "Trainer", module: "LightningModule", is_ours: Callable[["Trainer"], bool]) -> None:
-    """Leave out of a training's steps what does nothing in them; the results are the same bit for bit.
+    """Remove empty work from the training steps; the results are the same bit for bit.
 
-    Hooks of a step are set to None where neither their class nor their owner has one: Lightning then skips them. With
-    eight callbacks it would open and close a profile forty times per step around empty functions.
+    Hooks of a step that nobody overrides are set to None: Lightning then skips them. With eight callbacks it would
+    open and close a profile forty times per step around empty functions.
 
     Args:
         trainer: the trainer.
-        module: what it trains.
-        is_ours: whether module, data and profiler are those that `Steps` knows.
+        module: the module that it trains.
+        is_ours: whether module, data and profiler are those that `Steps` supports.
     """
     import lightning
     from lightning.pytorch import Callback, LightningModule
@@ -159,14 +159,14 @@ def lighten(trainer: "Trainer", module: "LightningModule", is_ours: Callable[["T
 class Steps(_TrainingEpochLoop):
     """Lightning's loop over the steps of an epoch, with a shorter path through ordinary ones.
 
-    Lightning asks in every step what does not change within a training: whether gradients are accumulated, clipped or
-    scaled, whether other processes take part, which hooks exist. Here that is asked once per epoch; if any answer is
-    yes, or the epoch resumes in the middle, Lightning's own path is taken. What a callback changes in hooks, schedulers
-    and trainer settings during an epoch takes effect in the next one.
+    In every step Lightning checks conditions that do not change during training: whether gradients are accumulated,
+    clipped or scaled, whether other processes take part, which hooks exist. Here they are checked once per epoch. If
+    any answer is yes, or the epoch resumes in the middle, Lightning's own path is taken. Changes that a callback makes
+    to hooks, schedulers and trainer settings during an epoch take effect in the next one.
     """
 
     is_ours: Callable[["Trainer"], bool]
-    """Whether module, data and profiler of a training are those that the shorter path knows."""
+    """Whether module, data and profiler are those that the shorter path supports."""
     _short = False
 
     def on_run_start(self, data_fetcher: "_DataFetcher") -> None:
@@ -200,7 +200,7 @@ class Steps(_TrainingEpochLoop):
             and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
             and type(self).is_ours(trainer)
             and type(trainer.strategy) is SingleDeviceStrategy
-            and type(trainer.precision_plugin) in (Precision, MixedPrecision)  # others convert what a model is given
+            and type(trainer.precision_plugin) in (Precision, MixedPrecision)  # others convert the model's input
             and getattr(trainer.precision_plugin, "scaler", None) is None
             and trainer.accumulate_grad_batches == 1
             and trainer.gradient_clip_val is None
@@ -219,7 +219,7 @@ class Steps(_TrainingEpochLoop):
         batch, _, _ = next(data_fetcher)
         index = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
-        batch = self._moved(batch)
+        batch = self._transferred(batch)
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
         self._call("on_train_batch_start", batch, index)
@@ -235,7 +235,7 @@ class Steps(_TrainingEpochLoop):
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", {"loss": loss}, batch, index)
-        # If a step logged nothing, all that is left for Lightning to do is to release the batch.
+        # If a step logged nothing, Lightning only has to release the batch.
         logged = any(self._results.metrics(on_step=True).values())
         if logged:
             trainer._logger_connector.on_batch_end()
@@ -246,7 +246,7 @@ class Steps(_TrainingEpochLoop):
             trainer._logger_connector.update_train_step_metrics()
 
     def on_advance_end(self, data_fetcher: "_DataFetcher") -> None:
-        """Validate where it is time to."""
+        """Validate if it is due."""
         trainer = self.trainer
         last = self._num_ready_batches_reached() or trainer.should_stop or trainer.received_sigterm
         if self._short and self._ends_quickly and not last:
@@ -256,12 +256,12 @@ class Steps(_TrainingEpochLoop):
 
     def _call(self, hook: str, *arguments: Any) -> None:
         module = self._module
-        before, module._current_fx_name = module._current_fx_name, hook  # where a callback logs from
+        before, module._current_fx_name = module._current_fx_name, hook  # callbacks log under this name
         for call in self._hooks[hook]:
             call(self.trainer, module, *arguments)
         module._current_fx_name = before
 
-    def _moved(self, batch: Any) -> Any:
+    def _transferred(self, batch: Any) -> Any:
         data = self.trainer.datamodule
         batch = data.on_before_batch_transfer(batch, 0)
         batch = data.transfer_batch_to_device(batch, self.trainer.strategy.root_device, 0)
@@ -291,7 +291,7 @@ class Steps(_TrainingEpochLoop):
 
 
 def steps_plainly(optimizer: "Optimizer") -> bool:
-    """Whether an optimiser is one of torch's that clears gradients as all do and needs no closure, as L-BFGS does."""
+    """Whether an optimiser is torch's, with the usual `zero_grad` and no required closure; L-BFGS requires one."""
     from torch import optim
 
     kind = type(optimizer)

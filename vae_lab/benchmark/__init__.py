@@ -1,1 +1,1 @@
-"""What a training costs beside other ways to write it, and how the cost grows: `make bench`."""
+"""Measure the cost of training against other ways to write it, and how the cost grows: `make bench`."""

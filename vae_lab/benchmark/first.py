@@ -1,4 +1,4 @@
-"""When a training's first step has ended; imports no more than a training does."""
+"""Print the end of the first training step. This module imports nothing that training does not import."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ FIRST_STEP = "first step at "
 
 
 class FirstStep(Callback):
-    """Prints when the first step has ended."""
+    """Prints the time at which the first step ends."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,4 +1,4 @@
-"""Trainings written out, without this project's loop. Imports no Lightning, which their start would pay for."""
+"""Plain training loops, without this project's loop. Imports no Lightning, which would slow their start."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,21 +18,21 @@ from vae_lab.objectives.base import Objective
 
 
 class Epoch(NamedTuple):
-    """The seconds of one epoch, and its total averaged over the images."""
+    """The duration of one epoch in seconds, and its total averaged over the images."""
 
     seconds: float
     total: float
 
 
 class Loop:
-    """The plainest loop over a model's training step.
+    """The simplest loop over training steps of a model.
 
     Args:
-        model: what `objective` takes.
-        objective: gives the total.
-        optimizer: of the model's weights.
-        batches: gives the batches of epoch 0, 1, …: images (b, c, h, w) in [0, 1].
-        scheduler: advances once a step.
+        model: the model that `objective` takes.
+        objective: computes the total.
+        optimizer: the optimiser of the model's weights.
+        batches: returns the batches of epoch 0, 1, …: images (b, c, h, w) in [0, 1].
+        scheduler: advances once per step.
         precision: `bf16-mixed` or `32-true`.
     """
 
@@ -55,7 +55,7 @@ class Loop:
         self.first_step = 0.0
 
     def epoch(self) -> Epoch:
-        """Train one epoch; `first_step` is then the time (`time.time`) at which the very first step had ended."""
+        """Train one epoch; `first_step` is the time (`time.time`) at which the very first step ended."""
         started, images, total = time.perf_counter(), 0, torch.zeros(())
         for batch in self.batches(self.epochs):
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.mixed):
@@ -73,11 +73,11 @@ class Loop:
 
 
 def plain(settings: Config, root: Path) -> Loop:
-    """What a user would write: 32-bit floats, `DataLoader` over torchvision with `ToTensor`, torch's Adam as it comes.
+    """A typical user's loop: 32-bit floats, `DataLoader` over torchvision with `ToTensor`, torch's default Adam.
 
     Args:
-        settings: whose modules, images and batch size are taken, and no other choice.
-        root: folder from which torchvision's FashionMNIST reads.
+        settings: gives the modules, the images and the batch size, and nothing else.
+        root: the folder from which torchvision's FashionMNIST reads.
     """
     from torchvision.datasets import FashionMNIST
     from torchvision.transforms import ToTensor

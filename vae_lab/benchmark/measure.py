@@ -1,4 +1,4 @@
-"""What `make bench` measures, part by part; every figure as a plain number."""
+"""The measurements of `make bench`, part by part; all figures are plain numbers."""
 
 import json
 import math
@@ -28,14 +28,14 @@ from vae_lab.training.machine import environment
 
 BUNDLED = PACKAGE / "assets" / "fashion_mnist_3k"
 PUBLISHED = ("encoder.blocks=[{down:32},{down:64}]", "decoder.blocks=[{unflatten:64},{up:64},{up:32}]")
-"""A 32/64-channel pair, which with batches of 32 is likely what the published experiment trained."""
+"""Networks with 32 and 64 channels, which with batches of 32 are likely those of the published experiment."""
 
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is measured: repeats of each part, epochs of a training, and the sizes of what grows."""
+    """The amount of measurement: repeats of each part, epochs per training, and the sizes of the growing parts."""
 
     repeats: int = 6
     epochs: int = 10
@@ -46,7 +46,7 @@ class Amount:
     overrides: tuple[str, ...] = ()
 
     def changed(self, repeats: int | None, threads: int | None) -> "Amount":
-        """The same with as many repeats, on as many CPU threads, where given."""
+        """A copy with this number of repeats and of CPU threads, if given."""
         words = () if threads is None else (f"trainer.threads={threads}",)
         return replace(self, repeats=repeats or self.repeats, overrides=(*self.overrides, *words))
 
@@ -70,20 +70,20 @@ QUICK = Amount(
 
 
 def composed(*overrides: str) -> Run:
-    """The run of these overrides, the shipped configuration beneath."""
+    """The run of the shipped configuration with these overrides."""
     config.register_resolvers()
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return Run.of(hydra.compose("train", ["name=benchmark", *overrides], return_hydra_config=True))
 
 
 def settings_of(variant: str, amount: Amount, seed: int = 0) -> Config:
-    """What is trained as `user` or `published`; both in 32 bits, with nothing of ours but modules and images."""
+    """The configuration of `user` or `published`; both train in 32 bits and use only our modules and images."""
     more = ("data.batch_size=32", *PUBLISHED) if variant == "published" else ()
     return composed(*amount.overrides, f"seed={seed}", *more).config
 
 
 def turns(amount: Amount) -> Figures:
-    """Ours, the bare loop, a user's and the published set-up in turns: speed, and time to the target."""
+    """Our loop, the bare loop, a user's loop and the published set-up in turns: speed, and time to the target."""
     taken = []
     for seed in range(amount.repeats):
         overrides = (*amount.overrides, f"seed={seed}", f"trainer.max_epochs={amount.epochs}")
@@ -110,10 +110,10 @@ def turns(amount: Amount) -> Figures:
 
 
 def overhead(taken: Sequence[Turn], settings: Config) -> Figures:
-    """What an epoch of ours takes beside the bare ones before and after it: their ratio, and microseconds a step.
+    """The time of our epochs against the bare epochs before and after: the ratio, and the difference in µs per step.
 
-    Epochs of one turn are no independent samples, since chance gives a process its places in memory. So each turn
-    counts with its median; where there is one turn, its pairs count.
+    Epochs of one turn are not independent samples, because the memory layout of a process is random. So the medians of
+    the turns are the samples; if there is only one turn, its pairs are.
     """
     steps = math.ceil(settings.data.num_train / settings.data.batch_size)
     pairs = [turn.pairs() for turn in taken]
@@ -128,7 +128,7 @@ def overhead(taken: Sequence[Turn], settings: Config) -> Figures:
 
 
 def images(amount: Amount) -> list[Figures]:
-    """Seconds an epoch and overhead by the number of training images: the bundled ones over and over."""
+    """Seconds per epoch and overhead by the number of training images; the bundled images are repeated."""
     grown = []
     for count in amount.images:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ def images(amount: Amount) -> list[Figures]:
 
 
 def widths(amount: Amount) -> list[Figures]:
-    """Seconds an epoch and overhead by the width of both networks, as a multiple of the default."""
+    """Seconds per epoch and overhead by the width of both networks, as a multiple of the default."""
     grown = []
     for width in amount.widths:
         encoder = f"encoder.blocks=[{{down:{16 * width}}},{{down:{32 * width}}}]"
@@ -149,7 +149,7 @@ def widths(amount: Amount) -> list[Figures]:
 
 
 def _growth(amount: Amount, *overrides: str) -> Figures:
-    """A training of eight epochs, which make six pairs; of three for a quick look."""
+    """Train eight epochs, which give six pairs; three epochs if there is only one repeat."""
     run = composed(*amount.overrides, f"trainer.max_epochs={8 if amount.repeats > 1 else 3}", *overrides)
     turn = take_turn(run)
     seconds = median(ours for ours, _ in turn.pairs())
@@ -164,7 +164,7 @@ def _growth(amount: Amount, *overrides: str) -> Figures:
 
 
 def repeat_images(folder: Path, count: int) -> None:
-    """Files in IDX format with `count` training images, the bundled ones over and over, and the bundled test images."""
+    """Write IDX files with `count` training images, which repeat the bundled ones, and the bundled test images."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for file in (BUNDLED / "FashionMNIST" / "raw").glob("*-ubyte"):
@@ -177,10 +177,10 @@ def repeat_images(folder: Path, count: int) -> None:
         (raw / file.name).write_bytes(content)
 
 
-# --- Processes of their own --------------------------------------------------------------------------------
+# --- Separate processes ------------------------------------------------------------------------------------
 
 OURS = "from vae_lab.cli import main; main()"
-# What a user would write imports no Lightning and no Hydra.
+# A typical user's loop imports neither Lightning nor Hydra.
 PLAIN = """
 import json, sys
 from pathlib import Path
@@ -196,7 +196,7 @@ print(f"first step at {loop.first_step}")
 
 
 def starts(amount: Amount) -> Figures:
-    """From the command to the end of the first step, and the highest memory of a process that trains one epoch."""
+    """The time from the command to the end of the first step, and the peak memory of a process over one epoch."""
     commands = {
         "ours": [
             *(OURS, "train", f"+callbacks.first._target_={FirstStep.__module__}.FirstStep"),
@@ -223,48 +223,48 @@ def starts(amount: Amount) -> Figures:
 
 def _first_step(words: Sequence[str]) -> tuple[float, int]:
     started = time.time()
-    _, told, memory = _call(words)
-    at = next(line for line in told.splitlines() if line.startswith(FIRST_STEP))
-    return float(at.removeprefix(FIRST_STEP)) - started, memory
+    _, output, memory = _call(words)
+    line = next(line for line in output.splitlines() if line.startswith(FIRST_STEP))
+    return float(line.removeprefix(FIRST_STEP)) - started, memory
 
 
 def _call(words: Sequence[str]) -> tuple[float, str, int]:
-    """Run Python code with arguments in an empty folder: seconds, what it printed, and its highest memory in bytes."""
+    """Run Python code with arguments in an empty folder: seconds, its output, and its peak memory in bytes."""
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-c", *words],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": path},
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
-        told.seek(0)
-        return seconds, told.read(), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        output.seek(0)
+        return seconds, output.read(), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 WITHOUT_PICTURES = ("~callbacks.pictures", "callbacks.pages.points=0")
 
 
 def grid(amount: Amount) -> Figures:
-    """The default grid, or what `amount` says, as one multirun in a process of its own, without pictures.
+    """Run the grid of `amount` as one multirun in a separate process, without pictures.
 
-    The overhead of a run is what lies between its result and the one before it, less the seconds of its training, the
-    first step among them, its validations, its test and its test metrics.
+    The overhead of a run is the time between the previous result and its own, minus the seconds of its training, with
+    the first step, its validations, its test and its test metrics.
     """
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", "-m", *amount.grid, "name=grid", *WITHOUT_PICTURES, *amount.overrides]
-        where = Path(folder)
+        root = Path(folder)
         code = f"import os; os.chdir({folder!r}); {OURS}"
         began = time.time()
-        seconds, told, memory = _call([code, *words])
-        files = sorted(where.glob("outputs/grid/*/*/result.json"), key=lambda file: file.stat().st_mtime)
+        seconds, output, memory = _call([code, *words])
+        files = sorted(root.glob("outputs/grid/*/*/result.json"), key=lambda file: file.stat().st_mtime)
         if not files:
-            raise RuntimeError(f"the grid that was to be measured left no results:\n{told}")
+            raise RuntimeError(f"the grid that was to be measured left no results:\n{output}")
         found, last = [], began
         for file in files:
             result, ended = results.read_result(file.parent), file.stat().st_mtime
@@ -292,7 +292,7 @@ def _run(result: results.Result, history: dict[str, dict[str, list[float]]], sec
 
 
 def machine(amount: Amount) -> Figures:
-    """What this machine reaches at best: a large matrix product and a large convolution, in both types, in FLOP/s."""
+    """The machine's peak in FLOP/s: a large matrix product and a large convolution, in both precisions."""
     size, channels = amount.size, max(8, amount.size // 16)
     settings = composed(*amount.overrides).config
     torch.set_num_threads(settings.trainer.threads)
@@ -319,7 +319,7 @@ def _best(work: Callable[[], Any], amount: Amount) -> float:
 
 
 def surroundings(amount: Amount) -> Figures:
-    """What the figures hang on: hardware, versions, the load of the machine and the date."""
+    """The conditions of the measurement: hardware, versions, the load of the machine and the date."""
     settings = composed(*amount.overrides).config
     return environment(settings).model_dump() | {
         "precision": settings.trainer.precision,

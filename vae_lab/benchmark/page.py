@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 
 
 def page(found: Figures) -> str:
-    """All parts that were measured, each a table under a heading with what it shows."""
+    """All measured parts, each with a heading, a table and its result."""
     parts = [part(found) for key, part in PARTS.items() if key in found]
     return "\n\n".join([_surroundings(found["surroundings"]), *parts]) + "\n"
 
@@ -41,10 +41,13 @@ def _middle(found: Figures | None, scale: float = 1.0, digits: int = 2) -> str:
 
 
 def _surroundings(found: Figures) -> str:
-    told = [f"Python {found['python']}", *(f"{name} {found[name]}" for name in ("torch", "torchvision", "lightning"))]
+    versions = [
+        f"Python {found['python']}",
+        *(f"{name} {found[name]}" for name in ("torch", "torchvision", "lightning")),
+    ]
     return (
         f"{found['date']}; {found['device']}, {found['system']}, {found['threads']} thread"
-        f"{'s' * (found['threads'] > 1)}, {found['precision']}; {', '.join(told)}; commit {found['commit']}. "
+        f"{'s' * (found['threads'] > 1)}, {found['precision']}; {', '.join(versions)}; commit {found['commit']}. "
         "Load of the machine (processes that were busy in the last minute, the measurement among them): "
         f"{found['load']:.1f} at the start, {found['load_after']:.1f} at the end. Medians, with their 95 % intervals "
         "where there are six values or more."
@@ -54,12 +57,12 @@ def _surroundings(found: Figures) -> str:
 def _turns(found: Figures) -> str:
     turns, more = found["turns"], found["turns"]["overhead"]
     rows = []
-    for name, told in NAMES.items():
+    for name, label in NAMES.items():
         one = turns[name]
         times = "" if name == "ours" else _middle(one["times_ours"])
         rows.append(
             [
-                told,
+                label,
                 f"{one['images_per_second']:,.0f}",
                 _middle(one["epoch_seconds"]),
                 f"{_middle(one['seconds_to_target'])}, {one['reached']}",
@@ -97,16 +100,16 @@ def _machine(found: Figures) -> str:
         [name, *(f"{peaks[name][key] / 1e9:,.0f}" for key in ("matrix_product", "convolution"))]
         for name in ("32-true", "bf16-mixed")
     ]
-    told = _table(["GFLOP/s", "matrix product", "convolution"], rows)
+    text = _table(["GFLOP/s", "matrix product", "convolution"], rows)
     if "turns" in found:
         rate = 3 * peaks["flops_per_image"] * found["turns"]["ours"]["images_per_second"]
         best = max(peaks[peaks["precision"]][key] for key in ("matrix_product", "convolution"))
-        told += (
+        text += (
             f"\n\nThe training computes {rate / 1e9:,.0f} GFLOP/s, {100 * rate / best:.0f} % of the better one of its "
             "precision. Backwards counts twice what forwards does; norms, activations, optimiser and whatever only "
             "moves memory count for nothing."
         )
-    return f"## The machine's own peak\n\n{told}"
+    return f"## The machine's own peak\n\n{text}"
 
 
 def _grown(title: str, key: str, form: Callable[[Any], str]) -> Callable[[Figures], str]:
@@ -171,7 +174,7 @@ PARTS: dict[str, Callable[[Figures], str]] = {
 
 
 def plot(found: Figures) -> Canvas | None:
-    """Speed of the four, and the growth with images, width and runs: a panel for each part measured."""
+    """The speed of the four loops, and the growth with images, width and runs: one panel per measured part."""
     import matplotlib
 
     panels = list(_panels(found))
@@ -229,7 +232,7 @@ def _line(axes: Any, points: Sequence[tuple[float, float]], *, logarithmic: bool
 
 
 def insert(document: Path, text: str) -> None:
-    """Put the tables into a document, in the place of those after the line `BEGIN`.
+    """Write the tables into a document, in place of everything after the line `BEGIN`.
 
     Raises:
         ValueError: if it has no such line.

@@ -1,4 +1,4 @@
-"""This project's training and others in turns, epoch by epoch, so that whatever slows the machine slows all of them."""
+"""Alternate epochs of this project's training and of others, so that a slow machine slows all of them equally."""
 
 import math
 import multiprocessing
@@ -28,7 +28,7 @@ TARGET = 0.0190
 
 
 def bare(settings: Config) -> Loop:
-    """The training step of this project written out, with the same weights, batches, noise and allocator."""
+    """This project's training step as a plain loop, with the same weights, batches, noise and allocator."""
     keep_freed_memory()
     torch.manual_seed(settings.seed)
     model = vae.build(settings).to(memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def bare(settings: Config) -> Loop:
 
     def batches(epoch: int) -> Iterator[Tensor]:
         loader.set_epoch(epoch)
-        torch.manual_seed(derived_seed(settings.seed, "epoch", epoch))  # of the noise
+        torch.manual_seed(derived_seed(settings.seed, "epoch", epoch))  # seed of the noise
         yield from cast(Iterator[Tensor], loader)
 
     precision = str(settings.trainer.precision)
@@ -50,9 +50,9 @@ def bare(settings: Config) -> Loop:
 
 @contextmanager
 def elsewhere(settings: Config, root: Path) -> Iterator[Callable[[], Epoch]]:
-    """`loops.plain` in a process of its own, which works only while its caller waits for an epoch.
+    """Run `loops.plain` in a separate process, which works only while its caller waits for an epoch.
 
-    How memory is kept holds for a whole process: in ours a plain loop would have what it does without.
+    Settings of the memory allocator apply to the whole process, so in ours a plain loop would profit from our settings.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -82,9 +82,9 @@ def _serve(container: dict[str, Any], root: Path, requests: Connection) -> None:
 
 
 class Interleaved(Callback):
-    """After each epoch of a training one of every other, until that has reached `TARGET` where it is to.
+    """After each epoch, trains one epoch of every other loop; with `until_target` only until it reaches `TARGET`.
 
-    The order is turned round each time: whoever comes after an epoch of another process finds its caches cold.
+    The order is reversed each time, because a loop that follows an epoch of another process finds cold caches.
     """
 
     def __init__(self, others: Mapping[str, Callable[[], Epoch]], until_target: bool = False) -> None:
@@ -101,13 +101,13 @@ class Interleaved(Callback):
 
 
 class Turn(NamedTuple):
-    """A training of ours, with the epochs of the others that were trained between its own."""
+    """One of our runs, with the epochs of the other loops that were trained between its own."""
 
     result: results.Result
     epochs: dict[str, list[Epoch]]
 
     def to_target(self, name: str) -> float | None:
-        """Seconds of training until an epoch's total is the target or less; None if it never was."""
+        """Seconds of training until an epoch's total is at most the target; None if it never is."""
         seconds = (self.result.timing.first_step_seconds or 0.0) if name == "ours" else 0.0
         for epoch in self.epochs[name]:
             seconds += epoch.seconds
@@ -116,7 +116,7 @@ class Turn(NamedTuple):
         return None
 
     def pairs(self) -> list[tuple[float, float]]:
-        """Seconds of our epochs, each with the bare loop's around it; without the first of both, which are cold."""
+        """Seconds of our epochs, each with the mean of the bare epochs around it; without the cold first epochs."""
         ours, others = self.epochs["ours"], self.epochs["bare"]
         return [
             (ours[index].seconds, (others[index - 1].seconds + others[index].seconds) / 2)
@@ -125,7 +125,7 @@ class Turn(NamedTuple):
 
 
 def take_turn(run: Run, plainly: Mapping[str, tuple[Config, Path]] | None = None) -> Turn:
-    """Train a run of ours and beside it the bare loop, and by `loops.plain` whatever else is named.
+    """Train one of our runs, and in turns the bare loop and the loops of `plainly`, which use `loops.plain`.
 
     Raises:
         RuntimeError: if the run fails.
@@ -133,7 +133,7 @@ def take_turn(run: Run, plainly: Mapping[str, tuple[Config, Path]] | None = None
     torch.set_num_threads(run.config.trainer.threads)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         others = {"bare": bare(run.config).epoch}
-        others |= {name: stack.enter_context(elsewhere(*what)) for name, what in (plainly or {}).items()}
+        others |= {name: stack.enter_context(elsewhere(*arguments)) for name, arguments in (plainly or {}).items()}
         interleaved = Interleaved(others, until_target=True)
         result = runner.run(replace(run, directory=Path(folder)), [interleaved])
         if not result.finished:
@@ -144,7 +144,7 @@ def take_turn(run: Run, plainly: Mapping[str, tuple[Config, Path]] | None = None
 
 
 class Middle(NamedTuple):
-    """A median with its 95 % interval, which takes no distribution for granted; null for fewer than six values."""
+    """A median with its 95 % interval, which assumes no distribution; no interval for fewer than six values."""
 
     n: int
     value: float
@@ -153,7 +153,7 @@ class Middle(NamedTuple):
 
     @classmethod
     def of(cls, values: list[float]) -> "Middle":
-        """The interval's ends are the order statistics that the median lies between in 95 % of all samples."""
+        """The ends of the interval are the order statistics that contain the median in 95 % of all samples."""
         ordered, n, rank = sorted(values), len(values), 0
         while sum(math.comb(n, k) for k in range(rank + 1)) / 2**n <= 0.025:
             rank += 1

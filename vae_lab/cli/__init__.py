@@ -1,4 +1,4 @@
-"""The commands. torch is imported only once the configuration is known to be good."""
+"""The commands. torch is imported only once the configuration is known to be valid."""
 
 from vae_lab.cli.main import main
 

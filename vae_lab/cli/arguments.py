@@ -1,4 +1,4 @@
-"""What the commands that use a trained model have in common."""
+"""Arguments and error handling that the commands for trained models share."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def parser_of(command: str, description: str, epilog: str) -> argparse.ArgumentP
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Which model, and what it may need."""
+    """Add the arguments that select a model, its device and its data."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a sweep's with --best")
     parser.add_argument("--best", metavar="METRIC", help="of a sweep the run where this is best, such as val.total")
     parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda, mps (default: cpu)")
@@ -34,7 +34,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def refusing(head: str) -> Iterator[None]:
-    """What a user can cause ends the process with 1 and a sentence."""
+    """End the process with exit code 1 and a one-line message at an error that a user can cause."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for the packages that are allowed
     try:
@@ -44,8 +44,8 @@ def refusing(head: str) -> Iterator[None]:
     except ValueError as error:  # LoadError, DataError and their kin
         refuse(head, str(error))
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        refuse(head, f"{place}{error.strerror or error}")
+        path = f"{error.filename}: " if error.filename else ""
+        refuse(head, f"{path}{error.strerror or error}")
 
 
 def refuse(head: str, reason: str) -> NoReturn:

@@ -26,7 +26,7 @@ ONE_MODEL = "describe shows one model: give each key one value, without -m"
 
 
 def describe(arguments: Sequence[str]) -> None:
-    """Show the layers of the model that these words make."""
+    """Show the layers of the model that these arguments define."""
     if {"--help", "-h"} & {*arguments}:
         print(DESCRIBE.format(command="vae-lab describe"), end="")
         return
@@ -39,7 +39,7 @@ def describe(arguments: Sequence[str]) -> None:
         from vae_lab.model import describe as table
         from vae_lab.model.match import check_fit, matched
 
-        checks.tell_all([run], check_fit)
+        checks.check_each([run], check_fit)
         match = matched(run.config)
         settings = match.config if match else run.config
         table.show(Console(), table.describe(settings), table.matching(settings, match))
@@ -50,7 +50,7 @@ def describe(arguments: Sequence[str]) -> None:
 
 
 def _composed(arguments: Sequence[str]) -> Run:
-    """The run of these words, composed as training composes it."""
+    """The run that these arguments define, composed as for training."""
     parser = argparse.ArgumentParser(prog="vae-lab describe", add_help=False)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("overrides", nargs="*")
@@ -59,15 +59,15 @@ def _composed(arguments: Sequence[str]) -> Run:
         raise ConfigError(Problem("command line", ONE_MODEL))
     if unknown:
         raise ConfigError(Problem("command line", f"there is no flag {unknown[0]!r}; known: --config-dir, --help"))
-    searched = []
+    search_path = []
     if given.config_dir is not None:
         folder = Path(given.config_dir).absolute()
         if not folder.is_dir():
             raise ConfigError(Problem("--config-dir", f"there is no folder {folder}"))
-        searched = [f"hydra.searchpath=['file://{folder}']"]
+        search_path = [f"hydra.searchpath=['file://{folder}']"]
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
-            composed = hydra.compose("train", [*given.overrides, *searched], return_hydra_config=True)
+            composed = hydra.compose("train", [*given.overrides, *search_path], return_hydra_config=True)
         except ConfigCompositionException as error:
             if "sweep over it" in str(error):
                 raise ConfigError(Problem("command line", ONE_MODEL)) from error

@@ -16,11 +16,11 @@ from vae_lab.config.terminal import say, shown, stop
 from vae_lab.sweep import checks
 
 MOST_COLUMNS = 4
-"""Runs whose test metrics are shown in the terminal."""
+"""The number of runs whose test metrics are shown in the terminal."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure runs that are there anew."""
+    """Measure finished runs again."""
     parser = argparse.ArgumentParser(
         prog="vae-lab evaluate",
         description="Measure the test metrics of finished runs from their weights, write them to each result.json, and "
@@ -74,13 +74,13 @@ def show_evaluation(
             measured.append((shown(folder), measure(folder, asked, allow, device, root)))
         except (LoadError, DataError, OSError) as error:
             say(f"Not measured: {error}", error=True)
-        except Exception as error:  # a stranger's files may hold anything, and the other runs are measured all the same
-            told_error = f"{shown(folder)} ({type(error).__name__}: {error})"
-            say(f"Not measured: {told_error}", error=True)
+        except Exception as error:  # untrusted files may hold anything, and the other runs are still measured
+            text = f"{shown(folder)} ({type(error).__name__}: {error})"
+            say(f"Not measured: {text}", error=True)
     if measured:
         Console().print(metrics_table(measured[:MOST_COLUMNS]))
         if len(measured) > MOST_COLUMNS:
             Console().print(f"and {len(measured) - MOST_COLUMNS} more runs, in their result.json")
-        again = " ".join(dict.fromkeys(shown(folder.parents[1]) for folder in found))
-        say(f"The report with them: vae-lab report {again}")
+        names = " ".join(dict.fromkeys(shown(folder.parents[1]) for folder in found))
+        say(f"The report with them: vae-lab report {names}")
     return len(measured) == len(found)

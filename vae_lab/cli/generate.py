@@ -14,8 +14,7 @@ KINDS = {
     "traversal": ("rows", "columns", "seed", "index", "dims", "span"),
     "manifold": ("rows", "columns", "dims", "span"),
 }
-"""What `generate` draws, and the options that have a meaning for it."""
-"""What `generate` draws, and the options that have a meaning for it."""
+"""The kinds of sheet that `generate` draws, and the options of each."""
 
 GENERATE = """\
 what is drawn, and the rows × columns that it has by default:

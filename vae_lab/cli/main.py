@@ -1,4 +1,4 @@
-"""`vae-lab COMMAND`: which command is meant."""
+"""`vae-lab COMMAND`: run a command."""
 
 import io
 import sys
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, `sys.argv` unless given; ends the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a table is worth more than its lines
+            stream.reconfigure(errors="replace")  # a table without its lines is better than an error
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if command in COMMANDS:
         try:

@@ -1,4 +1,4 @@
-"""`vae-lab report`: the report of runs that are there."""
+"""`vae-lab report`: the report of existing runs."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Write the report of runs that are there."""
+    """Write the report of existing runs."""
     parser = argparse.ArgumentParser(
         prog="vae-lab report",
         description="Write the report of one sweep, or of several together, from the files that their runs left.",

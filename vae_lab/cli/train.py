@@ -24,16 +24,16 @@ from vae_lab.training import plan
 
 log = logging.getLogger(__name__)
 
-WITHOUT_US = ConfigError(
+CALLBACK_CHANGED = ConfigError(
     Problem("hydra.callbacks.vae_lab", "must stay as it is: it checks the runs, and sums them up at the end")
 )
 
 
 def train(overrides: Sequence[str]) -> None:
-    """Hand over to Hydra, and tell its complaints in our words."""
+    """Run Hydra, and report its errors in our own words."""
     if any(re.match(r"[~+]*hydra\.callbacks(\.vae_lab\b|=|$)", word) for word in overrides):
-        stop(WITHOUT_US)
-    sys.argv[1:] = overrides  # where Hydra looks
+        stop(CALLBACK_CHANGED)
+    sys.argv[1:] = overrides  # Hydra reads them here
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
     register_resolvers()
@@ -49,10 +49,10 @@ def train(overrides: Sequence[str]) -> None:
         with _stoppable():
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
     except Stopped as ending:
-        print(f"\n{_kept(ending)}", file=sys.stderr)
+        print(f"\n{_stop_message(ending)}", file=sys.stderr)
         raise SystemExit(128 + ending.number) from None
     except Exception as error:
-        # Hydra's complaints about missing files are OSErrors too, with no number.
+        # Hydra's errors about missing files are OSErrors too, but without a number.
         unwritten = next((one for one in (error, error.__cause__) if isinstance(one, OSError) and one.errno), None)
         if wants_traceback:
             raise
@@ -67,9 +67,10 @@ def train(overrides: Sequence[str]) -> None:
 
 
 class Stopped(BaseException):
-    """A signal that asks to end.
+    """A signal that asks the process to stop.
 
-    No Exception, lest it be taken for a failed run, and no KeyboardInterrupt, after which Lightning ends the process.
+    It is not an Exception, so that it does not count as a failed run. It is not a KeyboardInterrupt either, after which
+    Lightning ends the process.
     """
 
     def __init__(self, number: int) -> None:
@@ -92,7 +93,7 @@ def _stoppable() -> Iterator[None]:
         raise Stopped(number)
 
     before = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python does not let them be set
+    if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
@@ -103,31 +104,31 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _kept(ending: Stopped) -> str:
-    """What a signal leaves, and how to go on."""
+def _stop_message(ending: Stopped) -> str:
+    """The message after a signal: what is kept, and how to resume."""
     stopped = f"Stopped by {signal.Signals(ending.number).name}"
     run = ending.run
     if run is None:
         return f"{stopped}. Runs that have finished are kept; the same command with the same name goes on."
-    of_it = ""
+    partial = ""
     if not plan.finished(run):  # else its test metrics were about to be completed
         epochs = plan.stage(run).epochs
         part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
-        of_it = f" and, of {run}, {part}"
+        partial = f" and, of {run}, {part}"
     words = [word for word in sys.argv[1:] if not word.startswith("name=")]
     program = "vae-lab train" if Path(sys.argv[0]).name == "vae-lab" else f"python {sys.argv[0]}"
     command = f"{program} {shlex.join([*words, f'name={run.config.name}'])}"
-    return f"{stopped}. Kept are the runs that have finished{of_it}. To go on:\n  {command}"
+    return f"{stopped}. Kept are the runs that have finished{partial}. To go on:\n  {command}"
 
 
 def job(composed: DictConfig) -> float | None:
-    """One run; returns the validation loss, which is what a searching sweeper minimises.
+    """Train one run; returns the validation loss, which a search minimises.
 
-    Whatever goes wrong is told and not raised, so that the other runs of a multirun go on.
+    Errors are logged and not raised, so that the other runs of a multirun continue.
     """
     callback = HydraConfig.get().callbacks.get("vae_lab") or {}
     if not str(callback.get("_target_")).endswith(".SweepCallback"):
-        stop(WITHOUT_US)
+        stop(CALLBACK_CHANGED)
     run = Run.of(composed)
     position = Position.current()
     label = f"{position.number}/{position.runs}  {run}" if position else str(run)
@@ -150,9 +151,9 @@ def job(composed: DictConfig) -> float | None:
                 added = runs.complete(run, earlier)
                 log.info("%s: finished before, its test metrics completed", label)
                 return added.val.total
-            harm = plan.damage(run)
-            if harm:
-                log.warning("%s: done again, since %s", label, harm)
+            damage = plan.damage(run)
+            if damage:
+                log.warning("%s: done again, since %s", label, damage)
             from vae_lab.training import machine, runner  # import torch
 
             machine.freeze_imports()
@@ -160,7 +161,7 @@ def job(composed: DictConfig) -> float | None:
     except Stopped as ending:
         ending.run = run
         raise
-    except Exception as error:  # the run's own errors are in its result; this is about its files
+    except Exception as error:  # the run's own errors are in its result; this one is about its files
         log.error("%s: failed, %s: %s", label, type(error).__name__, error, exc_info=not isinstance(error, OSError))
         return None
     if result.finished:

@@ -1,4 +1,4 @@
-"""What a configuration may say, and what makes a run. Imports no torch, so that errors come at once."""
+"""Configurations and runs. Imports no torch, so that errors are reported at once."""
 
 from vae_lab.config.base import WIDEST, Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint

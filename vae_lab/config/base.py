@@ -16,13 +16,13 @@ Target = Annotated[str, Field(alias="_target_")]
 
 
 class Section(BaseModel):
-    """A mapping with known keys; values are taken as they are typed, '3' is not 3."""
+    """A mapping with known keys. Types are strict: '3' is not 3."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
 class Node(BaseModel):
-    """Anything built from its `_target_`: a class or function of ours, of torch's or of the user's."""
+    """An object built from its `_target_`: a class or function of vae_lab, torch or the user."""
 
     model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
 
@@ -30,6 +30,6 @@ class Node(BaseModel):
 
 
 class PartialNode(Node):
-    """A node that is called later, with what a configuration cannot hold."""
+    """A node that is called later, with arguments that a configuration cannot hold."""
 
     partial: Annotated[Literal[True], Field(alias="_partial_")]

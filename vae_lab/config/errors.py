@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and how it is told."""
+"""Configuration errors and their messages."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """All that is wrong with a configuration, told at once."""
+    """All problems of a configuration, reported together."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -33,7 +33,7 @@ class ConfigError(ValueError):
 
 
 def choices(word: str, known: Iterable[str]) -> str:
-    """The known words as the end of an error message, the one closest to `word` offered first."""
+    """The end of an error message: the known words, after a suggestion of the one closest to `word`."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     if close and len(known) > MOST_CHOICES:
@@ -43,16 +43,16 @@ def choices(word: str, known: Iterable[str]) -> str:
 
 def is_complaint(error: Exception) -> bool:
     """Whether an error is about what the user wrote: Hydra, OmegaConf or the YAML reader raised it."""
-    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) or _unreadable(error):
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) or _undecodable_file(error):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # Hydra also raises plain ValueErrors
-    last = frames[-20:] if isinstance(error, RecursionError) else frames[-1:]  # which may end in what they call
+    last = frames[-20:] if isinstance(error, RecursionError) else frames[-1:]  # it may end in code that they call
     packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in last}
     return bool(packages & {"hydra", "omegaconf", "yaml", "antlr4"})
 
 
-def _unreadable(error: Exception) -> str | None:
-    """The file with bytes that are no text; Hydra lets Python's own error through, which does not name it."""
+def _undecodable_file(error: Exception) -> str | None:
+    """The file that is not valid text. Hydra passes on Python's error, which does not name the file."""
     if not isinstance(error, UnicodeDecodeError):
         return None
     paths = (frame.f_locals.get("full_path") for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -60,15 +60,15 @@ def _unreadable(error: Exception) -> str | None:
 
 
 def explain(error: Exception) -> ConfigError:
-    """What Hydra, OmegaConf or the YAML reader found, in the form of our own errors."""
+    """Convert an error of Hydra, OmegaConf or the YAML reader to a `ConfigError`."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return ConfigError(Problem(group, f"there is no choice {choice!r}; {choices(choice, error.options)}"))
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        place = f"{mark.name}, line {mark.line + 1}"
-        return ConfigError(Problem(place, f"this is not YAML: {error.problem}"))
-    unreadable = _unreadable(error)
+        location = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(Problem(location, f"this is not YAML: {error.problem}"))
+    unreadable = _undecodable_file(error)
     if unreadable is not None:
         return ConfigError(Problem(unreadable, f"this is not YAML: it is not text in UTF-8 ({error})"))
     if isinstance(error, OverrideParseException):

@@ -1,4 +1,4 @@
-"""What makes a run the same: which keys can change a result, and the name of a cell."""
+"""The identity of a run: the keys that can change a result, and the name of a cell."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from vae_lab.config import signatures
 
 LONGEST_CELL = 120
 
-# These do not change what a run computes: they are part neither of a cell's name nor of its checksum.
+# These keys do not change what a run computes. They are not part of a cell's name or its checksum.
 NOT_IDENTIFYING = (
     "seed",
     "name",
@@ -25,10 +25,10 @@ NOT_IDENTIFYING = (
     "trainer.enable_model_summary",
 )
 
-# Of these each entry says whether it changes results; see `changes_results`.
+# In these groups each entry may change results or not; see `changes_results`.
 BESIDE_TRAINING = ("callbacks", "logger")
 
-SAYS_SO = "changes_results"
+CHANGES_RESULTS = "changes_results"
 """The key beside `_target_` by which a user says whether a callback or logger changes results."""
 
 WATCHING = (
@@ -43,31 +43,31 @@ WATCHING = (
     "lightning.pytorch.callbacks.TQDMProgressBar",
     "lightning.pytorch.callbacks.ThroughputMonitor",
 )
-"""Lightning's own that only watch a training."""
+"""Lightning's loggers and callbacks that only observe training."""
 
 
 def changes_results(node: Any) -> bool:
     """Whether a callback or a logger can change what a run computes.
 
-    Ours say so by a class attribute, Lightning's are known; any other one counts as changing results unless its section
-    has `changes_results: false`.
+    vae_lab's classes have an attribute for it, and Lightning's are known. Any other class counts as changing results
+    unless its section has `changes_results: false`.
     """
     if not isinstance(node, Mapping):
         return False
-    if isinstance(node.get(SAYS_SO), bool):
-        return bool(node[SAYS_SO])
+    if isinstance(node.get(CHANGES_RESULTS), bool):
+        return bool(node[CHANGES_RESULTS])
     target = str(node.get("_target_"))
     if target.startswith("vae_lab."):
-        return bool(signatures.attribute("callbacks", target, SAYS_SO, default=True))
+        return bool(signatures.attribute("callbacks", target, CHANGES_RESULTS, default=True))
     return not target.startswith(WATCHING)
 
 
 def identifying(overrides: Iterable[str], composed: Mapping[str, Any]) -> dict[str, str]:
-    """The overridden keys that can change a result, encoder and decoder apart: key to value as typed.
+    """The overridden keys that can change a result, except encoder and decoder: key to value as typed.
 
     Args:
         overrides: words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
-        composed: the configuration that they led to, of which callbacks and loggers are looked at.
+        composed: the resulting configuration, of which only callbacks and loggers are used.
     """
     given: dict[str, str] = {}
     for override in overrides:
@@ -75,14 +75,14 @@ def identifying(overrides: Iterable[str], composed: Mapping[str, Any]) -> dict[s
         parts = key.split(".")
         if key in ("encoder", "decoder", *NOT_IDENTIFYING) or parts[0] in NOT_IDENTIFYING:
             continue
-        if parts[0] in BESIDE_TRAINING and not _of_changing(parts, composed):
+        if parts[0] in BESIDE_TRAINING and not _belongs_to_changing(parts, composed):
             continue
         given[key] = value
     return given
 
 
-def _of_changing(parts: list[str], composed: Mapping[str, Any]) -> bool:
-    """Whether a key of callbacks or loggers is about one that changes results."""
+def _belongs_to_changing(parts: list[str], composed: Mapping[str, Any]) -> bool:
+    """Whether a key belongs to a callback or logger that changes results."""
     nodes = composed.get(parts[0]) or {}
     if not isinstance(nodes, Mapping):
         return False

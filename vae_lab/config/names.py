@@ -1,7 +1,7 @@
-"""Public names: what `vae_lab.Name` stands for, whatever file it is in. Imports nothing but the standard library.
+"""Public names: the class that `vae_lab.Name` stands for, in any file. Imports only the standard library.
 
-A stored configuration names `vae_lab.MseKl`, and goes on doing so when its module moves. An extension's class is public
-by being in the folder of its family; names of earlier versions go on loading through `ALIASES`.
+A stored configuration names `vae_lab.MseKl`, which stays valid when its module moves. An extension's class is public if
+its file is in the folder of its family. Names of earlier versions still load, through `ALIASES`.
 """
 
 import re
@@ -19,7 +19,7 @@ FAMILIES = {
     "objective": ("objectives", "Objective"),
     "callbacks": ("training/callbacks", "Callback"),
 }
-"""Config groups whose choices are one class each, in a file of its own → folder of these files, their base class."""
+"""Config group → folder of its files, base class. Each choice of such a group is one class in its own file."""
 
 _OTHERS = {
     "VAE": "model.vae",
@@ -48,14 +48,14 @@ ALIASES = {
     "vae_lab.callbacks.Pictures": "vae_lab.Pictures",
     "vae_lab.callbacks.TensorBoardPages": "vae_lab.TensorBoardPages",
 }
-"""Names that configurations of version 0.1 have → public names. Checksums are taken of the names on the left."""
+"""Names in configurations of version 0.1 → public names. Checksums use the names on the left."""
 
 _FIRST = {public: first for first, public in ALIASES.items()}
 
 
 @cache
 def files(family: str) -> dict[str, Path]:
-    """Public name → file of each class in the folder of a family; of two of one name the first, see `duplicates`."""
+    """Public name → file of each class of a family. If a name occurs twice, the first file counts; see `duplicates`."""
     found: dict[str, Path] = {}
     for name, path in _classes(family):
         found.setdefault(name, path)
@@ -70,14 +70,14 @@ def _classes(family: str) -> Iterator[tuple[str, Path]]:
 
 
 def duplicates() -> Iterator[str]:
-    """A sentence on each name that two extensions have."""
+    """An error message for each name that two extensions share."""
     seen = dict(_OTHERS)
     for family in FAMILIES:
         for name, path in _classes(family):
-            place = path.relative_to(PACKAGE).as_posix()
+            file = path.relative_to(PACKAGE).as_posix()
             if name in seen:
-                yield f"vae_lab.{name} is defined in {seen[name]} and in {place}: rename one of the two"
-            seen[name] = place
+                yield f"vae_lab.{name} is defined in {seen[name]} and in {file}: rename one of the two"
+            seen[name] = file
 
 
 @cache
@@ -91,10 +91,10 @@ def homes() -> dict[str, str]:
 
 
 def current(target: str) -> str:
-    """The public name that a stored `_target_` stands for today; other names as they are."""
+    """The public name that a stored `_target_` stands for today; other names are unchanged."""
     return ALIASES.get(target, target)
 
 
 def first(target: str) -> str:
-    """The name that checksums are taken of: the one that the first version had."""
+    """The name that checksums use: that of the first version."""
     return _FIRST.get(target, target)

@@ -23,11 +23,11 @@ from vae_lab.config.schema import Config, flatten
 from vae_lab.config.validation import validate
 
 PACKAGE = Path(__file__).parents[1]
-# Set by a sweep for its jobs, which Hydra tells their own number but not how many there are.
+# Set by a sweep for its jobs: Hydra gives a job its number, but not the number of jobs.
 SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
-# Set by a job for the processes that train its run together, to which Hydra tells nothing.
+# Set by a job for the processes that train its run together, to which Hydra passes nothing.
 SWEEP_POSITION = "VAE_LAB_SWEEP_POSITION"
-# Set where a launcher has taken a run: what a configuration takes from the machine is that of the command.
+# Set in a launcher's jobs: values that a configuration takes from the machine are those of the command's machine.
 WORKER, CORES, PRECISION = "VAE_LAB_WORKER", "VAE_LAB_CORES", "VAE_LAB_PRECISION"
 # Set by a sweep for its launcher.
 CORES_OF_A_RUN, GPUS_OF_A_RUN = "VAE_LAB_CORES_OF_A_RUN", "VAE_LAB_GPUS_OF_A_RUN"
@@ -41,7 +41,7 @@ def config_folder() -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """One cell at one seed: a valid configuration and where its files go."""
+    """One cell at one seed: a valid configuration and the folder of its files."""
 
     config: Config
     encoder: str
@@ -50,11 +50,11 @@ class Run:
     overrides: tuple[str, ...]
     directory: Path
     given: Mapping[str, str] = field(default_factory=dict)
-    """The overridden keys that can change a result, encoder and decoder apart."""
+    """The overridden keys that can change a result, except encoder and decoder."""
 
     @classmethod
     def of(cls, composed: DictConfig) -> Self:
-        """The run that Hydra composed.
+        """The run of a configuration that Hydra composed.
 
         Raises:
             ConfigError: if the configuration is not valid.
@@ -102,7 +102,7 @@ class Run:
             directory=Path(run_folder(hydra_config)),
             given=given,
         )
-        # What a run finds in its folder it takes for an earlier attempt's, and removes.
+        # A run takes the files in its folder for those of an earlier attempt, and removes them.
         if run.directory.parts[-3:] != (config.name, run.cell, f"seed-{config.seed}"):
             key = "hydra.sweep.dir" if hydra_config.mode == RunMode.MULTIRUN else "hydra.run.dir"
             problem = f"must make a folder that ends in <name>/<cell>/seed-<n>, but makes {run.directory}"
@@ -114,18 +114,18 @@ class Run:
 
 
 class Position(NamedTuple):
-    """Which run of how many of a sweep this process is at."""
+    """The number of this process's run in its sweep, and the number of runs."""
 
     number: int
     runs: int
 
     @classmethod
     def current(cls) -> Self | None:
-        """From the sweep that started this process or holds it; None outside a sweep."""
-        told = os.environ.get(SWEEP_POSITION)
-        if told is not None:
-            number, of = told.split("/")
-            return cls(int(number), int(of))
+        """The position in the sweep that this process belongs to; None outside a sweep."""
+        position = os.environ.get(SWEEP_POSITION)
+        if position is not None:
+            number, total = position.split("/")
+            return cls(int(number), int(total))
         runs = os.environ.get(SWEEP_RUNS)
         if runs is None or not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
             return None
@@ -141,14 +141,14 @@ def run_folder(hydra_config: DictConfig) -> str:
 
 
 def words(hydra_config: DictConfig) -> tuple[str, ...]:
-    """The overrides of a run as they were typed, interpolations left alone."""
+    """The overrides of a run as typed, with interpolations unresolved."""
     return tuple(cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)))
 
 
 def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
-    """What the chosen experiment file sets, as overrides: its choices and values make a cell as typed ones do.
+    """The settings of the chosen experiment file as overrides: they name a cell as typed overrides do.
 
-    What it sweeps is not among them: Hydra gives that to each run as overrides.
+    The keys that the file sweeps are left out: Hydra passes them to each run as overrides.
     """
     name = hydra_config.runtime.choices.get("experiment")
     folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == "file"]
@@ -168,23 +168,23 @@ def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
 
 
 def hydra_node(composed: DictConfig) -> DictConfig:
-    """The `hydra` node that belongs to a configuration; a job gets its own without, and Hydra keeps it aside."""
+    """The `hydra` node of a configuration. A job's configuration has none; Hydra keeps it separately."""
     node = composed.get("hydra")
     return cast("DictConfig", HydraConfig.get()) if node is None else node
 
 
 def _references(raw: dict[str, Any], hydra_config: DictConfig) -> dict[str, Any]:
-    """`match` with the networks that it names, if it is to match and names some."""
+    """`match` with the networks that it names; empty if no cost is to be matched."""
     match = raw.get("match")
     if not isinstance(match, dict) or match.get("cost", "none") == "none":
         return {}
     problems, found = [], {}
-    where = tuple(word for word in hydra_config.overrides.hydra if word.lstrip("+").startswith("hydra.searchpath"))
-    beside = (*words(hydra_config), *where)
+    paths = tuple(word for word in hydra_config.overrides.hydra if word.lstrip("+").startswith("hydra.searchpath"))
+    overrides = (*words(hydra_config), *paths)
     for side in ("encoder", "decoder"):
         choice = match.get(side, "vanilla")
         try:
-            found[side] = _group_choice(GlobalHydra.instance().config_loader(), side, str(choice), beside)
+            found[side] = _group_choice(GlobalHydra.instance().config_loader(), side, str(choice), overrides)
         except Exception as error:
             if not is_complaint(error):
                 raise
@@ -196,7 +196,7 @@ def _references(raw: dict[str, Any], hydra_config: DictConfig) -> dict[str, Any]
 
 @lru_cache(maxsize=256)
 def _group_choice(loader: ConfigLoader, side: str, choice: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What `side=choice` stands for beside these overrides, those of the networks themselves left out."""
+    """The section that `side=choice` selects with these overrides, except those of the networks themselves."""
     left_out = ("encoder", "decoder", "match", "experiment")
     kept = [word for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in left_out]
     composed = loader.load_configuration("train", [*kept, f"{side}={choice}"], RunMode.RUN)
@@ -213,7 +213,7 @@ def _cell(*, _root_: DictConfig) -> str:
 
 
 def _plain(nodes: Any) -> Any:
-    """A section as plain containers; what is wrong with it validation says."""
+    """A section as plain containers; validation reports its errors."""
     return OmegaConf.to_container(nodes, resolve=False) if OmegaConf.is_config(nodes) else nodes
 
 
@@ -226,49 +226,49 @@ def _steps(*, _root_: DictConfig) -> int:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = trainer.max_epochs * math.ceil(batches / trainer.get("accumulate_grad_batches", 1))
     except (TypeError, ZeroDivisionError, OmegaConfBaseException):
-        return 1  # validation tells what is wrong with them
+        return 1  # validation reports the error
     most = trainer.get("max_steps", -1)
     return max(1, min(steps, most) if most >= 0 else steps)
 
 
 def cores() -> int:
-    """The CPU cores this process may use; where a launcher has taken a run, those of the command."""
-    told = os.environ.get(CORES)
-    if told is not None:
-        return int(told)
+    """The CPU cores that this process may use; in a launcher's job, those of the command."""
+    text = os.environ.get(CORES)
+    if text is not None:
+        return int(text)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cores_each(*, _root_: DictConfig) -> int:
-    """The cores of each process that trains a run together with others."""
+    """The cores per process of a run that several processes train."""
     devices = _root_.trainer.get("devices")
     count = len(devices) if OmegaConf.is_list(devices) else devices
-    return max(1, cores() // count) if isinstance(count, int) and count > 0 else 1  # validation tells what is wrong
+    return max(1, cores() // count) if isinstance(count, int) and count > 0 else 1  # validation reports the error
 
 
 def _cores_of_a_run() -> int:
-    """The cores that each run of the sweep takes: its threads, of all its processes."""
+    """The cores that each run of the sweep uses: the threads of all its processes."""
     return int(os.environ.get(CORES_OF_A_RUN, cores()))
 
 
 def _at_once() -> int:
-    """The runs that this machine holds at once."""
+    """The number of runs that fit on this machine at once."""
     return max(1, cores() // _cores_of_a_run())
 
 
 def precision() -> str:
     """`bf16-mixed` where the processor multiplies 16-bit floats natively, else `32-true`.
 
-    Where a launcher has taken a run, that of the command's machine.
+    In a launcher's job it is the precision of the command's machine.
     """
     return os.environ.get(PRECISION) or _native_precision()
 
 
 @lru_cache
 def _native_precision() -> str:
-    """What pays on this processor.
+    """The faster precision on this processor.
 
-    Known of x86 processors under Linux, by `avx512_bf16` or `amx_bf16`; of others it is not known that it pays.
+    It is `bf16-mixed` on x86 processors under Linux with `avx512_bf16` or `amx_bf16`; for others no gain is known.
     """
     try:
         found = re.search(r"^flags\s*:.*\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -278,7 +278,7 @@ def _native_precision() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${vae_lab.…:}` known to OmegaConf: cores, precision, steps, cell, places, and what a launcher asks for."""
+    """Register `${vae_lab.…:}` with OmegaConf: cores, precision, steps, cell, folders and launcher resources."""
     resolvers: dict[str, Callable[..., Any]] = {
         "cores": cores,
         "cores_each": _cores_each,
@@ -289,7 +289,7 @@ def register_resolvers() -> None:
         "steps": _steps,
         "cell": _cell,
         "run_folder": lambda *, _root_: run_folder(hydra_node(_root_)),
-        "last_part": lambda place: Path(str(place)).expanduser().absolute().name,
+        "last_part": lambda path: Path(str(path)).expanduser().absolute().name,
         "bundled": lambda folder: str(PACKAGE / "assets" / folder),
     }
     for name, resolver in resolvers.items():

@@ -28,7 +28,7 @@ from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normal
 class Network(Section):
     """A list of blocks, with the activation and the normalisation they share.
 
-    `width` multiplies all widths. A valid configuration has them multiplied, and no `width`.
+    `width` multiplies all widths. Validation applies it and then removes it.
     """
 
     width: Annotated[float | None, Field(gt=0, le=64, exclude=True)] = None
@@ -42,7 +42,7 @@ class EncoderConfig(Network):
 
 
 class DecoderConfig(Network):
-    """The blocks, and the layer that makes the image of the last map: a convolution, or one that doubles the map."""
+    """The blocks, and the layer that makes the image from the last map: a convolution, or one that doubles the map."""
 
     target: Target = "vae_lab.Decoder"
     head: Literal["conv", "up"] = "conv"
@@ -93,7 +93,7 @@ class FolderConfig(Section):
 
 
 class ForeignData(Node):
-    """A user's own data module: what the networks and the schedules must know of it."""
+    """A user's own data module, with the values that networks and schedules need."""
 
     image_shape: Annotated[list[Width], Field(min_length=3, max_length=3)]
     num_train: Annotated[Count, Field(strict=True)]
@@ -110,33 +110,33 @@ def _target_of(value: Any) -> Any:
     return value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
 
 
-def _whose(value: Any) -> str:
+def _owner(value: Any) -> str:
     target = _target_of(value)
     return "foreign" if isinstance(target, str) and not target.startswith("vae_lab.") else "ours"
 
 
-def _which_data(value: Any) -> str:
-    return "folder" if _target_of(value) == "vae_lab.FolderData" else _whose(value)
+def _data_tag(value: Any) -> str:
+    return "folder" if _target_of(value) == "vae_lab.FolderData" else _owner(value)
 
 
 Ours = TypeVar("Ours", bound=BaseModel)
 Foreign = TypeVar("Foreign", bound=BaseModel)
-# Our own classes take the keys of the schema and no others; a user's class takes what it likes.
-Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_whose)]
+# vae_lab's own classes take only the keys of their schema; a user's class takes any keys.
+Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreign")], Discriminator(_owner)]
 
 
 def _extension(family: str) -> Any:
-    """One of our classes of a family, by its signature, or anybody else's."""
+    """The type of a family's nodes: vae_lab's classes by their signatures, or any other class."""
     ours = [Annotated[schema, Tag(name)] for name, schema in signatures.schemas(family).items()]
 
-    def which(value: Any) -> str | None:
+    def tag_of(value: Any) -> str | None:
         target = _target_of(value)
         if not isinstance(target, str):
             return "foreign"
         name = target.removeprefix("vae_lab.")
         return "foreign" if name == target or name not in signatures.schemas(family) else name
 
-    return Annotated[Union[(*ours, Annotated[Node, Tag("foreign")])], Discriminator(which)]
+    return Annotated[Union[(*ours, Annotated[Node, Tag("foreign")])], Discriminator(tag_of)]
 
 
 if TYPE_CHECKING:
@@ -151,16 +151,16 @@ else:
 
 
 class References(Section):
-    """The networks that `match.encoder` and `match.decoder` name, as their files have them."""
+    """The networks that `match.encoder` and `match.decoder` name, as their files define them."""
 
     encoder: Either[EncoderConfig, Node]
     decoder: Either[DecoderConfig, Node]
 
 
 class MatchConfig(Section):
-    """Which cost encoder and decoder are brought to, and whose.
+    """The cost that encoder and decoder are matched in, and the networks that they are matched to.
 
-    A run looks the `references` up, so that what it was compared with is part of its configuration.
+    A run looks up the `references`, so that the networks it was matched to are part of its configuration.
     """
 
     cost: Literal["none", "parameters", "flops"] = "none"
@@ -174,7 +174,7 @@ Samples = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class FurtherMetric(Node):
-    """A test metric of a user's own: a function, how its figure is shown, and further keys as its arguments.
+    """A user's own test metric: a function, the format of its figure, and further keys as its arguments.
 
     The function is called as `f(vae, batches, **arguments)`, with the model in evaluation mode and an iterable over
     batches of test images (b, c, h, w), and returns a number or None.
@@ -192,7 +192,7 @@ class FurtherMetric(Node):
 
 
 class MetricsConfig(Section):
-    """Which test metrics beside the losses and those that cost next to nothing."""
+    """The optional test metrics; the losses and the cheap metrics are always computed."""
 
     iwae: Annotated[list[Samples], AfterValidator(_once_each)] = Field(default_factory=list)
     frechet: bool = True
@@ -201,7 +201,7 @@ class MetricsConfig(Section):
     further: dict[str, FurtherMetric] = Field(default_factory=dict)
 
     def covers(self, other: "MetricsConfig") -> bool:
-        """Whether whoever computed these has also computed the others."""
+        """Whether these metrics include the other ones."""
         switches = ("frechet", "probe", "samplers")
         return (
             {*self.iwae} >= {*other.iwae}
@@ -210,7 +210,7 @@ class MetricsConfig(Section):
         )
 
     def with_all_of(self, other: "MetricsConfig") -> "MetricsConfig":
-        """These and the others."""
+        """The union of these and the others."""
         return MetricsConfig(
             iwae=sorted({*self.iwae, *other.iwae}),
             frechet=self.frechet or other.frechet,
@@ -234,7 +234,7 @@ def _devices(value: Any) -> Any:
 
 
 def _precision(value: Any) -> Any:
-    # In 16 bits alone a mean over a data set has two or three digits.
+    # In pure 16-bit precision a mean over a data set has only two or three digits.
     if type(value) not in (str, int) or value in ("16-true", "bf16-true"):
         raise ValueError("must be 32-true, 64-true, bf16-mixed, 16-mixed or another mixed precision")
     return value
@@ -242,14 +242,14 @@ def _precision(value: Any) -> Any:
 
 MOST_DEVICES = 1024
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
-"""How several processes train one run: Lightning's names for copies of the model whose gradients are averaged."""
+"""Strategies for several processes per run: Lightning's names for model copies with averaged gradients."""
 
 
 class TrainerConfig(BaseModel):
     """Arguments of Lightning's `Trainer`, and the number of CPU threads of a process."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-    # What a run folder holds depends on these.
+    # The content of a run folder depends on these.
     RESERVED: ClassVar = (
         "callbacks",
         "logger",
@@ -267,7 +267,7 @@ class TrainerConfig(BaseModel):
     threads: Annotated[int, Field(ge=1, le=1024)]
 
     def arguments(self) -> dict[str, Any]:
-        """What goes to `Trainer`, under its names."""
+        """The keyword arguments of `Trainer`."""
         left_out = {"threads"}
         if self.processes == 1 and self.is_shared:
             left_out.add("strategy")  # one process is an ordinary run
@@ -275,12 +275,12 @@ class TrainerConfig(BaseModel):
 
     @property
     def processes(self) -> int:
-        """How many train a run together."""
+        """The number of processes that train a run together."""
         return len(self.devices) if isinstance(self.devices, list) else int(self.devices)
 
     @property
     def is_shared(self) -> bool:
-        """Whether the strategy is one of several processes."""
+        """Whether the strategy is for several processes."""
         return (self.model_extra or {}).get("strategy") in STRATEGIES
 
 
@@ -309,7 +309,7 @@ class Config(Section):
         Annotated[DataConfig, Tag("ours")]
         | Annotated[FolderConfig, Tag("folder")]
         | Annotated[ForeignData, Tag("foreign")],
-        Discriminator(_which_data),
+        Discriminator(_data_tag),
     ]
     encoder: Either[EncoderConfig, Node]
     latent: LatentNode
@@ -329,38 +329,38 @@ class Config(Section):
 
     @property
     def latent_dim(self) -> int:
-        """Z, the number of latent dimensions; 0 for a latent space of a user's own that does not say."""
+        """Z, the number of latent dimensions; 0 for a user's own latent space without `dim`."""
         dim = getattr(self.latent, "dim", 0)
         return dim if isinstance(dim, int) else 0
 
     @property
     def pixels(self) -> int:
-        """D, the values of an image."""
+        """D, the number of values in an image."""
         return math.prod(self.data.image_shape)
 
     @property
     def implied_sigma(self) -> float | None:
-        """σ of the Gaussian likelihood that β stands for under `mse_kl`; None where it stands for none."""
+        """σ of the Gaussian likelihood that β implies under `mse_kl`; None where it implies none."""
         beta = getattr(self.objective, "beta", None) if self.objective.target == "vae_lab.MseKl" else None
         if not beta or not self.latent_dim:
             return None
         return likelihood_variance(beta, self.data.image_shape, self.latent_dim) ** 0.5
 
     def container(self) -> dict[str, Any]:
-        """Plain containers, every default filled in: what `validate` takes."""
+        """Plain containers with every default filled in, as `validate` takes them."""
         plain = self.model_dump(mode="json", exclude={"plan"})
-        if self.match.cost == "none":  # nothing to be told, and earlier configurations keep their checksums
+        if self.match.cost == "none":  # it says nothing, and earlier configurations keep their checksums
             del plain["match"]
         return plain
 
     def sigma_of(self, asked: Any) -> Any:
-        """What `likelihood.sigma` of a Gaussian comes to: `auto` is σ by β under `mse_kl`, elsewhere it is learned."""
+        """The value of a Gaussian's `likelihood.sigma`: `auto` is σ from β under `mse_kl`, elsewhere it is learned."""
         if asked not in ("auto", "from_beta"):
             return asked
         return self.implied_sigma if self.objective.target == "vae_lab.MseKl" else "learned"
 
     def identity(self) -> dict[str, Any]:
-        """The flattened keys that decide what a run computes, the seed left out."""
+        """The flattened keys that determine what a run computes, without the seed."""
         return {key: value for key, value in flatten(as_first_written(self)).items() if not is_free(key)}
 
     def sha256(self) -> str:
@@ -368,7 +368,7 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def nodes(self) -> dict[str, BaseModel]:
-        """Everything that is built from a `_target_`, by its key."""
+        """Key → node, for every object built from a `_target_`."""
         found: dict[str, BaseModel] = {key: getattr(self, key) for key in PARTS if getattr(self, key) is not None}
         for group in ("logger", "callbacks"):
             found |= {f"{group}.{key}": node for key, node in (getattr(self, group) or {}).items()}

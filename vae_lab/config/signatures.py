@@ -1,8 +1,8 @@
-"""The schema of an extension, read from the source of its class, which is not imported: torch would take seconds.
+"""The schema of an extension, read from its class's source. The class is not imported: torch would take seconds.
 
-The keys of a section are the keyword-only arguments of `__init__`; their annotations are the rules (`Count`, `Width`,
-`Positive`, `Literal[…]` and whatever else `config.base` has), their defaults the defaults. Class attributes that are
-literals (`data = "binary"`, `changes_results = True`) can be read too.
+The keys of a section are the keyword-only arguments of `__init__`. Their annotations are the rules (`Count`, `Width`,
+`Positive`, `Literal[…]` and the other names in `config.base`), and their defaults are the defaults of the keys. Class
+attributes that are literals (`data = "binary"`, `changes_results = True`) can be read too.
 """
 
 import ast
@@ -25,7 +25,7 @@ _NAMESPACE = {
 
 
 class Signature(NamedTuple):
-    """What the source of a class says of it."""
+    """The keys and attributes found in the source of a class."""
 
     keys: dict[str, tuple[Any, Any]]
     """Key → annotation, and default or `...`, as pydantic takes them."""
@@ -34,7 +34,7 @@ class Signature(NamedTuple):
 
 @cache
 def read(path: Path, name: str) -> Signature:
-    """The keys and attributes of a class of this file."""
+    """Read the keys and attributes of a class in this file."""
     classes = {
         node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
     }
@@ -70,7 +70,7 @@ def schemas(family: str) -> dict[str, type[base.Section]]:
 
 
 def attribute(family: str, target: str, name: str, default: Any = None) -> Any:
-    """A class attribute of one of our extensions; the default for what is not ours or does not have it."""
+    """A class attribute of a vae_lab extension; the default for other classes, or if the class lacks it."""
     path = names.files(family).get(target.removeprefix("vae_lab."))
     if path is None or not target.startswith("vae_lab."):
         return default
@@ -78,7 +78,7 @@ def attribute(family: str, target: str, name: str, default: Any = None) -> Any:
 
 
 def __getattr__(name: str) -> type[base.Section]:
-    """The schema of a public name, where pickle looks for it."""
+    """The schema of a public name, so that pickle finds it."""
     for family in names.FAMILIES:
         if name in names.files(family):
             return schemas(family)[name]

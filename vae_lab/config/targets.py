@@ -1,4 +1,4 @@
-"""What a `_target_` names: checked before anything is built, then built."""
+"""Check all `_target_` keys before anything is built, and build their objects."""
 
 import functools
 import inspect
@@ -14,16 +14,16 @@ from hydra.errors import InstantiationException
 from pydantic import BaseModel
 
 from vae_lab.config.errors import ConfigError, Problem, choices
-from vae_lab.config.identity import SAYS_SO
+from vae_lab.config.identity import CHANGES_RESULTS
 from vae_lab.config.schema import Config, Network, TrainerConfig
 from vae_lab.config.vocabulary import ForeignBlock
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
-"""The keys beside a class's arguments that say how it is called."""
+"""Hydra's own keys, which control how the class is called."""
 
 
 def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
-    """Import every `_target_`, or those of some groups, and hold the keys beside it against its signature.
+    """Import every `_target_`, or those of some groups, and check the keys beside it against its signature.
 
     Raises:
         ConfigError: for a target that cannot be imported or takes no such argument.
@@ -35,25 +35,25 @@ def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
         values = node.model_dump()
         target = values["_target_"]
         try:
-            thing = pkgutil.resolve_name(target)
+            found = pkgutil.resolve_name(target)
         except Exception as error:  # the import runs the user's code, which may raise anything
             problem = f"must name something that can be imported, but is {target!r} ({type(error).__name__}: {error})"
             problems.append(Problem(f"{key}._target_", problem))
             continue
-        if not callable(thing):
-            problem = f"must name a class or a function, but {target!r} is a {type(thing).__name__}"
+        if not callable(found):
+            problem = f"must name a class or a function, but {target!r} is a {type(found).__name__}"
             problems.append(Problem(f"{key}._target_", problem))
             continue
-        ours = ("repeat", "grows") if isinstance(node, ForeignBlock) else (SAYS_SO,)
-        names = [name for name in values if not name.startswith("_") and name not in ours]
-        problems += _unknown_arguments(key, thing, names)
+        own_keys = ("repeat", "grows") if isinstance(node, ForeignBlock) else (CHANGES_RESULTS,)
+        names = [name for name in values if not name.startswith("_") and name not in own_keys]
+        problems += _unknown_arguments(key, found, names)
     if problems:
         raise ConfigError(*problems)
 
 
-def _unknown_arguments(key: str, thing: Any, names: Sequence[str]) -> Iterable[Problem]:
+def _unknown_arguments(key: str, function: Any, names: Sequence[str]) -> Iterable[Problem]:
     try:
-        parameters = inspect.signature(thing).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some builtins have none
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -62,12 +62,12 @@ def _unknown_arguments(key: str, thing: Any, names: Sequence[str]) -> Iterable[P
         if name not in parameters:
             yield Problem(
                 f"{key}.{name}",
-                f"{getattr(thing, '__name__', thing)} takes no such argument; {choices(name, parameters)}",
+                f"{getattr(function, '__name__', function)} takes no such argument; {choices(name, parameters)}",
             )
 
 
 def check_trainer(config: TrainerConfig, trainer: type) -> None:
-    """Hold the trainer's arguments against the signature of Lightning's `Trainer`.
+    """Check the trainer's arguments against the signature of Lightning's `Trainer`.
 
     Raises:
         ConfigError: for an argument that it does not have.
@@ -83,7 +83,7 @@ _find: ContextVar[Find | None] = ContextVar("find", default=None)
 
 @contextmanager
 def found_by(find: Find) -> Iterator[None]:
-    """Within it, `build` asks `find` what a `_target_` names; Hydra, which would import it, has no part in it."""
+    """Within this context, `build` resolves a `_target_` by `find` and not by Hydra, which would import it."""
     token = _find.set(find)
     try:
         yield
@@ -92,14 +92,14 @@ def found_by(find: Find) -> Iterator[None]:
 
 
 def build(node: BaseModel, **arguments: Any) -> Any:
-    """What a node describes, `arguments` added to its own; errors of the target come through as they are."""
+    """Build the object of a node, with `arguments` added to its own; errors of the target are raised unchanged."""
     if isinstance(node, Network):
         arguments["_recursive_"] = False  # a block can be built only once its input shape is known
-    ours = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
-    values = node.model_dump(exclude={*ours, SAYS_SO})
+    own_keys = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
+    values = node.model_dump(exclude={*own_keys, CHANGES_RESULTS})
     find = _find.get()
     if find is not None:
-        return _called(values | arguments, find)
+        return _instantiated(values | arguments, find)
     try:
         built = hydra.utils.instantiate(values, _convert_="all", **arguments)
     except InstantiationException as error:
@@ -107,22 +107,22 @@ def build(node: BaseModel, **arguments: Any) -> Any:
             raise
         raise error.__cause__ from None
     if isinstance(built, functools.partial):
-        # Hydra's own kind of partial checks its target anew at each call: 2 ms a training step for an objective.
+        # Hydra's own kind of partial checks its target again at each call: 2 ms per training step for an objective.
         return functools.partial(built.func, *built.args, **built.keywords)
     return built
 
 
-def _called(value: Any, find: Find) -> Any:
-    """What Hydra makes of a resolved node: every `_target_` in it called, from the innermost outwards."""
+def _instantiated(value: Any, find: Find) -> Any:
+    """Build a resolved node as Hydra does: call every `_target_` in it, the innermost first."""
     if isinstance(value, list):
-        return [_called(one, find) for one in value]
+        return [_instantiated(one, find) for one in value]
     if not isinstance(value, dict):
         return value
     if "_target_" not in value:
-        return {key: _called(one, find) for key, one in value.items()}
+        return {key: _instantiated(one, find) for key, one in value.items()}
     positional = value.get("_args_", [])
     named = {key: one for key, one in value.items() if key not in HYDRAS}
     if value.get("_recursive_", True):
-        positional, named = _called(positional, find), _called(named, find)
+        positional, named = _instantiated(positional, find), _instantiated(named, find)
     target = find(value["_target_"])
     return functools.partial(target, *positional, **named) if value.get("_partial_") else target(*positional, **named)

@@ -1,4 +1,4 @@
-"""What the commands print, and how they end over a mistake."""
+"""Print to the terminal, and stop at a configuration error."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -9,12 +9,12 @@ from vae_lab.config.errors import ConfigError
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print text as it is: never folded, so that paths and commands can be copied, and without rich's markup."""
+    """Print text unchanged, without line breaks, so that paths and commands can be copied. Ignore rich's markup."""
     Console(stderr=error).print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def shown(path: Path) -> str:
-    """A path relative to the working directory where it lies below it."""
+    """A path, relative to the working directory if it lies inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

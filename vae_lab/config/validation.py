@@ -1,4 +1,4 @@
-"""From what Hydra composed to a valid configuration, or to all that is wrong with it."""
+"""Turn a composed configuration into a valid `Config`, or report all its problems."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ from vae_lab.config.vocabulary import BLOCKS, DUPLICATES, AnyBlock, Block, Style
 from vae_lab.config.widths import scaled
 
 MOST_BITS = 10_000
-_SET_BY_US = ("references",)
+_INTERNAL = ("references",)
 _KINDS = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -40,14 +40,14 @@ _KINDS = {
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
-    """The configuration, checked: keys, types, ranges and what must hold across groups.
+    """Check a configuration: keys, types, ranges, and rules across groups.
 
     Raises:
         ConfigError: with every problem found, not only the first.
     """
-    twice = [*names.duplicates(), *DUPLICATES]
-    if twice:
-        raise ConfigError(*(Problem("vae_lab", sentence) for sentence in twice))
+    duplicates = [*names.duplicates(), *DUPLICATES]
+    if duplicates:
+        raise ConfigError(*(Problem("vae_lab", sentence) for sentence in duplicates))
     huge = next((key for key, value in flatten(raw).items() if isinstance(value, int) and _is_huge(value)), None)
     if huge is not None:  # Python refuses to print it
         raise ConfigError(Problem(huge, f"is a number of more than {MOST_BITS:,} bits"))
@@ -55,14 +55,14 @@ def validate(raw: Mapping[str, Any]) -> Config:
         config = Config.model_validate(upgraded(raw))
     except ValidationError as error:
         raise ConfigError(*_problems(error.errors())) from None
-    problems = list(_across_groups(config))
+    problems = list(_cross_group_problems(config))
     if problems:
         raise ConfigError(*problems)
     return _resolved(scaled(config))
 
 
 def _resolved(config: Config) -> Config:
-    """The configuration with the σ that its likelihood leaves to the objective."""
+    """The configuration with its σ filled in where the likelihood takes it from the objective."""
     sigma = getattr(config.likelihood, "sigma", None)
     likelihood = config.likelihood.model_copy(update={"sigma": config.sigma_of(sigma)})
     return config if sigma not in ("auto", "from_beta") else config.model_copy(update={"likelihood": likelihood})
@@ -73,13 +73,13 @@ def _is_huge(number: int) -> bool:
 
 
 TAGS = {"ours", "folder", "foreign", *(name for family in names.FAMILIES for name in names.files(family))}
-"""pydantic's tags of unions: parts of an error's place that no YAML has."""
+"""pydantic's union tags: parts of an error's location that do not occur in the YAML."""
 
 _LIST = TypeAdapter(list[AnyBlock])
 
 
 def parse_blocks(key: str, blocks: Iterable[Any]) -> list[AnyBlock]:
-    """A list of blocks as it stands in YAML, checked; `key` is its name in errors.
+    """Check a list of blocks from YAML; `key` is its name in errors.
 
     Raises:
         ConfigError: with every problem found.
@@ -87,26 +87,26 @@ def parse_blocks(key: str, blocks: Iterable[Any]) -> list[AnyBlock]:
     try:
         return _LIST.validate_python(list(blocks))
     except ValidationError as error:
-        place = ("blocks",)
-        found = (_problem(details | {"loc": (*place, *details["loc"])}) for details in error.errors())
+        prefix = ("blocks",)
+        found = (_problem(details | {"loc": (*prefix, *details["loc"])}) for details in error.errors())
         raise ConfigError(
             *(Problem(key + problem.key.removeprefix("blocks"), problem.text) for problem in found)
         ) from None
 
 
 _MEMBER = re.compile(r"(constrained-)?(int|float|str|bool)$|(literal|list|dict|tuple)\[|none$|function-")
-"""What pydantic puts behind a key that takes one of several types: the type that a value is not of."""
+"""The suffix that pydantic adds to a key of several types: the type that a value does not have."""
 
 
 def _problems(errors: Iterable[ErrorDetails]) -> list[Problem]:
-    """A problem for each key: of one that takes several types the rules of all."""
+    """One problem per key; for a key of several types, with the rules of all types."""
     found: dict[str, list[Problem]] = {}
     for error in errors:
-        *place, last = error["loc"]
-        is_member = isinstance(last, str) and bool(place) and _MEMBER.match(last) is not None
-        problem = _problem(error | {"loc": tuple(place)} if is_member else error)
+        *location, last = error["loc"]
+        is_member = isinstance(last, str) and bool(location) and _MEMBER.match(last) is not None
+        problem = _problem(error | {"loc": tuple(location)} if is_member else error)
         found.setdefault(f"{problem.key}{'' if is_member else len(found)}", []).append(problem)
-    return [_either(own) for own in found.values()]
+    return [_either(group) for group in found.values()]
 
 
 def _either(problems: list[Problem]) -> Problem:
@@ -125,7 +125,7 @@ def _problem(error: ErrorDetails) -> Problem:
     if kind == "missing":
         return Problem(key, "is missing")
     if kind == "extra_forbidden":
-        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_") and field not in _SET_BY_US]
+        known = [field for field in _fields(error["loc"][:-1]) if not field.startswith("_") and field not in _INTERNAL]
         return Problem(key, f"no such key (its value is {value!r}); {choices(str(location[-1]), known)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         words = [str(word) for word in value] if isinstance(value, Mapping) else [str(value)]
@@ -154,7 +154,7 @@ def _problem(error: ErrorDetails) -> Problem:
 
 
 def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
-    """The parts of a place, and whether each is pydantic's tag of a union: a key that no YAML has."""
+    """The parts of a location, and whether each is a union tag of pydantic, which the YAML does not contain."""
     in_blocks = False
     for before, part in zip((None, *location), location, strict=False):
         is_tag = part in TAGS or (in_blocks and isinstance(before, int))
@@ -176,15 +176,15 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
     }
     model = next((sections[str(part)] for part in reversed(location) if part in sections), Config)
     keys = [field.alias or name for name, field in model.model_fields.items()]
-    if issubclass(model, Block):  # the word first, what all blocks have last
+    if issubclass(model, Block):  # the word first, the keys of all blocks last
         keys.sort(key=lambda name: (name != model.word, name in Styled.model_fields))
     return keys
 
 
-def _across_groups(config: Config) -> Iterable[Problem]:
+def _cross_group_problems(config: Config) -> Iterable[Problem]:
     data = config.data
-    yield from _of_names(config)
-    yield from _of_likelihood(config)
+    yield from _name_problems(config)
+    yield from _likelihood_problems(config)
     if isinstance(data, DataConfig):
         if data.num_train + data.num_val > data.train_images:
             yield Problem(
@@ -198,7 +198,7 @@ def _across_groups(config: Config) -> Iterable[Problem]:
                 f"must be at most the {data.test_images:,} images in the test files, but is {data.num_test:,}",
             )
     extra = config.trainer.model_extra or {}
-    yield from _of_processes(config, extra)
+    yield from _process_problems(config, extra)
     for key in TrainerConfig.RESERVED:
         if key in extra:
             yield Problem(f"trainer.{key}", "is set by vae_lab, since the files of a run depend on it; remove it")
@@ -208,8 +208,8 @@ def _across_groups(config: Config) -> Iterable[Problem]:
             yield Problem(f"trainer.limit_{split}_batches", f"must be greater than 0, but is 0{other}")
 
 
-def _of_names(config: Config) -> Iterable[Problem]:
-    """Names of ours that do not exist."""
+def _name_problems(config: Config) -> Iterable[Problem]:
+    """Names in `vae_lab` that do not exist."""
     for key, node in config.nodes().items():
         target = str(node.model_dump().get("_target_"))
         name = target.removeprefix("vae_lab.")
@@ -220,8 +220,8 @@ def _of_names(config: Config) -> Iterable[Problem]:
             yield Problem(f"{key}._target_", f"this version of vae_lab has no {target}; {offered}")
 
 
-def _of_likelihood(config: Config) -> Iterable[Problem]:
-    """That the likelihood is for such images, and one that the objective trains."""
+def _likelihood_problems(config: Config) -> Iterable[Problem]:
+    """The likelihood must suit the images and the objective."""
     likelihood, objective = config.likelihood, config.objective
     wanted = signatures.attribute("likelihood", likelihood.target, "data", "real")
     if wanted == "binary" and getattr(config.data, "binarize", None) == "none":
@@ -252,8 +252,8 @@ def _of_likelihood(config: Config) -> Iterable[Problem]:
         )
 
 
-def _of_processes(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:
-    """What must hold where several processes train one run."""
+def _process_problems(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:
+    """The rules for a run that several processes train."""
     devices, processes = config.trainer.devices, config.trainer.processes
     if processes == 1:
         return

@@ -1,7 +1,7 @@
-"""Configurations of earlier versions: read as today's, and today's as the first version would have written them.
+"""Convert configurations of earlier versions to today's form, and today's to the form of the first version.
 
-Version 0.1 had one posterior, one prior and one likelihood, which its configurations do not name; its objective was a
-function, and its decoders ended with a sigmoid of their own, also those of a user.
+Version 0.1 had one posterior, one prior and one likelihood, which its configurations do not name. Its objective was a
+function. Its decoders, also those of a user, ended with their own sigmoid.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from vae_lab.config.schema import Config
 
 LATER_DEFAULTS = {"data": {"binarize": "none", "binarize_seed": 0}}
-"""Keys that came after version 0.1, with the values at which everything is as it was."""
+"""Keys added after version 0.1, with the values that keep the old behaviour."""
 
 
 def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of any version in the words of this one; what it does not know it leaves alone."""
+    """Convert a configuration of any version to this version's form; unknown keys are unchanged."""
     new = {key: _renamed(value) for key, value in raw.items()}
     if not new:
         return new
@@ -34,12 +34,12 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_first_written(config: "Config") -> dict[str, Any]:
-    """A configuration as version 0.1 would have written it, as far as it could: checksums of earlier runs stay valid.
+    """A configuration as version 0.1 would write it, where it could, so that checksums of earlier runs stay valid.
 
-    Left out are the defaults of keys that came later, and callbacks and loggers that change no result.
+    It omits the defaults of later keys, and callbacks and loggers that change no result.
     """
     container = config.container()
-    if config.trainer.is_shared:  # which GPUs, and how the processes find their gradients, changes nothing
+    if config.trainer.is_shared:  # neither the choice of GPUs nor the variant of DDP changes results
         container["trainer"]["devices"] = config.trainer.processes
         del container["trainer"]["strategy"]
     for group, defaults in LATER_DEFAULTS.items():

@@ -1,7 +1,7 @@
-"""The vocabulary of an architecture file: what a word is, and what lists of them are.
+"""The vocabulary of an architecture file: its words, and lists of them.
 
-Each word is a class under `@word("…")`, in a file of its own in `model/blocks/`: what it may say, what it makes of a
-shape, and its module. torch is imported only where a module is built.
+Each word is a class with the decorator `@word("…")`, in its own file in `model/blocks/`. The class defines the word's
+arguments, its output shape and its module. torch is imported only where a module is built.
 """
 
 import importlib
@@ -31,9 +31,9 @@ Shape = tuple[int, ...]
 
 MOST_BLOCKS = 1000
 DEEPEST = 20
-"""Lists of blocks in one another, of which Hydra reads about forty."""
+"""The most levels of nested block lists; Hydra reads about forty."""
 WRITTEN = ("kernel",)
-"""Arguments that a stored configuration has also at their defaults."""
+"""Arguments that a stored configuration contains even at their defaults."""
 
 Repeat = Annotated[int, Field(ge=1, le=MOST_BLOCKS, strict=True)]
 Stride = Annotated[int, Field(ge=1, le=8)]
@@ -57,7 +57,7 @@ StridedKernel = Annotated[AnyKernel, AfterValidator(_odd_unless_strided)]
 
 
 def halved(size: Size) -> Size:
-    """Half of each side, rounded up: what a stride of 2 leaves of a map, and what is doubled to reach it."""
+    """Half of each side, rounded up: the size after a stride of 2, and the size that doubling starts from."""
     return tuple(-(-side // 2) for side in size)
 
 
@@ -67,17 +67,17 @@ def doubled(size: Size) -> Size:
 
 
 def strided(size: Size, stride: int, kernel: int = 1, dilation: int = 1) -> Size:
-    """What a convolution leaves of a map: the size divided by the stride, rounded up, or down by an even kernel."""
+    """The size after a convolution: the size divided by the stride, rounded up, or down with an even kernel."""
     reach = dilation * (kernel - 1)
     return tuple((side - reach + 2 * (reach // 2) - 1) // stride + 1 for side in size)
 
 
 class FitError(ValueError):
-    """A block that does not fit what comes before it or what must come out."""
+    """A block does not fit its input or the required output."""
 
 
 def describe(shape: Shape) -> str:
-    """A shape as an error message says it."""
+    """A shape in words, for error messages."""
     return f"a vector of {shape[0]}" if len(shape) == 1 else "a map of " + "×".join(map(str, shape))
 
 
@@ -88,59 +88,59 @@ class Block(Section):
     repeat: Repeat = 1
 
     takes: ClassVar[Literal["map", "vector", "either"]] = "map"
-    """What shape may come to it."""
+    """The kind of input that it accepts."""
     scales: ClassVar[bool] = True
     """Whether the word's number is a width, which a matched comparison may change."""
     keeps_channels: ClassVar[bool] = False
-    """Whether that width stays inside the block, which puts out as many channels as it gets."""
+    """Whether that width stays inside the block, whose output has as many channels as its input."""
     grows: ClassVar[int] = 1
-    """By how much it multiplies the sides of a map."""
+    """The factor by which it multiplies the sides of a map."""
 
     @property
     def value(self) -> Any:
-        """What stands after the word: 16 of `down: 16`."""
+        """The value after the word: 16 in `down: 16`."""
         return getattr(self, self.word)
 
     def size_before(self, size: Size) -> Size:
-        """The size of the map that it needs to end with `size`; a decoder finds its sizes so."""
+        """The input size that gives the output size `size`; a decoder computes its sizes with it."""
         return size
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """What it makes of one image's shape; `size` is that which the map must end with in a decoder."""
+        """The output shape for one image's shape; `size` is the output size that a decoder requires."""
         return shape
 
     def build(self, place: "Place") -> Any:
-        """The module, a `torch.nn.Module`, at its place in a network.
+        """Build the `torch.nn.Module` for its place in a network.
 
         Raises:
-            FitError: if it cannot take what comes to that place.
+            FitError: if it cannot take the input at that place.
         """
         raise NotImplementedError
 
     def divisor(self) -> int:
-        """What the width of the block itself must be a multiple of."""
+        """The number that must divide the block's own width."""
         return 1
 
     def divisor_before(self) -> int:
-        """What the channels that come in must be a multiple of."""
+        """The number that must divide the number of input channels."""
         return 1
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # A word that learns a new argument must leave the checksums of earlier configurations as they were.
+        # A new argument of a word must not change the checksums of earlier configurations.
         fields = type(self).model_fields
         return {key: value for key, value in handler(self).items() if key in WRITTEN or value != fields[key].default}
 
 
 class Styled(Block):
-    """A block that is normalised and activated; what it leaves out it takes from its network."""
+    """A block with an activation and a normalisation; by default it uses those of its network."""
 
     activation: Activation | None = None
     normalization: Normalization | None = None
 
 
 class Strided(Styled):
-    """A styled block that may take every `stride`-th position only, which divides the map, rounding up."""
+    """A styled block with a stride, which divides the sides of the map, rounding up."""
 
     stride: Stride = 1
 
@@ -151,13 +151,13 @@ class Strided(Styled):
 
 @dataclass(frozen=True)
 class Style:
-    """What the layers of a network share unless a block says otherwise."""
+    """The settings that the layers of a network share unless a block has its own."""
 
     activation: str
     normalization: str
 
     def of(self, block: Block) -> "Style":
-        """The style with the block's own choices in it."""
+        """The style with the block's own choices applied."""
         return Style(
             getattr(block, "activation", None) or self.activation,
             getattr(block, "normalization", None) or self.normalization,
@@ -165,18 +165,18 @@ class Style:
 
     @property
     def bias(self) -> bool:
-        """Whether a layer needs a bias of its own: a norm after it has one."""
+        """Whether a layer needs its own bias: a norm after it has one."""
         return self.normalization == "none"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands in a network.
+    """The position of a block in a network.
 
     Args:
-        shape: what it gets, (c, h, w) or (features,).
-        style: activation and normalisation, the block's own choices in it.
-        size: the height and width it must end with, for blocks that choose their own; None in an encoder.
+        shape: its input shape, (c, h, w) or (features,).
+        style: activation and normalisation, with the block's own choices applied.
+        size: the required output height and width, for blocks that choose their own; None in an encoder.
     """
 
     shape: Shape
@@ -185,12 +185,12 @@ class Place:
 
     @property
     def channels(self) -> int:
-        """The channels of the map that comes in."""
+        """The number of input channels."""
         return self.shape[0]
 
     @property
     def sides(self) -> Size:
-        """Its height and width."""
+        """The height and width of the input map."""
         return self.shape[1:]
 
     @property
@@ -200,7 +200,7 @@ class Place:
 
 
 def halvable(block: Block, place: Place, times: int = 1) -> None:
-    """That a map can be halved so often.
+    """Check that a map can be halved `times` times.
 
     Raises:
         FitError: if not.
@@ -218,7 +218,7 @@ def halvable(block: Block, place: Place, times: int = 1) -> None:
 
 
 def takes_kernel(kernel: int, place: Place, dilation: int = 1) -> None:
-    """That a map is large enough for an even kernel.
+    """Check that a map is large enough for an even kernel.
 
     Raises:
         FitError: if not.
@@ -239,13 +239,13 @@ def divisors(number: int) -> str:
 BLOCKS: dict[str, type[Block]] = {}
 """Word to schema."""
 DUPLICATES: list[str] = []
-"""A sentence on each word that two blocks have."""
+"""An error message for each word that two blocks define."""
 
 Kind = TypeVar("Kind", bound=Block)
 
 
 def word(name: str) -> Callable[[type[Kind]], type[Kind]]:
-    """Make a schema the meaning of a word."""
+    """Register a schema as the meaning of a word."""
 
     def register(kind: type[Kind]) -> type[Kind]:
         if name in BLOCKS:
@@ -262,7 +262,7 @@ def word(name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 @word("blocks")
 class Group(Block):
-    """A list of blocks as one: repeated together, or with a way around it."""
+    """A list of blocks as one block: repeated together, or with a skip connection."""
 
     blocks: Annotated[list["AnyBlock"], Field(min_length=1)]
     skip: bool = False
@@ -270,18 +270,18 @@ class Group(Block):
     scales = False
 
     def size_before(self, size: Size) -> Size:
-        """What its blocks need, from the last to the first."""
+        """The input size that its blocks need, computed from the last to the first."""
         for block in reversed(unrolled(self.blocks)):
             size = block.size_before(size)
         return size
 
 
 class ForeignBlock(Node):
-    """Any `torch.nn.Module` class; the keys beside `repeat` and `grows` are its arguments."""
+    """Any `torch.nn.Module` class; all keys except `repeat` and `grows` are its arguments."""
 
     repeat: Repeat = 1
     grows: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
-    """By how much it multiplies the sides of a map, which a decoder must know."""
+    """The factor by which it multiplies the sides of a map, which a decoder must know."""
 
     def size_before(self, size: Size) -> Size:
         """`grows` times smaller, rounded up."""
@@ -293,7 +293,7 @@ class ForeignBlock(Node):
 
 
 def block_name(block: Any) -> str | None:
-    """The vocabulary's word for a block (validated or as it stands in YAML), `_target_`, or None."""
+    """The vocabulary's word for a block (validated, or as in YAML), `_target_`, or None."""
     if isinstance(block, BaseModel):
         return block.word if isinstance(block, Block) else "_target_"
     words = [key for key in block if key in (*BLOCKS, "_target_")] if isinstance(block, Mapping) else []
@@ -322,25 +322,25 @@ else:
 
 
 def unrolled(blocks: Iterable[AnyBlock]) -> list[AnyBlock]:
-    """The blocks of a list, each as often as its `repeat` says."""
+    """The blocks of a list, each repeated as its `repeat` says."""
     return [block for block in blocks for _ in range(block.repeat)]
 
 
 def count(blocks: Iterable[AnyBlock]) -> int:
-    """How many blocks a list is, with repeats and the lists in it."""
+    """The number of blocks in a list, with repeats and nested lists."""
     return sum(block.repeat * (count(block.blocks) if isinstance(block, Group) else 1) for block in blocks)
 
 
 def depth(blocks: Iterable[AnyBlock]) -> int:
-    """How many lists a list of blocks is deep, itself among them."""
+    """The nesting depth of a list of blocks, itself included."""
     return 1 + max((depth(block.blocks) for block in blocks if isinstance(block, Group)), default=0)
 
 
 def not_too_many(blocks: list[AnyBlock]) -> list[AnyBlock]:
-    """A list of blocks that can be built.
+    """Check the length and the nesting depth of a list of blocks.
 
     Raises:
-        ValueError: if it is longer than any network, or nested deeper.
+        ValueError: if it is too long or nested too deep.
     """
     if count(blocks) > MOST_BLOCKS:
         raise ValueError(f"must be {MOST_BLOCKS} blocks or fewer with all repeats")
@@ -350,7 +350,7 @@ def not_too_many(blocks: list[AnyBlock]) -> list[AnyBlock]:
 
 
 def leaves(blocks: Iterable[AnyBlock], key: str) -> list[tuple[str, AnyBlock]]:
-    """Every block in the order that data takes through them, each with its key, lists and repeats unrolled."""
+    """Every block with its key, in the order of the data flow; lists and repeats are unrolled."""
     found = []
     for index, block in enumerate(blocks):
         name = f"{key}[{index}]"

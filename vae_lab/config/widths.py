@@ -1,4 +1,4 @@
-"""The widths of a network, and networks of the same structure with others."""
+"""The widths of a network, and the same network with other widths."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from vae_lab.config.schema import Config, Network
 from vae_lab.config.vocabulary import AnyBlock, Block, Group, leaves
 
 Widths = Mapping[int, int]
-"""A width of the architecture file to what stands for it, wherever it appears in the network."""
+"""Maps a width of the architecture file to the width that replaces it throughout the network."""
 
 
 def scaled(config: Config) -> Config:
@@ -24,7 +24,7 @@ def scaled(config: Config) -> Config:
 
 
 def times(multiples: Mapping[int, int], factor: float) -> dict[int, int]:
-    """Each width, multiplied by one factor and rounded to what must divide it."""
+    """Each width multiplied by one factor and rounded to a multiple of its divisor."""
     return {
         width: min(max(least(width, step), round(width * factor / step)), WIDEST // step) * step
         for width, step in multiples.items()
@@ -32,7 +32,7 @@ def times(multiples: Mapping[int, int], factor: float) -> dict[int, int]:
 
 
 def multiples_of(side: str, network: Any) -> dict[int, int]:
-    """Each width of a network, and what must divide it: heads and groups before and behind."""
+    """Each width of a network, and the divisor that the heads and groups before and after it require."""
     multiples: dict[int, int] = {}
     before = None
     blocks = network.blocks if isinstance(network, Network) else []
@@ -48,7 +48,7 @@ def multiples_of(side: str, network: Any) -> dict[int, int]:
 
 
 def with_widths(network: Any, widths: Widths) -> Any:
-    """The network, each block's width replaced by what stands for it."""
+    """The network with each block's width replaced."""
     if not widths:
         return network
 
@@ -63,5 +63,5 @@ def with_widths(network: Any, widths: Widths) -> Any:
 
 
 def least(width: int, step: int) -> int:
-    """How many steps a width keeps at least: of one channel group and layer normalisation leave nothing."""
+    """The minimum number of steps of a width: group and layer normalisation of one channel leave nothing."""
     return math.ceil(min(width, 2) / step)

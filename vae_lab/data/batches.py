@@ -1,4 +1,4 @@
-"""From images to batches: those in memory, and those that are read from their files as they are wanted."""
+"""Batches of images: images in memory, or images read from their files on demand."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ EVALUATION_BATCH = 128
 
 
 class Split(NamedTuple):
-    """The images of one split, a byte a pixel, and their classes."""
+    """The images of one split, one byte per pixel, and their classes."""
 
     images: UInt8[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
@@ -37,10 +37,10 @@ Item = tuple[UInt8[Tensor, "c h w"], int]
 
 
 class Batches:
-    """Batches of tensors that are already where the model is; the loader that Lightning iterates over.
+    """Batches of tensors that are already on the model's device; the loader that Lightning iterates over.
 
-    With a `seed` the images come in another order each pass. The order depends on the seed and the number of
-    the pass alone, so that every model sees the same one and a later process can repeat it. With `labels` a batch is a
+    With a `seed` the order of the images differs in every pass. It depends only on the seed and the number of the
+    pass, so that every model sees the same order and a later process can repeat it. With `labels` a batch is a
     pair of images and labels. A process that trains together with others gets its `part` of each batch. With
     `draws_binary` every pixel is drawn again in each pass, 0 or 1, by `seed` and the number of the pass.
     """
@@ -71,7 +71,7 @@ class Batches:
         return -(-len(self.images) // self.batch_size)
 
     def images_in(self, number: int) -> int:
-        """The images of a batch, counted from 0, the other processes' parts included."""
+        """The number of images in a batch, counted from 0, including the other processes' parts."""
         return size_of(number, len(self.images), self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -90,13 +90,13 @@ class Batches:
 
 
 class Streamed:
-    """Batches of images that are read as they are wanted, by workers, in the order that `Batches` would have.
+    """Batches of images that workers read on demand, in the same order as in `Batches`.
 
     Args:
-        images: gives an image, a byte a pixel, and its class.
-        batch_size: images a step; the last batch may be smaller.
+        images: returns an image, one byte per pixel, and its class.
+        batch_size: images per step; the last batch may be smaller.
         seed: see `Batches`.
-        workers: processes that read.
+        workers: number of processes that read images.
         labelled: whether a batch is a pair of images and labels.
         part: see `Batches`.
         draws_binary: see `Batches`.
@@ -113,7 +113,7 @@ class Streamed:
         part: Part = WHOLE,
         draws_binary: bool = False,
     ) -> None:
-        count = len(images)  # type: ignore[arg-type]  # torch's Dataset does not say that it has one
+        count = len(images)  # type: ignore[arg-type]  # torch's Dataset does not declare it
         self.order = _Order(count, batch_size, seed, part)
         self.labelled = labelled
         self.draws_binary = draws_binary
@@ -122,7 +122,7 @@ class Streamed:
             batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else it takes a number from torch's stream, which the noise of a step has
+            generator=torch.Generator(),  # else it draws from torch's stream, which the noise of a step uses
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,7 +133,7 @@ class Streamed:
         return len(self.order)
 
     def images_in(self, number: int) -> int:
-        """The images of a batch, counted from 0, the other processes' parts included."""
+        """The number of images in a batch, counted from 0, including the other processes' parts."""
         return size_of(number, self.order.count, self.order.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -163,12 +163,12 @@ class _Order(Sampler[list[int]]):
 
 
 def size_of(number: int, images: int, batch_size: int) -> int:
-    """The images of a batch, counted from 0, of so many: all but the last are full."""
+    """The size of a batch, counted from 0, of this many images: all but the last are full."""
     return min(batch_size, images - number * batch_size)
 
 
 def order_of(count: int, seed: int | None, epoch: int) -> Int[Tensor, " n"]:
-    """The order of so many images in an epoch: as they lie without a seed, else one that seed and epoch decide."""
+    """The order of this many images in an epoch: as stored without a seed, else drawn by seed and epoch."""
     if seed is None:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
@@ -186,41 +186,41 @@ def _binary_stream(seed: int | None, epoch: int) -> torch.Generator:
 def _redrawn(
     images: UInt8[Tensor, "b c h w"], whole: int, part: Part, generator: torch.Generator
 ) -> UInt8[Tensor, "b c h w"]:
-    """Black and white at random, from numbers that are drawn for the whole batch in every process."""
+    """Random black and white, from numbers that every process draws for the whole batch."""
     levels = torch.randint(WHITE, (whole, *images.shape[1:]), generator=generator, dtype=torch.uint8)
     return by_levels(images, levels[part.taken(whole)])
 
 
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
-    """A seed of its own for each purpose and epoch of a run: streams that do not overlap."""
+    """A separate seed for each purpose and epoch of a run, so that streams do not overlap."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 
 def images_of(batch: Any) -> Float[Tensor, "b c h w"]:
-    """The images of a batch: the batch itself, or the first of a tuple, as most data modules have it."""
+    """The images of a batch: the batch itself, or the first of a tuple, as in most data modules."""
     images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
     return images
 
 
 def labels_of(batch: Any) -> Int[Tensor, " b"] | None:
-    """The classes of a batch of images and classes; None where there are none."""
+    """The classes of a batch; None if it has none."""
     labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    whole = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
-    return labels if whole else None
+    are_classes = isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    return labels if are_classes else None
 
 
 # --- Data modules ------------------------------------------------------------------------------------------
 
 
 class ImageModule(LightningDataModule):
-    """What Lightning asks of images, whatever they are read from; `loader` is for the class that reads them.
+    """The data module for images of any source; subclasses that read them implement `loader`.
 
     Args:
-        batch_size: images a step.
+        batch_size: images per step.
         seed: seed of the order of the training images.
         binarize: how pixels are made 0 or 1, if they are.
-        binarize_seed: of images that are drawn once.
+        binarize_seed: seed of the images that are drawn once.
     """
 
     def __init__(self, batch_size: int, seed: int = 0, binarize: Binarize = "none", binarize_seed: int = 0) -> None:
@@ -231,19 +231,19 @@ class ImageModule(LightningDataModule):
         self.binarize_seed = binarize_seed
 
     def draws_binary(self, seed: int | None) -> bool:
-        """Whether a loader draws its images again in each pass: that of the training."""
+        """Whether a loader draws its images again in each pass; only the training loader does."""
         return seed is not None and self.binarize == "dynamic"
 
     @abstractmethod
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
-        """Batches of a split, in another order each epoch if there is a seed."""
+        """Batches of a split; with a seed their order differs in every epoch."""
 
     def labelled(self, split: str) -> Batches | Streamed:
         """Batches of a split's images and classes, in the order of the files; models never train on these."""
         return self.loader(split, None, labelled=True)
 
     def train_dataloader(self) -> Batches | Streamed:
-        """Batches of the training images, in another order each epoch."""
+        """Batches of the training images, in a different order every epoch."""
         return self.loader("train", self.seed, labelled=False)
 
     def val_dataloader(self) -> Batches | Streamed:
@@ -255,19 +255,19 @@ class ImageModule(LightningDataModule):
         return self.labelled("test")
 
     def part(self, seed: int | None) -> Part:
-        """This process's part of a batch in training; elsewhere each gets the whole, of which it takes its part."""
+        """This process's part of a training batch. Elsewhere it gets the whole batch and takes its part later."""
         return WHOLE if seed is None else mine()
 
     def size_of_batch(self, seed: int | None) -> int:
-        """Images a step: `batch_size` in training, as many as are quick elsewhere."""
+        """Images per step: `batch_size` in training, elsewhere a size that is fast."""
         return EVALUATION_BATCH if seed is None else self.batch_size
 
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Nothing to do where the images are there already."""
+        """Move a batch to the device; does nothing if it is already there."""
         if isinstance(batch, tuple):
             images, labels = batch
             return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where a run computes and where its images are kept."""
+"""The device of a run, and the device of its images."""
 
 import logging
 import os
@@ -10,16 +10,16 @@ from vae_lab.config import Config
 log = logging.getLogger(__name__)
 
 SHARE = 0.5
-"""Of a device's free memory, or of the machine's, that images may take."""
+"""The share of a device's or the machine's free memory that images may take."""
 
 
 def on_gpu(settings: Config) -> bool:
-    """Whether a run is trained on a GPU of CUDA's."""
+    """Whether a run is trained on a CUDA GPU."""
     return settings.trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
 
 
 def home_of(images: int, device: torch.device) -> torch.device:
-    """Where so many bytes of images are best kept: on the device if they take no more than half of what is free."""
+    """The device for this many bytes of images: `device` if they take at most half of its free memory, else the CPU."""
     if device.type != "cuda":
         return device
     free, _ = torch.cuda.mem_get_info(device)
@@ -30,7 +30,7 @@ def home_of(images: int, device: torch.device) -> torch.device:
 
 
 def fits_in_memory(images: int) -> bool:
-    """Whether so many bytes take no more than half of the machine's free memory; where that is unknown, 4 GB."""
+    """Whether this many bytes take at most half of the machine's free memory, or 4 GB where that is unknown."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -39,5 +39,5 @@ def fits_in_memory(images: int) -> bool:
 
 
 def megabytes(count: int) -> str:
-    """Bytes as a person reads them."""
+    """A number of bytes as text, in megabytes."""
     return f"{count / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""The files of a data set: where they lie, whether they are whole, plain copies of compressed ones."""
+"""The files of a data set: find them, check them, and decompress them into the cache."""
 
 import gzip
 import hashlib
@@ -16,43 +16,43 @@ CHECKSUMS = "SHA256SUMS"
 
 
 class DataError(ValueError):
-    """Files that are missing, damaged or not what the configuration says, with the path and what to do."""
+    """Files are missing, damaged or differ from the configuration; the message has the path and a remedy."""
 
 
 def cache_folder() -> Path:
-    """Where downloaded and decompressed sets are kept: `$XDG_CACHE_HOME/vae_lab` or `~/.cache/vae_lab`."""
+    """The folder of downloaded and decompressed sets: `$XDG_CACHE_HOME/vae_lab` or `~/.cache/vae_lab`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_lab"
 
 
 def exclusive(folder: Path) -> FileLock:
-    """A lock on a folder, which is made if it is not there."""
+    """A lock on a folder, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / ".lock")
 
 
 def find_files(root: Path, name: str) -> Path:
-    """A folder from which torchvision's class `name` reads the IDX files that lie under `root`.
+    """A folder from which torchvision's class `name` reads the IDX files under `root`.
 
-    Files where torchvision wants them (`root/<name>/raw`) are used in place; others, and those compressed by
+    Files where torchvision expects them (`root/<name>/raw`) are used in place. Other files, and files compressed by
     gzip, are copied once into the cache.
 
     Raises:
-        DataError: if there are none, or they do not have their checksums.
+        DataError: if there are none, or a checksum differs.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; data.root must name one that holds the files of {name}")
-    places = [root / name / "raw", root]
-    for place in places:
-        # In this order a plain file takes the place of the same one compressed.
-        found = {path.name.removesuffix(".gz"): path for path in sorted(place.glob("*-ubyte*"), reverse=True)}
+    folders = [root / name / "raw", root]
+    for folder in folders:
+        # In this order a plain file replaces its compressed copy.
+        found = {path.name.removesuffix(".gz"): path for path in sorted(folder.glob("*-ubyte*"), reverse=True)}
         wanted = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
         if not found:
             continue
         missing = [file for file in wanted if file not in found]
         if missing:
-            raise DataError(f"{place / missing[0]}: the file is missing; {_remedy(root)}")
-        check_sums(place.parents[1] if place != root else place, root)
-        if place == places[0] and all(path.suffix != ".gz" for path in found.values()):
+            raise DataError(f"{folder / missing[0]}: the file is missing; {_remedy(root)}")
+        check_sums(folder.parents[1] if folder != root else folder, root)
+        if folder == folders[0] and all(path.suffix != ".gz" for path in found.values()):
             return root
         return _into_cache(root, name, [found[file] for file in wanted])
     raise DataError(
@@ -69,7 +69,7 @@ def _into_cache(root: Path, name: str, files: list[Path]) -> Path:
             try:
                 check_sums(raw, raw)
                 return target
-            except DataError:  # the source is at hand: made again
+            except DataError:  # the source is available: copy it again
                 shutil.rmtree(raw)
         with tempfile.TemporaryDirectory(dir=target) as temporary:
             for path in files:
@@ -87,7 +87,7 @@ def _into_cache(root: Path, name: str, files: list[Path]) -> Path:
 
 
 def check_sums(folder: Path, root: Path) -> None:
-    """Hold the files named in `folder`'s SHA256SUMS, if it has one, against their checksums.
+    """Check the files listed in `folder`'s SHA256SUMS, if it has one, against their checksums.
 
     Raises:
         DataError: for the first file that differs.
@@ -105,7 +105,7 @@ def check_sums(folder: Path, root: Path) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    """Write the SHA256SUMS of a folder's IDX files, by which damage to a copy is noticed later."""
+    """Write the SHA256SUMS of a folder's IDX files, so that later damage to a copy is noticed."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.glob("*-ubyte"))
     ]
@@ -115,7 +115,7 @@ def write_sums(folder: Path) -> None:
 
 
 def check_idx(path: Path) -> None:
-    """Hold an IDX file's length against its header.
+    """Check an IDX file's length against its header.
 
     Raises:
         DataError: if it is too short to have a header, or longer or shorter than the header says.

@@ -24,10 +24,10 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class Files(Dataset[Item]):
-    """Image files as tensors of one shape, read when they are asked for.
+    """Image files as tensors of one shape, read on demand.
 
-    An image is resized so that it covers the wanted size, and cropped to it around its middle; its pixels are then made
-    0 or 1 as `binarize` says, by a random stream of its own.
+    An image is resized to cover the required size, and cropped to it around its centre. Its pixels then become 0 or 1
+    as `binarize` says, with a separate random stream per image.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class Files(Dataset[Item]):
 
 
 class FolderData(ImageModule):
-    """The images in a folder: in a folder for each class, as `torchvision.datasets.ImageFolder` has it, or in no order.
+    """The images in a folder: in one folder per class, as for `torchvision.datasets.ImageFolder`, or in no order.
 
-    The splits do not overlap and are drawn by `subset_seed`: first the test images, then those of the validation, then
-    the others, so that more training images change neither. Images are in memory, on a GPU if they fit there; where
-    they fit into neither they are read from their files in every epoch, by workers.
+    The splits do not overlap and are drawn by `subset_seed`: first the test images, then the validation images, then
+    the training images, so that more training images change neither of the others. Images are kept in memory, on a GPU
+    if they fit there. If they fit in neither, workers read them from their files in every epoch.
 
     Args:
         root: the folder.
-        dataset: its name, by which runs on other images are told apart.
-        image_shape: channels (1: grey, 3: colour), height and width that every image is brought to.
+        dataset: its name, which distinguishes runs on different images.
+        image_shape: channels (1: grey, 3: colour), height and width of every image after resizing.
         num_train: images for training.
         num_val: images for validation.
         num_test: images for testing.
         subset_seed: seed of the draw.
-        batch_size: images a step; the last batch of an epoch may be smaller.
-        workers: processes that read images where they do not fit into memory.
-        in_memory: whether they are kept there; None decides by their size.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        workers: number of processes that read images if they do not fit in memory.
+        in_memory: whether images are kept in memory; None decides by their size.
         seed: seed of the order of the training images.
         binarize: see `ImageData`.
         binarize_seed: see `ImageData`.
@@ -137,8 +137,8 @@ class FolderData(ImageModule):
         size = sum(self.counts.values()) * int(np.prod(self.image_shape))
         if self.in_memory is None:
             self.in_memory = fits_in_memory(size)
-        place = "in memory" if self.in_memory else f"read from their files in every epoch, by {self.workers} workers"
-        log.info("images: %s of %s, %s", f"{sum(self.counts.values()):,}", megabytes(size), place)
+        storage = "in memory" if self.in_memory else f"read from their files in every epoch, by {self.workers} workers"
+        log.info("images: %s of %s, %s", f"{sum(self.counts.values()):,}", megabytes(size), storage)
         if self.in_memory:
             self.splits = {name: _read(files, self.workers) for name, files in self.files.items()}
 
@@ -151,12 +151,12 @@ class FolderData(ImageModule):
             numbers = {name: number for number, name in enumerate(classes)}
             found = make_dataset(self.root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
             self.classes = classes
-        if not found:  # no folders of classes: all are of one
+        if not found:  # no class folders: all images are of one class
             found = [(str(path), 0) for path in sorted(self.root.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
             self.classes = None
         wanted = sum(self.counts.values())
         if len(found) < wanted:
-            told = " + ".join(f"{self.counts[split]:,}" for split in ("train", "val", "test"))
+            counts = " + ".join(f"{self.counts[split]:,}" for split in ("train", "val", "test"))
             tenth = len(found) // 10
             remedy = (
                 f"try data.num_train={len(found) - 2 * tenth} data.num_val={tenth} data.num_test={tenth}"
@@ -164,7 +164,7 @@ class FolderData(ImageModule):
                 else f"their names must end in {', '.join(IMG_EXTENSIONS)}"
             )
             raise DataError(
-                f"{self.root} has {len(found):,} images, but num_train + num_val + num_test is {told} = {wanted:,}; "
+                f"{self.root} has {len(found):,} images, but num_train + num_val + num_test is {counts} = {wanted:,}; "
                 f"{remedy}"
             )
         order = order_of(len(found), self.subset_seed, 0).tolist()
@@ -175,12 +175,12 @@ class FolderData(ImageModule):
             order = order[count:]
 
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
-        """Batches of a split, in another order each epoch if there is a seed."""
+        """Batches of a split; with a seed their order differs in every epoch."""
         labelled = labelled and self.classes is not None
         size, part, draws = self.size_of_batch(seed), self.part(seed), self.draws_binary(seed)
         files = self.files[split]
         drawn_once = split == "train" and self.binarize == "dynamic" and not draws
-        if drawn_once:  # those in memory are grey
+        if drawn_once:  # the images in memory still have grey levels
             files = Files(files.paths, files.image_shape, "static", derived_seed(self.binarize_seed, split))
         if not self.in_memory or drawn_once:
             return Streamed(files, size, seed, self.workers, labelled=labelled, part=part, draws_binary=draws)

@@ -1,4 +1,4 @@
-"""torchvision's data sets, of which a class reads all images at once."""
+"""torchvision's data sets whose class reads all images at once."""
 
 import pkgutil
 from pathlib import Path
@@ -25,11 +25,11 @@ from vae_lab.data.files import (
 )
 
 IDX_SETS = ("MNIST", "FashionMNIST", "KMNIST")
-"""Sets whose files have the IDX format; of others `root` is where torchvision looks itself."""
+"""Sets with files in the IDX format; for others `root` is the root that torchvision expects."""
 
 
 class ImageData(ImageModule):
-    """A torchvision data set, a subset of it, held on the device.
+    """A torchvision data set, or a subset of it, kept on the device.
 
     Training and validation images come from the set's training files, without overlap, test images from its
     test files: the first `num_test` of them, so that every model is tested on the same ones.
@@ -44,14 +44,14 @@ class ImageData(ImageModule):
         num_train: images for training.
         num_val: images for validation.
         num_test: images for testing.
-        subset: `first` takes images in the order of the files, `random` and `stratified` as `subset_seed` draws
-            them, the latter with each class in its proportion.
+        subset: `first` takes images in the order of the files, `random` and `stratified` draw them by
+            `subset_seed`, the latter with each class in its proportion.
         subset_seed: seed of that draw.
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images per step; the last batch of an epoch may be smaller.
         seed: seed of the order of the training images.
         binarize: `threshold` makes pixels 0 or 1 at 0.5, `static` draws each once with its value as probability,
-            `dynamic` draws training images again in every epoch, the others once; `none` leaves them as they are.
-        binarize_seed: seed of what is drawn once.
+            `dynamic` draws training images again in every epoch, the others once; `none` leaves them unchanged.
+        binarize_seed: seed of the images that are drawn once.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ImageData(ImageModule):
         return Split(images, torch.as_tensor(source.targets))
 
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches:
-        """Batches of a split, in another order each epoch if there is a seed."""
+        """Batches of a split; with a seed their order differs in every epoch."""
         draws = self.draws_binary(seed)
         images, labels = self.splits[split]
         if not draws:
@@ -167,7 +167,7 @@ def in_words(shape: tuple[int, ...] | torch.Size) -> str:
 def subset_order(
     labels: Int[Tensor, " n"], subset: Literal["first", "random", "stratified"], seed: int
 ) -> Int[Tensor, " n"]:
-    """The order in which images are taken: every prefix of it is such a subset.
+    """The order in which images are chosen: every prefix of it is such a subset.
 
     `stratified` spreads each class evenly over the order, so that a prefix has each class in its proportion.
     """

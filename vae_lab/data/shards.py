@@ -1,4 +1,4 @@
-"""Which process of how many this one is, which part of a batch is its own, and what the processes tell each other."""
+"""This process's rank, its part of a batch, and the communication between the processes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from vae_lab import compat
 
 
 class Part(NamedTuple):
-    """The process `rank` of `processes` that train one run together."""
+    """The rank of a process, and the number of processes that train one run together."""
 
     rank: int
     processes: int
@@ -21,16 +21,16 @@ class Part(NamedTuple):
         return self.rank == 0
 
     def rows(self, images: int) -> slice:
-        """Which rows of a batch of so many images are this process's: as many as the others', or one more or less.
+        """This process's rows of a batch of this many images: as many as in other processes, or one more or less.
 
-        The first process has the larger part, so that it is never without one; the last ones may have none.
+        The first processes have the larger parts, so that rank 0 always has a row; the last ones may have none.
         """
         each, over = divmod(images, self.processes)
         start = self.rank * each + min(self.rank, over)
         return slice(start, start + each + (self.rank < over))
 
     def taken(self, images: int) -> slice:
-        """The rows that this process computes: its own or, where it has none, the first one, which then weighs nothing.
+        """The rows that this process computes: its own or, if it has none, the first one, with weight 0.
 
         Every process must take part in every step, since all wait for each other's gradients.
         """
@@ -38,7 +38,7 @@ class Part(NamedTuple):
         return own if own.stop > own.start else slice(0, 1)
 
     def weight(self, images: int) -> float:
-        """What the mean loss of this process's rows counts, so that the mean over processes is that over the images."""
+        """The weight of this process's mean loss that makes the mean over processes the mean over the images."""
         own = self.rows(images)
         return self.processes * (own.stop - own.start) / images
 
@@ -47,44 +47,44 @@ WHOLE = Part(0, 1)
 
 
 BATCH_NORM = "batch normalisation"
-"""What `apart` tells of."""
+"""The kind of difference that `apart` reports."""
 
 
 def mine() -> Part:
-    """The part of this process: the whole, unless it is one of several that `vae_lab.rank` has brought together."""
+    """This process's part: the whole, unless several processes train a run together."""
     if distributed.is_available() and distributed.is_initialized():
         return Part(distributed.get_rank(), distributed.get_world_size())
     return WHOLE
 
 
 def gathered(numbers: Sequence[int | float]) -> list[list[int | float]]:
-    """The numbers of every process, by rank, in 64 bits; all call it, each with as many. Alone it gives its own."""
+    """The numbers of every process, by rank, in 64 bits. Every process must call it, with equally many numbers."""
     part = mine()
     if part.processes == 1:
         return [[*numbers]]
-    own = _placed(torch.tensor([*numbers], dtype=torch.float64))
+    own = _on_backend_device(torch.tensor([*numbers], dtype=torch.float64))
     every = [torch.empty_like(own) for _ in range(part.processes)]
     distributed.all_gather(every, own)
     return [one.tolist() for one in every]
 
 
 def added_up(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in 64 bits on the CPU, the same on each; all call it."""
-    total = _placed(tensor.detach().cpu().double())
+    """The sum over all processes, in 64 bits on the CPU, the same on each. Every process must call it."""
+    total = _on_backend_device(tensor.detach().cpu().double())
     if mine().processes > 1:
         distributed.all_reduce(total)
     return total.cpu()
 
 
 def align_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's running statistics; all call it."""
+    """Give all processes the running statistics of rank 0. Every process must call it."""
     if mine().processes > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def apart(module: nn.Module) -> list[str]:
-    """What sets a model trained on CPUs in several processes apart from one trained in one, as `kind: sentence`."""
+    """How a model trained on CPUs in several processes differs from one trained in one, as `kind: sentence`."""
     processes = mine().processes
     if processes == 1 or not any(compat.is_batch_norm(layer) for layer in module.modules()):
         return []
@@ -95,7 +95,7 @@ def apart(module: nn.Module) -> list[str]:
     ]
 
 
-def _placed(tensor: Tensor) -> Tensor:
-    """Where the processes' way of talking takes it: NCCL knows GPUs only."""
+def _on_backend_device(tensor: Tensor) -> Tensor:
+    """The tensor on a device that the processes' backend supports: NCCL supports only GPUs."""
     on_gpu = mine().processes > 1 and distributed.get_backend() == "nccl"
     return tensor.cuda() if on_gpu else tensor

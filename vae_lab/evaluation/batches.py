@@ -1,4 +1,4 @@
-"""What every metric starts from: the test's batches, the codes of images, random streams."""
+"""Inputs of every metric: test batches, latent codes of images, random streams."""
 
 import copy
 import itertools
@@ -15,11 +15,11 @@ from vae_lab.data.batches import images_of, labels_of
 from vae_lab.model.vae import VAE
 
 SEED = 20150901
-"""Start of the streams of z that the metrics draw, the same for every run."""
+"""Seed of the random streams from which metrics draw z, the same for every run."""
 
 
 class Codes(NamedTuple):
-    """What the encoder makes of a split: parameters and mean of each posterior, and the class if there is one."""
+    """A split after the encoder: parameters and mean of each posterior, and the labels if there are any."""
 
     parameters: Float[Tensor, "n ..."]
     mean: Float[Tensor, "n z"]
@@ -27,7 +27,7 @@ class Codes(NamedTuple):
 
 
 def encoded(vae: VAE, batches: Iterable[Any]) -> Codes:
-    """The codes of all batches; without labels unless every batch has them."""
+    """Encode all batches; labels are None unless every batch has them."""
     parameters, labels = [], []
     for batch in batches:
         parameters.append(vae.encoder(images_of(batch)))
@@ -36,7 +36,7 @@ def encoded(vae: VAE, batches: Iterable[Any]) -> Codes:
 
 
 def joined(vae: VAE, parameters: Sequence[Tensor], labels: Sequence[Tensor | None]) -> Codes:
-    """The codes of batches as those of one; without labels unless every batch has them."""
+    """Join the codes of several batches; labels are None unless every batch has them."""
     known = [one for one in labels if one is not None]
     whole = torch.cat(list(parameters))
     return Codes(
@@ -47,47 +47,47 @@ def joined(vae: VAE, parameters: Sequence[Tensor], labels: Sequence[Tensor | Non
 
 
 class HeldOutBatches:
-    """A loader's batches as the trainer gives them to a model, as many as it tests on; each pass gives the same ones.
+    """The batches of a loader, prepared as the trainer prepares them; each iteration gives the same batches.
 
     Args:
-        data: whose hooks the batches pass through.
-        loader: where they come from.
-        place: a tensor of the device and the type that the model takes.
-        limit: how many, or which share of them; None for all.
+        data: the data module, whose transfer hooks are applied.
+        loader: gives the batches.
+        like: a tensor with the device and the type that the model expects.
+        limit: number of batches, or a fraction of them; None for all.
     """
 
-    def __init__(self, data: LightningDataModule, loader: Any, place: Tensor, limit: int | float | None = None) -> None:
+    def __init__(self, data: LightningDataModule, loader: Any, like: Tensor, limit: int | float | None = None) -> None:
         self.data = data
         self.loader = loader
-        self.place = place
+        self.like = like
         if isinstance(limit, float):  # a loader may not know its length
             limit = None if limit == 1 else int(len(loader) * limit)
         self.limit = limit
 
     def __iter__(self) -> Iterator[Any]:
-        for given in itertools.islice(iter(self.loader), self.limit):
-            batch = self.data.on_before_batch_transfer(given, 0)
-            batch = self.data.transfer_batch_to_device(batch, self.place.device, 0)
+        for raw in itertools.islice(iter(self.loader), self.limit):
+            batch = self.data.on_before_batch_transfer(raw, 0)
+            batch = self.data.transfer_batch_to_device(batch, self.like.device, 0)
             batch = self.data.on_after_batch_transfer(batch, 0)
             parts = batch if isinstance(batch, (tuple, list)) else (batch,)
             yield tuple(self._moved(part) if isinstance(part, Tensor) else part for part in parts)
 
     def _moved(self, part: Tensor) -> Tensor:
-        return part.to(self.place) if part.is_floating_point() else part.to(self.place.device)
+        return part.to(self.like) if part.is_floating_point() else part.to(self.like.device)
 
 
 def generator_for(purpose: str) -> torch.Generator:
-    """A stream of its own for each figure, so that asking for one more changes none of the others."""
+    """A separate random stream for each metric, so that adding a metric does not change the others."""
     return torch.Generator().manual_seed(derived_seed(SEED, purpose))
 
 
 def in_double(values: Tensor) -> Tensor:
-    """The values in 64 bits, where they are or, for a device that has no such numbers, on the CPU."""
+    """The values in 64 bits, on their device or, if it is MPS, which has no 64-bit floats, on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def exact(vae: VAE) -> VAE:
-    """A copy of a model in 64 bits, for its densities; where a device has no such numbers, on the CPU."""
+    """A copy of a model in 64 bits, to compute densities; on the CPU if the device is MPS."""
     copied = copy.deepcopy(vae)
     on_mps = any(one.device.type == "mps" for one in copied.parameters())
     return (copied.cpu() if on_mps else copied).double()

@@ -1,4 +1,4 @@
-"""A small Fashion-MNIST classifier, whose last hidden layer gives the features that Fréchet distances compare."""
+"""A small Fashion-MNIST classifier; Fréchet distances compare the features of its last hidden layer."""
 
 import hashlib
 from pathlib import Path
@@ -16,13 +16,13 @@ DATASET, IMAGE_SHAPE = "FashionMNIST", [1, 28, 28]
 
 
 class ClassifierError(ValueError):
-    """Weights of the classifier that are missing or not the ones that belong to this version."""
+    """The classifier's weights are missing or do not belong to this version."""
 
 
 class Classifier(nn.Module):
-    """Images of clothes to their class, through `num_features` numbers that say what is on them.
+    """Classify images of clothes; the last hidden layer has `num_features` features.
 
-    Four convolutions, averaged over the map, and two dense layers; `scripts/train_classifier.py` trains it.
+    Four convolutions, an average over the map, and two dense layers; `scripts/train_classifier.py` trains it.
     """
 
     num_features = 64
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.num_features, classes)
 
     def features(self, images: Float[Tensor, "b 1 28 28"]) -> Float[Tensor, "b f"]:
-        """What is on images with values in [0, 1]: the outputs of the last hidden layer."""
+        """The outputs of the last hidden layer, for images with values in [0, 1]."""
         return self.dense(self.map(images - 0.5).mean((2, 3)))
 
     def forward(self, images: Float[Tensor, "b 1 28 28"]) -> Float[Tensor, "b classes"]:
@@ -56,8 +56,8 @@ def load_classifier(path: Path = CLASSIFIER) -> Classifier:
     """The classifier that ships with the package, in evaluation mode.
 
     Raises:
-        ClassifierError: if its weights are missing or do not have their checksum: distances in other features are
-            other numbers.
+        ClassifierError: if its weights are missing or have a wrong checksum: distances between other features cannot
+            be compared.
     """
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -75,7 +75,7 @@ def load_classifier(path: Path = CLASSIFIER) -> Classifier:
 
 
 def fits(data: object) -> bool:
-    """Whether a configuration's images are of the kind that the classifier knows."""
+    """Whether a configuration's images are of the kind that the classifier was trained on."""
     return (
         isinstance(data, DataConfig) and data.dataset.rpartition(".")[2] == DATASET and data.image_shape == IMAGE_SHAPE
     )

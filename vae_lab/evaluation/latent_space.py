@@ -1,4 +1,4 @@
-"""What a model keeps in its latent space."""
+"""Metrics of how a model uses its latent space."""
 
 import math
 import warnings
@@ -19,20 +19,20 @@ ACTIVE = 0.01
 """A latent dimension is active if its posterior mean varies by more than this over the images (Burda et al. 2016)."""
 
 ROWS = 500
-"""Images whose z is held against all posteriors at once."""
+"""Number of z that are compared with all posteriors at once."""
 
 
 def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any]:
-    """How a model uses its latent space, from the encoder's output for a data set's images.
+    """How a model uses its latent space, computed from the encoder's output for the images of a data set.
 
-    - `kl_per_dimension`: mean KL divergence of each dimension from the prior, in nats; None where it has no dimensions.
+    - `kl_per_dimension`: mean KL divergence of each dimension, in nats; None if the total is no sum over dimensions.
     - `active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al. 2016).
-    - `mutual_information_low`, `…_high`: bounds of the information that z has about the image it is of, in nats.
-    - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean of the posteriors. Both are
-      meant over all images of the kind, of which these are a sample.
+    - `mutual_information_low`, `…_high`: bounds of the mutual information of z and its image, in nats.
+    - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean posterior.
 
-    The KL divergence of an image is the sum of the two (Hoffman & Johnson 2016), so that one's lower bound makes the
-    other's upper one; see `aggregate_bounds`.
+    The last two refer to the distribution from which the images are a sample. The mean KL divergence is
+    the sum of the two (Hoffman & Johnson 2016), so the lower bound of one gives the upper bound of the other; see
+    `aggregate_bounds`.
     """
     with drawn_from(generator_for("aggregate")):
         z = in_double(vae.posterior(parameters).sample())
@@ -58,13 +58,14 @@ def aggregate_bounds(
 ) -> tuple[float, float | None]:
     """Lower bounds, in nats: of the mutual information of image and z, and of KL(q(z) ‖ p(z)).
 
-    Both are averages over one z of each of the N posteriors. The first holds each z against all of them,
-    log q(zᵢ|xᵢ) − log (1/N) Σⱼ q(zᵢ|xⱼ) (Hoffman & Johnson 2016); it cannot exceed ln N. The second holds the z of one
-    half of the images against a Gaussian of the other half's mean and covariance, log g(z) − log p(z): no density g
-    gives more than the divergence itself. It is for posteriors with diagonal covariance, and None for others.
+    Both are averages over one z of each of the N posteriors. The first compares each z with all posteriors,
+    log q(zᵢ|xᵢ) − log (1/N) Σⱼ q(zᵢ|xⱼ) (Hoffman & Johnson 2016); it cannot exceed ln N. The second fits a Gaussian g
+    with the mean and covariance of one half of the images, and averages log g(z) − log p(z) over the other half: no
+    density g gives more than the divergence itself. It is computed for posteriors with diagonal covariance, and is None
+    for others.
 
     Args:
-        posterior: of the N images, in 64 bits.
+        posterior: the posteriors of the N images, in 64 bits.
         prior: p(z).
         z: one sample of each posterior.
     """
@@ -84,7 +85,7 @@ def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) ->
     """Log (1/N) Σⱼ q(zᵢ|xⱼ)."""
     if not isinstance(posterior, DiagonalNormal):
         return torch.stack([posterior.log_prob(one).logsumexp(0) for one in z]) - math.log(posterior.batch_shape[0])
-    # By matrix products: a table of all pairs and dimensions would not fit into memory.
+    # Matrix products, because a tensor of all pairs and dimensions would not fit into memory.
     mean, log_variance = posterior.mean, posterior.log_variance
     precision = torch.exp(-log_variance)
     squared = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)
@@ -93,32 +94,32 @@ def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) ->
 
 
 def _log_matching_gaussian(posterior: DiagonalNormal, z: Float64[Tensor, "m z"]) -> Float64[Tensor, " m"]:
-    """Log-density of the Gaussian that has the mean and covariance of the posteriors' mixture."""
+    """Log-density at z of the Gaussian with the mean and covariance of the mixture of the posteriors."""
     mean = posterior.mean
     centred = mean - mean.mean(0)
     covariance = centred.T @ centred / len(mean) + torch.diag(posterior.variance.mean(0))
     root, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:  # a variance that rounding has made 0
+    if failed:  # rounding made a variance 0
         return torch.full_like(z[:, 0], math.nan)
     whitened = torch.linalg.solve_triangular(root, (z - mean.mean(0)).T, upper=False)
     constant = root.diagonal().log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
     return -0.5 * whitened.square().sum(0) - constant
 
 
-def training_codes(vae: VAE, data: LightningDataModule, place: Tensor) -> Codes:
-    """What the encoder makes of the training images, in the order of their files."""
-    return encoded(vae, HeldOutBatches(data, labelled_training_images(data), place))
+def training_codes(vae: VAE, data: LightningDataModule, like: Tensor) -> Codes:
+    """Encode the training images, in the order of their files."""
+    return encoded(vae, HeldOutBatches(data, labelled_training_images(data), like))
 
 
 def probe(train: Codes, test: Codes) -> float | None:
-    """Accuracy of the probe; None without classes, or with a single one."""
+    """Accuracy of the probe; None without labels, or with a single class."""
     if train.labels is None or test.labels is None or len(torch.unique(train.labels)) < 2:
         return None
     return probe_accuracy(train.mean, train.labels, test.mean, test.labels)
 
 
 def labelled_training_images(data: LightningDataModule) -> Any:
-    """Batches of training images and their classes, if the data module has any."""
+    """Batches of training images, with labels if the data module has them."""
     return data.labelled("train") if hasattr(data, "labelled") else data.train_dataloader()
 
 
@@ -128,9 +129,9 @@ def probe_accuracy(
     test_codes: Float[Tensor, "m z"],
     test_labels: Int[Tensor, " m"],
 ) -> float:
-    """Share of the test images whose class logistic regression finds from their posterior means.
+    """Accuracy on the test images of logistic regression from posterior means to labels.
 
-    It learns from the training images' codes, standardised (Alain & Bengio 2017); labels serve this figure only.
+    It is trained on the standardised codes of the training images (Alain & Bengio 2017). Only this metric uses labels.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -139,6 +140,6 @@ def probe_accuracy(
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough after a thousand steps
+        warnings.simplefilter("ignore", ConvergenceWarning)  # close enough after 1000 steps
         probe.fit(in_double(codes).cpu().numpy(), labels.cpu().numpy())
     return float(probe.score(in_double(test_codes).cpu().numpy(), test_labels.cpu().numpy()))

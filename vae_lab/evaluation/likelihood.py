@@ -14,7 +14,7 @@ from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
 
 LEVEL_BITS = 8
-"""Bits of a grey level: the density of a real-valued likelihood is taken as constant over one of 256."""
+"""Bits per grey level: the density of a real-valued likelihood is treated as constant within each of 256 levels."""
 
 
 def importance_weighted(
@@ -23,8 +23,8 @@ def importance_weighted(
     """Importance-weighted bounds of each image in nats, by their number of samples k (Burda et al. 2016).
 
     log (1/k) Σᵢ p(x, zᵢ) / q(zᵢ|x), zᵢ ~ q(z|x). k = 1 is the evidence lower bound. All bounds share the samples of the
-    largest one; a smaller k takes them in groups and averages over these. One sample is held at a time, so that memory
-    does not grow with k. Densities are in 64 bits.
+    largest one; a smaller k splits them into groups and averages over the groups. One sample is held at a time, so that
+    memory does not grow with k. Densities are computed in 64 bits.
     """
     densities = exact(vae)
     parameters = vae.encoder(images)
@@ -49,7 +49,7 @@ def importance_weighted(
 
 
 def bounds(vae: VAE, test: Iterable[Any], counts: Sequence[int]) -> dict[str, float | None]:
-    """The mean bounds of a data set as `iwae_<k>`, and `bits_per_dim` by that of 100 samples."""
+    """The mean bounds of a data set as `iwae_<k>`, and `bits_per_dim`, computed from the bound of 100 samples."""
     generator = generator_for("iwae")
     found: dict[int, list[Tensor]] = {k: [] for k in counts}
     pixels = 0
@@ -60,6 +60,6 @@ def bounds(vae: VAE, test: Iterable[Any], counts: Sequence[int]) -> dict[str, fl
             found[k].append(bound)
     figures: dict[str, float | None] = {f"iwae_{k}": torch.cat(bounds).mean().item() for k, bounds in found.items()}
     if 100 in found:
-        offset = LEVEL_BITS if vae.likelihood.data == "real" else 0  # others are masses, not densities
+        offset = LEVEL_BITS if vae.likelihood.data == "real" else 0  # other likelihoods are masses, not densities
         figures["bits_per_dim"] = offset - float(figures["iwae_100"] or 0) / (pixels * math.log(2))
     return figures

@@ -1,4 +1,4 @@
-"""Held-out quality: how well a model explains unseen images, what it keeps in its latent space, how its images look."""
+"""Test metrics: likelihood of unseen images, use of the latent space, quality of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
 
 MOST_CODES = 10_000
-"""Training images whose codes samplers are fitted to, the first of their files: more take time and change little."""
+"""Samplers are fitted to the codes of the first training images, at most these: more take time and change little."""
 
 
 def measure(
@@ -30,17 +30,17 @@ def measure(
     asked: MetricsConfig,
     losses: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The test metrics of a trained model by the names that `result.json` has them under; None for what cannot be had.
+    """Compute the test metrics of a trained model, named as in `result.json`; None if one cannot be computed.
 
-    The model is used in evaluation mode, in 32 bits, on the device that it is on, and left in the mode it was in.
+    The model runs in evaluation mode, in 32 bits, on its current device. Its mode is restored afterwards.
 
     Args:
         vae: the model.
-        objective: what it was trained by, which says whether it is measured in nats; None where that is not known.
-        data: gives the test images by `test_dataloader`, for probe and samplers also training images and classes.
+        objective: its training objective, which decides whether it is measured in nats; None if unknown.
+        data: gives the test images by `test_dataloader`, and training images and labels for probe and samplers.
         settings: the run's configuration.
-        asked: which metrics.
-        losses: the terms of the test.
+        asked: the metrics to compute.
+        losses: the objective's terms on the test images.
     """
     training = vae.training
     vae.eval()
@@ -59,17 +59,17 @@ def _measure(
     asked: MetricsConfig,
     losses: Mapping[str, float],
 ) -> dict[str, Any]:
-    place = next(vae.parameters(), torch.empty(0))
+    like = next(vae.parameters(), torch.empty(0))
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
-    test = HeldOutBatches(data, data.test_dataloader(), place, limit)
-    classifier = load_classifier().to(place.device) if asked.frechet and fits(settings.data) else None
+    test = HeldOutBatches(data, data.test_dataloader(), like, limit)
+    classifier = load_classifier().to(like.device) if asked.frechet and fits(settings.data) else None
     figures: dict[str, Any] = {}
     in_nats = objective is not None and objective.measures(vae)
     if objective is not None and in_nats:
         elbo = objective.elbo(losses, vae)
         figures["elbo"] = bounds(vae, test, [1])["iwae_1"] if elbo is None else elbo
     with_samplers = asked.samplers and classifier is not None
-    train = training_codes(vae, data, place) if asked.probe or with_samplers else None
+    train = training_codes(vae, data, like) if asked.probe or with_samplers else None
     draws = _draws(vae, train if with_samplers else None) if classifier else {}
     codes, pictures = reconstruct(vae, test, classifier, draws)
     figures |= pictures
@@ -92,7 +92,7 @@ def has_exact_divergence(vae: VAE) -> bool:
 
 
 def _draws(vae: VAE, train: Codes | None) -> dict[str, Draw]:
-    """Where the z of sampled images come from: the prior, and the samplers that are fitted to the training codes."""
+    """The sources of z for sampled images: the prior, and the samplers that are fitted to the training codes."""
     draws: dict[str, Draw] = {"samples": vae.draw}
     if train is not None and len(vae.latent_shape) == 1:
         codes = posterior_samples(vae.posterior(train.parameters[:MOST_CODES]), generator_for("samplers"))

@@ -1,4 +1,4 @@
-"""How a model's images look: reconstructions through the posterior's mean, and samples."""
+"""Image quality: reconstructions from the posterior's mean, and samples."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,26 +13,26 @@ from vae_lab.evaluation.classifier import Classifier
 from vae_lab.model.vae import VAE
 
 ROWS, PART = 500, 125
-"""Samples that are drawn and counted at once, and that are decoded at once, which takes the memory."""
+"""Samples that are drawn and counted at once, and samples that are decoded at once, which needs more memory."""
 
 SMALLEST_SSIM = 11
-"""Height and width from which on an image holds a window of SSIM's (Wang et al. 2004)."""
+"""The smallest height and width of an image into which SSIM's window fits (Wang et al. 2004)."""
 
 
 Draw = Callable[[int, torch.Generator], Float[Tensor, "n z"]]
-"""Gives so many z to sample images of, from the stream of a generator on the CPU."""
+"""Draws a given number of z, from a generator on the CPU."""
 
 
 def reconstruct(
     vae: VAE, test: Iterable[Any], classifier: Classifier | None, draws: Mapping[str, Draw]
 ) -> tuple[Codes, dict[str, Any]]:
-    """Posteriors of the test images, and how their reconstructions through the posterior's mean and samples look.
+    """The codes of the test images, and metrics of reconstructions from the posterior's mean and of samples.
 
     Args:
         vae: the model.
         test: batches of test images.
-        classifier: its features are what Fréchet distances compare; without, there are none.
-        draws: name of samples → where their z come from.
+        classifier: Fréchet distances compare its features; None computes no distances.
+        draws: name of a set of samples → the function that draws their z.
     """
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -41,7 +41,7 @@ def reconstruct(
     sets = ("reconstructions", *draws)
     distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
-    # Not synchronised: of several processes that train a run the first one measures all images.
+    # Not synchronised across processes: the first process measures all images.
     with channels:
         for batch in test:
             images = images_of(batch)
@@ -86,31 +86,31 @@ def _add(distances: Iterable["FrechetDistance"], features: Tensor, *, real: bool
 class FrechetDistance:
     """Fréchet distance between two sets of images in the features of a classifier (Heusel et al. 2017).
 
-    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), of the means and covariances of the features. Features of another network
-    give other numbers, and so do other numbers of images.
+    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), of the means and covariances of the features. The distance depends
+    on the network that gives the features, and on the number of images.
     """
 
     def __init__(self, num_features: int) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        features: Any = nn.Identity()  # not Inception's: they come from outside, so that each image is looked at once
+        features: Any = nn.Identity()  # computed outside, so that each image is processed once
         features.num_features = num_features
         self._metric = FrechetInceptionDistance(features, sync_on_compute=False)
 
     def add(self, features: Float[Tensor, "b f"], *, real: bool) -> None:
-        """Count images to the one set or the other."""
+        """Add images to the real or the generated set."""
         features = in_double(features)
         self._metric.to(features.device).update(features, real=real)
 
     def value(self) -> float | None:
-        """The distance; None where a set has fewer than two images."""
+        """The distance; None if a set has fewer than two images."""
         if min(self._metric.real_features_num_samples, self._metric.fake_features_num_samples) < 2:
             return None
         return max(0.0, float(self._metric.compute()))  # rounding can make it negative
 
 
 class ConstantChannels:
-    """Watches the activations of a model: which channels or features are the same for all images and places."""
+    """Watches a model's activations for channels or features that are equal for all images and positions."""
 
     def __init__(self, model: nn.Module) -> None:
         layers = (layer for layer in model.modules() if type(layer).__module__ == "torch.nn.modules.activation")
@@ -119,20 +119,20 @@ class ConstantChannels:
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        self._handles = [layer.register_forward_hook(self._see) for layer in self.layers]
+        self._handles = [layer.register_forward_hook(self._update) for layer in self.layers]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _see(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def _update(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.dim() < 2:
             return
         flat = output.detach().transpose(0, 1).flatten(1)
         low, high = flat.amin(1), flat.amax(1)
         if id(layer) in self._limits:
             before = self._limits[id(layer)]
-            if before[0].shape != low.shape:  # one layer in two places
+            if before[0].shape != low.shape:  # a layer that is used twice
                 return
             low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
         self._limits[id(layer)] = (low, high)

@@ -1,4 +1,4 @@
-"""The test metrics of runs that have finished, from their weights."""
+"""Compute the test metrics of finished runs from their weights."""
 
 import time
 from pathlib import Path
@@ -21,11 +21,11 @@ from vae_lab.results import Result
 
 
 def complete(run: Run, result: Result) -> Result:
-    """A finished run of our own with the test metrics that are asked for now; its `result.json` is written anew.
+    """Add the configured test metrics to a trusted finished run, and rewrite its `result.json`.
 
     Raises:
-        DataError: if the images are not to be had.
-        OSError: if the weights are gone, or the result cannot be written.
+        DataError: if the images cannot be read.
+        OSError: if the weights are missing, or the result cannot be written.
     """
     match = matched(run.config)
     settings = match.config if match else run.config
@@ -34,9 +34,9 @@ def complete(run: Run, result: Result) -> Result:
         raise OSError(f"{weights} is missing, to measure by; remove {results.RESULT} to have the run done again")
     load_weights(model, weights)
     torch.set_num_threads(settings.trainer.threads)
-    place = torch.device("cuda" if on_gpu(settings) else "cpu")
+    device = torch.device("cuda" if on_gpu(settings) else "cpu")
     objective = config.build(settings.objective)
-    return remeasure(run.directory, result, settings, model.to(place), objective, settings.metrics)
+    return remeasure(run.directory, result, settings, model.to(device), objective, settings.metrics)
 
 
 def remeasure(
@@ -47,12 +47,12 @@ def remeasure(
     objective: Objective | None,
     asked: MetricsConfig,
 ) -> Result:
-    """A finished run with the test metrics that are asked for beside those that it has; rewrites its `result.json`.
+    """Compute the requested test metrics and those that a finished run already has; rewrites its `result.json`.
 
-    Metrics of a user's own that the run has keep their figures unless they are asked for again.
+    Custom metrics that the run already has keep their values unless they are requested again.
 
     Raises:
-        DataError: if the images are not to be had.
+        DataError: if the images cannot be read.
         OSError: if the result cannot be written.
     """
     known = result.measured()
@@ -71,7 +71,7 @@ def remeasure(
                     figures,
                     results.kl_of_epochs(results.read_history(folder), kl_divisor(result.terms, model.latent_dim)),
                 ),
-                *(told for told in result.warnings if told.startswith(shards.BATCH_NORM)),  # of the training
+                *(text for text in result.warnings if text.startswith(shards.BATCH_NORM)),  # from training
             ],
         }
     )
@@ -80,10 +80,10 @@ def remeasure(
 
 
 def open_images(folder: Path, settings: Config, *stages: str) -> Any:
-    """The images of a run's configuration: its data module, set up for these stages of Lightning's.
+    """Build the data module of a run's configuration, set up for the given Lightning stages.
 
     Raises:
-        DataError: if they are not to be had.
+        DataError: if the images cannot be read.
     """
     try:
         data = config.build(settings.data)
@@ -98,7 +98,7 @@ def open_images(folder: Path, settings: Config, *stages: str) -> Any:
 
 
 def validation_bound(settings: Config, result: Result) -> float | None:
-    """The evidence lower bound in nats per image that the validation's terms amount to; None if it does not follow."""
+    """The evidence lower bound in nats per image, computed from the validation terms; None if that is impossible."""
     terms = result.val.model_dump()
     if any(terms.get(term) is None for term in ("reconstruction", "kl")):
         return None

@@ -1,4 +1,4 @@
-"""What is wrong with a model."""
+"""Warnings about problems of a trained model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,22 @@ from vae_lab.evaluation.latent_space import ACTIVE
 from vae_lab.results.figures import NATS_PER_DIMENSION
 
 MOST_KL = 10.0
-"""Nats a latent dimension, on average, above which the KL divergence is told to explode.
+"""Nats per latent dimension, on average, above which the KL divergence is reported as exploding.
 
-A dimension that carries them is read to one part in 20,000: no decoder needs that.
+A dimension with 10 nats is resolved to one part in 20,000: no decoder needs that.
 """
 
 
 def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
-    """By what an objective's `kl` is divided to be in nats per latent dimension."""
+    """The divisor that converts an objective's `kl` to nats per latent dimension."""
     return 1.0 if units.get("kl") == NATS_PER_DIMENSION else float(max(1, latent_dim))
 
 
 def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
-    """What is wrong with a model, as `kind: sentence`: posterior collapse, dead dimensions or units, an exploding KL.
+    """Problems of a model, as `kind: sentence`: posterior collapse, dead dimensions or units, exploding KL.
 
     Args:
-        figures: what `measure` gave.
+        figures: the result of `measure`.
         kl: epoch → nats per latent dimension.
     """
     found = []
@@ -48,7 +48,7 @@ def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
 
 
 def exploding(epoch: int, kl: float) -> str:
-    """The sentence about an epoch whose KL divergence is out of proportion."""
+    """The warning about an epoch with an exploding KL divergence."""
     return (
         f"exploding KL: {kl:.4g} nats a latent dimension in epoch {epoch} (more than {MOST_KL:g}); a lower "
         "optimizer.lr or trainer.gradient_clip_val may help"

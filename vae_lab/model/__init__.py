@@ -1,1 +1,1 @@
-"""Images to a distribution over codes and back: networks, distributions, and the model made of them."""
+"""The model: networks and distributions that map images to latent codes and back."""

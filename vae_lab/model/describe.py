@@ -1,4 +1,4 @@
-"""A model as a table: its layers with what they put out, their parameters and FLOPs."""
+"""A model as a table: its layers with their output shapes, parameters and FLOPs."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ WIDTH = 110
 
 
 class Row(NamedTuple):
-    """One line: a half of the model, a block of it (`level` 1) or a layer of a block (2 and more)."""
+    """One line: a part of the model (`level` 0), a block of it (1) or a layer of a block (2 and more)."""
 
     level: int
     key: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Description(NamedTuple):
-    """A model's rows, and the sums that are beside its losses in `result.json`."""
+    """A model's rows, and the totals that `result.json` also records."""
 
     image_shape: Shape
     rows: list[Row]
@@ -42,10 +42,10 @@ class Description(NamedTuple):
 
 
 def describe(settings: Config) -> Description:
-    """Run one image through the model on the meta device, and note what each layer does.
+    """Run one image through the model on the meta device, and record shape, parameters and FLOPs of each layer.
 
-    FLOPs are those of `torch.utils.flop_counter`: two for each multiplication and addition of convolutions, matrix
-    products and attention; norms, activations and sums are not counted.
+    `torch.utils.flop_counter` counts the FLOPs: two for each multiply-add of convolutions, matrix products and
+    attention; norms, activations and sums are not counted.
 
     Raises:
         FitError: if a block does not fit.
@@ -54,7 +54,7 @@ def describe(settings: Config) -> Description:
         model = vae.build(settings).eval()
         shapes: dict[str, Shape] = {}
         for name, module in model.named_modules():
-            module.register_forward_hook(_noting(name, shapes))
+            module.register_forward_hook(_shape_hook(name, shapes))
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *settings.data.image_shape))
     root = type(model).__name__
@@ -74,12 +74,12 @@ def describe(settings: Config) -> Description:
     return Description(tuple(settings.data.image_shape), rows, total, counter.get_total_flops())
 
 
-def _noting(name: str, shapes: dict[str, Shape]) -> Any:
-    def note(module: nn.Module, given: Any, output: Any) -> None:
+def _shape_hook(name: str, shapes: dict[str, Shape]) -> Any:
+    def record(module: nn.Module, given: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             shapes[name] = tuple(output.shape[1:])
 
-    return note
+    return record
 
 
 class _Named(NamedTuple):
@@ -103,15 +103,15 @@ def _half(side: str, half: nn.Module, network: Any) -> Iterator[_Named]:
     yield _Named(0, side, type(half).__name__, side, half)
     if not isinstance(network, Network):
         for name, module in half.named_children():
-            yield from _with_layers(1, f"{side}.{name}", _called(module), f"{side}.{name}", module)
+            yield from _with_layers(1, f"{side}.{name}", _layer_text(module), f"{side}.{name}", module)
         return
     yield from _blocks(1, f"{side}.blocks", network.blocks, half.get_submodule("blocks"), f"{side}.blocks")
     yield from _with_layers(1, f"{side}.head", "head", f"{side}.head", half.get_submodule("head"))
 
 
 def _blocks(level: int, key: str, blocks: Sequence[config.AnyBlock], modules: nn.Module, name: str) -> Iterator[_Named]:
-    turns = [(index, block) for index, block in enumerate(blocks) for _ in range(block.repeat)]
-    for (index, block), (number, module) in zip(turns, modules.named_children(), strict=True):
+    repeats = [(index, block) for index, block in enumerate(blocks) for _ in range(block.repeat)]
+    for (index, block), (number, module) in zip(repeats, modules.named_children(), strict=True):
         here, inside = f"{key}[{index}]", f"{name}.{number}"
         if isinstance(block, config.Group):
             yield _Named(level, here, "blocks" + (", skip" if block.skip else ""), inside, module)
@@ -120,18 +120,18 @@ def _blocks(level: int, key: str, blocks: Sequence[config.AnyBlock], modules: nn
                 level + 1, f"{here}.blocks", block.blocks, body, inside + (".body" if block.skip else "")
             )
         else:
-            yield from _with_layers(level, here, _said(block), inside, module)
+            yield from _with_layers(level, here, _block_text(block), inside, module)
 
 
 def _with_layers(level: int, key: str, layer: str, name: str, module: nn.Module) -> Iterator[_Named]:
     yield _Named(level, key, layer, name, module)
     for inner, child in module.named_modules():
         if inner and not list(child.children()):
-            yield _Named(level + 1, "", _called(child), f"{name}.{inner}", child)
+            yield _Named(level + 1, "", _layer_text(child), f"{name}.{inner}", child)
 
 
-def _said(block: config.AnyBlock) -> str:
-    """A block as its line of YAML says it, without what equals a default."""
+def _block_text(block: config.AnyBlock) -> str:
+    """A block as in its line of YAML, without fields that have their default."""
     if isinstance(block, config.ForeignBlock):
         return block.target
     fields = type(block).model_fields
@@ -143,20 +143,20 @@ def _said(block: config.AnyBlock) -> str:
     return ", ".join([f"{block.word}: {block.value}", *others])
 
 
-def _called(module: nn.Module) -> str:
-    """The class, with what tells two convolutions apart."""
+def _layer_text(module: nn.Module) -> str:
+    """The class, and for convolutions kernel, stride and groups."""
     words = [type(module).__name__]
     for name, form in (("kernel_size", "{}"), ("stride", "stride {}"), ("groups", "groups {}")):
         value = getattr(module, name, 1)
         sides = value if isinstance(value, tuple) else (value, value)
         if name == "kernel_size" or sides != (1, 1):
-            told = _product(sides) if name == "kernel_size" and isinstance(value, tuple) else str(sides[0])
-            words += [form.format(told)] if hasattr(module, name) else []
+            sizes = _product(sides) if name == "kernel_size" and isinstance(value, tuple) else str(sides[0])
+            words += [form.format(sizes)] if hasattr(module, name) else []
     return " ".join(words)
 
 
 def table(found: Description) -> Table:
-    """The rows as a table; layers of a block that neither learn, compute nor change the shape are left out."""
+    """The rows as a table; leaves out layers that have no parameters or FLOPs and keep the shape."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("key", no_wrap=True)
     shown.add_column("layer", overflow="fold")
@@ -187,7 +187,7 @@ def _product(shape: Shape | None) -> str:
 
 
 def matching(settings: Config, found: Matched | None) -> str:
-    """What a match has changed, in a sentence for each half; empty where nothing is matched."""
+    """The cost ratio after matching, one line for each half; empty without matching."""
     if found is None:
         return ""
     match = settings.match
@@ -198,7 +198,7 @@ def matching(settings: Config, found: Matched | None) -> str:
 
 
 def text(found: Description, note: str = "") -> str:
-    """What the command shows, as a file holds it."""
+    """The output of the command as plain text, for a file."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     show(console, found, note)
     assert isinstance(console.file, io.StringIO)
@@ -206,7 +206,7 @@ def text(found: Description, note: str = "") -> str:
 
 
 def show(console: Console, found: Description, note: str = "") -> None:
-    """Print the table and what its FLOPs are."""
+    """Print the table, the note and how FLOPs are counted."""
     console.print(table(found))
     if note:
         console.print(note, highlight=False, markup=False)

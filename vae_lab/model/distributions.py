@@ -1,4 +1,4 @@
-"""Distributions over codes, and KL divergences between them in nats."""
+"""Distributions over latent codes, and KL divergences between them in nats."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ class StandardNormal(Distribution):
     """N(0, I).
 
     Args:
-        origin: zeros of the event's shape; samples have its type and device.
+        origin: zeros of the event shape; samples have the same type and device.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -83,9 +83,9 @@ class StandardNormal(Distribution):
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Inside it torch's distributions do not look at their arguments' values.
+    """A context in which torch's distributions do not check the values of their arguments.
 
-    They would wait for the device in every step, and on the meta device there are no values.
+    The check would wait for the device in every step, and the meta device has no values.
     """
     before = compat.are_distributions_validated()
     Distribution.set_default_validate_args(False)
@@ -102,7 +102,7 @@ _BY_DIMENSION: dict[tuple[type, type], ByDimension] = {}
 
 
 def factorised(q: type[Distribution], p: type[Distribution]) -> Callable[[ByDimension], ByDimension]:
-    """Make a function the KL divergence of q from p by latent dimension, and its sum torch's rule for the two."""
+    """Register a function as KL(q ‖ p) per latent dimension, and its sum as torch's rule for the two classes."""
 
     def register(by_dimension: ByDimension) -> ByDimension:
         _BY_DIMENSION[q, p] = by_dimension
@@ -126,14 +126,14 @@ def _from_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Float[Tensor, "... z
 
 
 class Divergence(NamedTuple):
-    """KL(q(z | x) ‖ p(z)) of each image in nats, (b,); whether it is exact or a one-sample estimate."""
+    """KL(q(z | x) ‖ p(z)) of each image in nats, (b,), and whether it is exact or a one-sample estimate."""
 
     nats: Float[Tensor, " b"]
     is_exact: bool
 
 
 def divergence(q: Distribution, p: Distribution, z: Float[Tensor, "b ..."]) -> Divergence:
-    """The KL divergence: exact where torch has a rule for the two, else log q(z | x) − log p(z) at each image's z."""
+    """The KL divergence: exact where torch has a rule for the pair, else log q(z | x) − log p(z) at each image's z."""
     try:
         return Divergence(kl_divergence(q, p), True)
     except NotImplementedError:
@@ -141,6 +141,6 @@ def divergence(q: Distribution, p: Distribution, z: Float[Tensor, "b ..."]) -> D
 
 
 def by_dimension(q: Distribution, p: Distribution) -> Float[Tensor, "b ..."] | None:
-    """The KL divergence of each latent dimension in nats; None where it does not fall into dimensions."""
+    """The KL divergence of each latent dimension in nats; None if it is no sum over dimensions."""
     rule = _BY_DIMENSION.get((type(q), type(p)))
     return None if rule is None else rule(q, p)

@@ -1,7 +1,7 @@
-"""The interfaces that a model's parts are written against; each concrete class has a file of its own beside this one.
+"""The interfaces of a model's parts; each implementation has its own file in a folder beside this one.
 
-Whatever is random is a `torch.distributions.Distribution`. The keys of a part's section are the
-keyword-only arguments of its class; the other arguments come from vae_lab, as each interface says.
+Every random quantity is a `torch.distributions.Distribution`. The keys of a part's section are the keyword-only
+arguments of its class; vae_lab passes the other arguments, which each interface lists.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Latent(ABC):
-    """The shape of a code. Built from the keys of its section alone."""
+    """The shape of a latent code. Built from the keys of its section only."""
 
     @property
     @abstractmethod
@@ -41,15 +41,15 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:
-        """How many numbers describe one posterior: what the encoder puts out for each image."""
+        """The number of parameters of one posterior: the size of the encoder's output for each image."""
 
     @abstractmethod
     def forward(self, parameters: Float[Tensor, "b p"]) -> Distribution:
-        """The posteriors of a batch: batch shape (b,), event shape `latent_shape`; `rsample` where it is trained."""
+        """The posteriors of a batch: batch shape (b,), event shape `latent_shape`; training needs `rsample`."""
 
 
 class Prior(nn.Module, ABC):
-    """p(z). Built with `latent_shape`; may look at `self.model` once it belongs to one.
+    """p(z). Built with `latent_shape`; may use `self.model` once it is part of a model.
 
     Args:
         latent_shape: the shape of one z.
@@ -58,10 +58,10 @@ class Prior(nn.Module, ABC):
     def __init__(self, latent_shape: Sequence[int]) -> None:
         super().__init__()
         self.latent_shape = tuple(latent_shape)
-        self._owner: tuple[VAE, ...] = ()  # in a tuple, lest torch takes it for a part of the prior
+        self._owner: tuple[VAE, ...] = ()  # in a tuple, so that torch does not register it as a submodule
 
     def belong_to(self, model: "VAE") -> None:
-        """Called by the model that the prior is part of."""
+        """Set the model; the model itself calls this."""
         self._owner = (model,)
 
     @property
@@ -83,14 +83,14 @@ class Likelihood(nn.Module, ABC):
     """
 
     data: ClassVar[Literal["real", "levels", "binary"]]
-    """The images it is for: real numbers, 256 grey levels, or 0 and 1. Nats are compared within one kind only."""
+    """The images that it models: real numbers, 256 grey levels, or 0/1. Nats are comparable within one kind only."""
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
 
     def channels(self, image_channels: int) -> int:
-        """How many channels the decoder puts out for images of so many."""
+        """The number of decoder output channels for images with this many channels."""
         return image_channels
 
     @abstractmethod

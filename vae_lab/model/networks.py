@@ -1,4 +1,4 @@
-"""Encoder and decoder: lists of blocks made into modules, with the shapes between them inferred."""
+"""Encoder and decoder: build modules from lists of blocks, and infer the shapes between them."""
 
 import math
 import re
@@ -16,9 +16,9 @@ from vae_lab.model.blocks import building
 from vae_lab.model.blocks.layers import shapes_only, transpose
 
 LARGEST = 2**31
-"""Numbers in a map or vector of one image beyond which a network is taken for a mistake."""
+"""The most numbers in a map or vector of one image; a larger network is treated as a mistake."""
 HEAVIEST = 2**35
-"""Weights of one block, likewise: 128 GiB."""
+"""The most weights of one block, 128 GiB; more are treated as a mistake."""
 
 
 class Encoder(nn.Module):
@@ -28,14 +28,14 @@ class Encoder(nn.Module):
 
     Args:
         image_shape: channels, height and width of the images.
-        num_parameters: how many numbers describe a posterior.
+        num_parameters: number of parameters of a posterior.
         blocks: the list from an architecture file, `[{"down": 16}, …]`.
-        activation: of every block that names none.
-        normalization: likewise.
+        activation: for every block that sets none.
+        normalization: for every block that sets none.
 
     Raises:
-        ConfigError: if a block is not one of the vocabulary's.
-        FitError: naming the block that does not fit, what it gets and a way to mend it.
+        ConfigError: if a block is not in the vocabulary.
+        FitError: naming the block that does not fit, its input and a way to fix it.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent vectors to the parameters of a likelihood: blocks, then one layer onto the image's channels.
+    """Latent vectors to the parameters of a likelihood: blocks, then one layer to the image's channels.
 
-    (b, latent_dim) → (b, c, h, w). The sizes of the maps are found backwards from the image: before a block that
-    doubles the map it is half as large, rounded up, so that any image size can be reached.
+    (b, latent_dim) → (b, c, h, w). The sizes of the maps are computed backwards from the image: before a block that
+    doubles the map, the map has half the size, rounded up. Any image size can be reached that way.
 
     Args:
-        image_shape: channels that the likelihood takes, height and width of the images.
+        image_shape: channels that the likelihood expects, height and width of the images.
         latent_dim: length of a latent vector.
         blocks: the list from an architecture file, `[{"unflatten": 32}, {"up": 16}, …]`.
-        activation: of every block that names none.
-        normalization: likewise.
-        head: what makes the image of the last map: `conv`, a convolution, or `up`, a transposed one that doubles it. A
-            vector becomes the image by a dense layer.
+        activation: for every block that sets none.
+        normalization: for every block that sets none.
+        head: the layer from the last map to the image: `conv`, a convolution, or `up`, a transposed convolution that
+            doubles the map. If the blocks end with a vector, the head is a dense layer.
 
     Raises:
-        ConfigError: if a block is not one of the vocabulary's.
-        FitError: naming the block that does not fit, what it gets and a way to mend it.
+        ConfigError: if a block is not in the vocabulary.
+        FitError: naming the block that does not fit, its input and a way to fix it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ def _onto_image(shape: Shape, channels: int, size: Size, head: str) -> list[nn.M
 
 
 class Step(NamedTuple):
-    """A block of a network, with its place, what it puts out and, of a list of blocks, the steps in it."""
+    """A block of a network with its input, its output shape and, for a list of blocks, the steps in it."""
 
     key: str
     block: config.AnyBlock
@@ -135,15 +135,15 @@ class Step(NamedTuple):
 
 
 def _plan(key: str, blocks: Sequence[config.AnyBlock], place: Place) -> list[Step]:
-    """Every block with the shape that it gets, found on the meta device: nothing is allocated."""
+    """Every block with its input shape, inferred on the meta device: nothing is allocated."""
     steps = []
     shape, style = place.shape, place.style
-    turns = [(index, turn, block) for index, block in enumerate(blocks) for turn in range(1, block.repeat + 1)]
-    for (index, turn, block), size in zip(turns, _sizes(blocks, place.size), strict=True):
+    repeats = [(index, turn, block) for index, block in enumerate(blocks) for turn in range(1, block.repeat + 1)]
+    for (index, turn, block), size in zip(repeats, _sizes(blocks, place.size), strict=True):
         name = f"{key}[{index}]"
-        here = Place(shape, style, size)
-        inner = _plan(f"{name}.blocks", block.blocks, here) if isinstance(block, config.Group) else []
-        step = Step(name, block, here, inner[-1].after if inner else shape, inner)
+        input_place = Place(shape, style, size)
+        inner = _plan(f"{name}.blocks", block.blocks, input_place) if isinstance(block, config.Group) else []
+        step = Step(name, block, input_place, inner[-1].after if inner else shape, inner)
         try:
             shape = _output_shape(step)
         except FitError as error:
@@ -154,7 +154,7 @@ def _plan(key: str, blocks: Sequence[config.AnyBlock], place: Place) -> list[Ste
 
 
 def _sizes(blocks: Sequence[config.AnyBlock], end: Size | None) -> list[Size | None]:
-    """The height and width that the map must have after each block, found from the last one backwards."""
+    """The height and width that the map must have after each block, computed from the last block backwards."""
     sizes: list[Size | None] = []
     for block in reversed(config.unrolled(blocks)):
         sizes.append(end)
@@ -163,7 +163,7 @@ def _sizes(blocks: Sequence[config.AnyBlock], end: Size | None) -> list[Size | N
 
 
 def _check_sizes(key: str, blocks: Sequence[config.AnyBlock], image: Size, end: Size) -> None:
-    """That a decoder's map is not doubled more often than it takes from 1×1 to the image, nor halved without end."""
+    """Check that a decoder does not double its map more often than from 1×1 to the image, or shrink it too often."""
     leaves = config.leaves(blocks, key)
     growing = [config.block_name(block) for _, block in leaves if block.grows > 1]
     fitting, size = 0, end
@@ -192,13 +192,13 @@ def _build(step: Step) -> nn.Module:
 
 
 def _output_shape(step: Step) -> Shape:
-    """The shape that a block puts out, by building it on the meta device: no memory, no arithmetic.
+    """The output shape of a block, found by building it on the meta device: no memory, no arithmetic.
 
-    What a word of the vocabulary makes of a shape is known. Any other class is run there too, for which torch needs two
+    Blocks of the vocabulary know their output shape. Any other class is also run there, for which torch needs two
     seconds in each process.
 
     Raises:
-        FitError: if it cannot be built, does not take what it gets, or puts out what no block does.
+        FitError: if it cannot be built, does not accept its input, or returns something that no block may return.
     """
     block, shape = step.block, step.place.shape
     if isinstance(block, config.Group):
@@ -211,7 +211,7 @@ def _output_shape(step: Step) -> Shape:
             module = building.build(block, step.place).to("meta")
         except FitError:
             raise
-        except Exception as error:  # a class may make anything of its arguments
+        except Exception as error:  # a class may raise anything
             raise FitError(
                 f"'{name}' cannot be built ({_reason(error)}); its arguments are the keys beside it, and it gets "
                 f"{describe(shape)}"
@@ -233,7 +233,7 @@ def _output_shape(step: Step) -> Shape:
 def _run(module: nn.Module, name: str, shape: Shape) -> Shape:
     try:
         output = module(torch.empty(2, *shape))
-    except Exception as error:  # torch and a user's forward() raise what they like at a shape that does not fit
+    except Exception as error:  # torch and a user's forward() may raise anything
         raise FitError(f"'{name}' does not take {describe(shape)} ({_reason(error)}); {_advice(error)}") from error
     return _shape_of(output, name, shape)
 

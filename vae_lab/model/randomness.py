@@ -21,17 +21,17 @@ _DRAWING: dict[Any, str] = {
 }
 
 
-class drawn_from(TorchFunctionMode):  # noqa: N801  # reads as what it does: with drawn_from(generator)
-    """Inside it random numbers come from one generator, whatever draws them on whatever device.
+class drawn_from(TorchFunctionMode):  # noqa: N801  # lower case because it is used as: with drawn_from(generator)
+    """A context in which all random numbers come from one generator, on any device.
 
-    Of several processes that share a batch each draws for the whole batch and takes its rows, so that an image has the
-    numbers that it has in a single process.
+    If several processes share a batch, each draws for the whole batch and takes its own rows. An image thus gets the
+    same numbers as in a single process.
 
     Args:
-        generator: the stream; on the CPU it is the same for every device.
-        rows: this process's rows of the batch; None where it has the whole.
-        of: images of the whole batch.
-        events: dimensions of one z, behind that of the batch.
+        generator: the random stream; a generator on the CPU gives the same numbers for every device.
+        rows: this process's rows of the batch; None if it has the whole batch.
+        of: number of images in the whole batch.
+        events: number of dimensions of one z, after the batch dimension.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class drawn_from(TorchFunctionMode):  # noqa: N801  # reads as what it does: wit
         if kind is None or named.get("generator") is not None:
             return func(*args, **named)
         if kind == "arguments":
-            there = next(one.device for one in (*args, *named.values()) if isinstance(one, Tensor))
-            here = [one.to(self.generator.device) if isinstance(one, Tensor) else one for one in args]
-            return func(*here, **named, generator=self.generator).to(there)
+            device: Any = next(one.device for one in (*args, *named.values()) if isinstance(one, Tensor))
+            moved = [one.to(self.generator.device) if isinstance(one, Tensor) else one for one in args]
+            return func(*moved, **named, generator=self.generator).to(device)
         if kind == "in place":
             named["generator"] = self.generator
             drawn = self._drawn(tuple(args[0].shape), args[0].dtype, lambda one: func(one, *args[1:], **named))
             return args[0].copy_(drawn)
         if kind == "like":
             shape, dtype = tuple(args[0].shape), named.get("dtype") or args[0].dtype
-            device: Any = args[0].device
+            device = args[0].device
             draw = Tensor.normal_ if func is torch.randn_like else Tensor.uniform_
         else:
             sizes = args if args else (named["size"],)
@@ -70,10 +70,8 @@ class drawn_from(TorchFunctionMode):  # noqa: N801  # reads as what it does: wit
         return self._drawn(shape, dtype, lambda one: draw(one, generator=self.generator)).to(device)
 
     def _drawn(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[Tensor], Tensor]) -> Tensor:
-        place = len(shape) - self.events - 1
-        if self.rows is None or self.of is None or place < 0 or shape[place] != self.rows.stop - self.rows.start:
+        dim = len(shape) - self.events - 1  # of the batch
+        if self.rows is None or self.of is None or dim < 0 or shape[dim] != self.rows.stop - self.rows.start:
             return fill(torch.empty(shape, dtype=dtype, device=self.generator.device))
-        whole = fill(
-            torch.empty((*shape[:place], self.of, *shape[place + 1 :]), dtype=dtype, device=self.generator.device)
-        )
-        return whole.narrow(place, self.rows.start, shape[place])
+        whole = fill(torch.empty((*shape[:dim], self.of, *shape[dim + 1 :]), dtype=dtype, device=self.generator.device))
+        return whole.narrow(dim, self.rows.start, shape[dim])

@@ -1,12 +1,12 @@
-"""Samplers of codes beyond the prior, fitted to a trained model's codes of its training images.
+"""Samplers of latent codes other than the prior, fitted to a trained model's codes of its training images.
 
-Samples of a VAE are decoded from the prior, N(0, I). What its decoder was trained on is the aggregate posterior q(z),
-the mean of the posteriors of the training images, which rarely is N(0, I). Ghosh et al. 2020, "From Variational to
-Deterministic Autoencoders", fit a density to the codes after training (ex-post density estimation): a Gaussian with
-full covariance, or a mixture of ten.
+A VAE decodes samples of the prior, N(0, I). Its decoder was trained on the aggregate posterior q(z), the mean of the
+posteriors of the training images, which is rarely N(0, I). Ghosh et al. 2020, "From Variational to Deterministic
+Autoencoders", fit a density to the codes after training (ex-post density estimation): a Gaussian with full covariance,
+or a mixture of ten.
 
-Codes are one sample of each image's posterior, not its mean: q(z) is made of such samples. Means lack the variance of
-the posteriors, which in a dimension that says nothing about the images is all there is.
+Each code is one sample of an image's posterior, not its mean, because q(z) is the distribution of such samples. Means
+lack the variance of the posteriors, which is the whole variance in a dimension that carries no information.
 """
 
 import warnings
@@ -25,43 +25,43 @@ Kind = Literal["gaussian", "mixture"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 LEAST_FLOOR = 1e-12
-"""The same where no code differs from another."""
+"""Lower bound of the term that `FLOOR` gives, for codes that are all equal."""
 
 COMPONENTS = 10
-"""Gaussians of a mixture, as many as Ghosh et al. take."""
+"""Number of Gaussians in a mixture, as in Ghosh et al."""
 
 FLOOR = 1e-6
-"""What is added to each variance, as a share of the codes' mean variance: of fewer codes than dimensions, or with a
-dimension that never varies, a covariance would have no root."""
+"""Added to each variance, as a fraction of the codes' mean variance. Without it a covariance would have no Cholesky
+factor if there are fewer codes than dimensions or a dimension never varies."""
 
 
 class Sampler(NamedTuple):
-    """A mixture of Gaussians with full covariances over codes; of one component it is a Gaussian. Lies on the CPU."""
+    """A mixture of Gaussians with full covariances over codes, on the CPU; with one component, a Gaussian."""
 
     weights: Float64[Tensor, " k"]
-    """Shares of the components."""
+    """Weights of the components; their sum is 1."""
     means: Float64[Tensor, "k z"]
     roots: Float64[Tensor, "k z z"]
     """Lower triangular: a covariance is root · rootᵀ."""
 
     def sample(self, n: int, seed: int | None = None) -> Float[Tensor, "n z"]:
-        """Codes to be decoded, in 32 bits on the CPU.
+        """Draw codes to decode, in 32 bits on the CPU.
 
         Args:
-            n: how many.
-            seed: of the random stream; without, torch's own goes on.
+            n: number of codes.
+            seed: seed of the random stream; None uses torch's global generator.
 
         Raises:
-            ValueError: for less than one.
+            ValueError: if `n` is less than 1.
         """
         return self.draw(n, None if seed is None else torch.Generator().manual_seed(seed))
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n z"]:
-        """As `sample`, from the stream of a generator on the CPU."""
+        """Like `sample`, but from a generator on the CPU."""
         if n < 1:
             raise ValueError(f"n must be at least 1, but is {n}")
-        place = torch.device("cpu")  # whatever the default device is
-        noise = torch.randn(n, self.means.shape[1], generator=generator, device=place, dtype=torch.float64)
+        cpu = torch.device("cpu")  # the default device may be another
+        noise = torch.randn(n, self.means.shape[1], generator=generator, device=cpu, dtype=torch.float64)
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.empty_like(noise)
         for number in range(len(self.weights)):
@@ -73,17 +73,17 @@ class Sampler(NamedTuple):
 def fit(
     model: VAE, images: Shaped[Tensor, "..."], kind: Kind = "mixture", seed: int = 0, components: int = COMPONENTS
 ) -> Sampler:
-    """A sampler of the codes that a model has of images, to be decoded: `model.decode(sampler.sample(64, seed=1))`.
+    """Fit a sampler to a model's codes of images; use it as `model.decode(sampler.sample(64, seed=1))`.
 
     Args:
         model: a trained model in evaluation mode.
-        images: those that it was trained on, (n, c, h, w) in [0, 1].
-        kind: `gaussian`, one with full covariance, or `mixture` of several.
-        seed: of the samples of the posteriors and of the mixture's start.
-        components: Gaussians of a mixture.
+        images: the training images, (n, c, h, w) in [0, 1].
+        kind: `gaussian`, with full covariance, or `mixture`, of several such Gaussians.
+        seed: seed of the posterior samples and of the mixture's initialisation.
+        components: number of Gaussians in a mixture.
 
     Raises:
-        ValueError: as `VAE.encode` and `fit_codes`.
+        ValueError: see `VAE.encode` and `fit_codes`.
     """
     _check(kind, components)
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def fit(
 
 @torch.no_grad()
 def posterior_samples(posterior: Distribution, generator: torch.Generator) -> Float[Tensor, "n ..."]:
-    """One z of each posterior, the same on every device."""
+    """Draw one z of each posterior, the same on every device."""
     with drawn_from(generator):
         return posterior.sample()
 
@@ -102,30 +102,30 @@ def posterior_samples(posterior: Distribution, generator: torch.Generator) -> Fl
 def fit_codes(
     codes: Float[Tensor, "n z"], kind: Kind = "mixture", seed: int = 0, components: int = COMPONENTS
 ) -> Sampler:
-    """A sampler of codes like these.
+    """Fit a sampler to codes.
 
-    The Gaussian has their mean and covariance; the mixture is scikit-learn's `GaussianMixture`, which starts at the
-    clusters of k-means. Equal codes and seeds give equal samplers.
+    The Gaussian has the mean and covariance of the codes. The mixture is scikit-learn's `GaussianMixture`, initialised
+    with k-means. Equal codes and seeds give equal samplers.
 
     Args:
-        codes: one an image.
+        codes: one per image.
         kind: `gaussian` or `mixture`.
-        seed: of the mixture's start.
-        components: Gaussians of a mixture.
+        seed: seed of the mixture's initialisation.
+        components: number of Gaussians in a mixture.
 
     Raises:
-        ValueError: for a kind that does not exist, codes that are not a table of finite numbers, or fewer of them than
-            two or than there are components.
+        ValueError: if the kind does not exist, the codes are not a matrix of finite numbers, or there are fewer codes
+            than two or than components.
     """
     _check(kind, components)
-    table = _checked(codes, least_codes(kind, components))
-    floor: float = max(FLOOR * float(table.var(0).mean()), LEAST_FLOOR)
+    matrix = _checked(codes, least_codes(kind, components))
+    floor: float = max(FLOOR * float(matrix.var(0).mean()), LEAST_FLOOR)
     if kind == "gaussian":
-        centred = table - table.mean(0)
-        covariance = centred.T @ centred / len(table) + floor * np.eye(table.shape[1])
-        weights, means, covariances = np.ones(1), table.mean(0)[None], covariance[None]
+        centred = matrix - matrix.mean(0)
+        covariance = centred.T @ centred / len(matrix) + floor * np.eye(matrix.shape[1])
+        weights, means, covariances = np.ones(1), matrix.mean(0)[None], covariance[None]
     else:
-        weights, means, covariances = _mixture(table, components, seed, floor)
+        weights, means, covariances = _mixture(matrix, components, seed, floor)
     roots = np.linalg.cholesky(covariances)
     return Sampler(*map(torch.from_numpy, (weights, means, roots)))
 
@@ -136,14 +136,14 @@ def _mixture(codes: np.ndarray, components: int, seed: int, floor: float) -> tup
 
     mixture = GaussianMixture(components, covariance_type="full", reg_covar=floor, random_state=seed)
     with warnings.catch_warnings():
-        # Codes that repeat make fewer clusters; a hundred steps that are not enough come near enough.
+        # Repeated codes give fewer clusters; without convergence after 100 steps the fit is close enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes)
     return mixture.weights_, mixture.means_, mixture.covariances_
 
 
 def least_codes(kind: Kind = "mixture", components: int = COMPONENTS) -> int:
-    """How many codes a sampler needs."""
+    """The fewest codes that a sampler can be fitted to."""
     return 2 if kind == "gaussian" else max(2, components)
 
 
@@ -162,7 +162,7 @@ def _checked(codes: Tensor, least: int) -> np.ndarray:
         raise ValueError(
             f"codes must be at least {least}{why}, but there {'is' if len(codes) == 1 else 'are'} {len(codes)}"
         )
-    table = codes.detach().cpu().double().numpy()
-    if not np.isfinite(table).all():
+    matrix = codes.detach().cpu().double().numpy()
+    if not np.isfinite(matrix).all():
         raise ValueError("codes must be finite numbers, but some are not")
-    return table
+    return matrix

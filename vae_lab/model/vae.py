@@ -20,11 +20,15 @@ from vae_lab.model.interfaces import Latent, Likelihood, Posterior, Prior
 from vae_lab.model.randomness import drawn_from
 
 AT_ONCE = 1000
-"""Samples that are decoded together: more would take memory and no less time."""
+"""Samples that are decoded together: larger batches take more memory without being faster."""
+
+
+Side = Literal["encoder", "decoder"]
+SIDES: tuple[Side, Side] = ("encoder", "decoder")
 
 
 class Output(NamedTuple):
-    """What a forward pass gives to an objective: q(z | x), one z of it for each image, and p(x | z)."""
+    """The result of a forward pass: q(z | x), one sample z of it for each image, and p(x | z)."""
 
     posterior: Distribution
     z: Float[Tensor, "b ..."]
@@ -34,9 +38,9 @@ class Output(NamedTuple):
 class VAE(nn.Module):
     """Encode, sample, decode.
 
-    `forward` is what is trained. The other methods are for use: they take no gradients, refuse images that the model
-    was not made for, take tensors of any device and floating type, and return theirs on the model's device. Their
-    results are those of a trained model in evaluation mode only (`model.eval()`; `vae_lab.load` returns it so).
+    Training calls `forward`. The other methods are for using a trained model: they compute no gradients, reject images
+    of another shape, accept tensors of any device and floating type, and return tensors on the model's device. Call
+    them in evaluation mode (`model.eval()`); `vae_lab.load` returns a model in evaluation mode.
 
     Args:
         encoder: (b, c, h, w) → (b, posterior.num_parameters).
@@ -44,7 +48,7 @@ class VAE(nn.Module):
         prior: p(z).
         decoder: (b, *latent_shape) → (b, likelihood.channels(c), h, w).
         likelihood: the decoder's output → p(x | z).
-        image_shape: channels, height and width of the images; without, images of any size are tried.
+        image_shape: channels, height and width of the images; None accepts images of any size.
     """
 
     def __init__(
@@ -67,20 +71,20 @@ class VAE(nn.Module):
         prior.belong_to(self)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Output:
-        """Images in [0, 1] to their distribution through one sample of the posterior."""
+        """Encode images in [0, 1], draw one z of each posterior, and decode it."""
         q = self.posterior(self.encoder(images))
         z = q.rsample()
         return Output(q, z, self.likelihood(self.decoder(z)))
 
     def divergence(self, q: Distribution, z: Float[Tensor, "b ..."]) -> Divergence:
-        """KL(q(z | x) ‖ p(z)) of each image in nats, estimated at z where it has no closed form."""
+        """KL(q(z | x) ‖ p(z)) of each image in nats; estimated at z if it has no closed form."""
         return divergence(q, self.prior(), z)
 
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n ..."]:
-        """Codes of the model's own prior, the same on every device: what every picture and figure of samples decodes.
+        """Draw codes from the prior, the same on every device. All pictures and metrics of samples decode these.
 
         Args:
-            n: how many.
+            n: number of codes.
             generator: the random stream, on the CPU.
         """
         with drawn_from(generator):
@@ -88,7 +92,7 @@ class VAE(nn.Module):
 
     @property
     def latent_dim(self) -> int:
-        """Z, the numbers of one code."""
+        """Z, the number of values in one code."""
         return math.prod(self.latent_shape)
 
     @torch.no_grad()
@@ -99,7 +103,7 @@ class VAE(nn.Module):
             images: (b, c, h, w) in [0, 1].
 
         Raises:
-            ValueError: for images of another shape, of whole numbers, or with values outside [0, 1].
+            ValueError: if the images have another shape, are integers, or have values outside [0, 1].
         """
         return self.posterior(self.encoder(self._checked(images, "images", "b")))
 
@@ -111,7 +115,7 @@ class VAE(nn.Module):
             z: (b, *latent_shape).
 
         Raises:
-            ValueError: for codes of another shape.
+            ValueError: if the codes have another shape.
         """
         _check_floating(z, "z")
         if z.shape[1:] != self.latent_shape:
@@ -121,25 +125,25 @@ class VAE(nn.Module):
         return self.likelihood(self.decoder(self._moved(z))).mean
 
     def reconstruct(self, images: Shaped[Tensor, "..."]) -> Float[Tensor, "b c h w"]:
-        """Each image through the mean of its posterior: nothing is drawn, equal images give equal ones.
+        """Encode images and decode the posterior means. Nothing is sampled: equal images give equal results.
 
         Args:
             images: (b, c, h, w) in [0, 1].
 
         Raises:
-            ValueError: as `encode`.
+            ValueError: see `encode`.
         """
         return self.decode(self.encode(images).mean)
 
     def sample(self, n: int, seed: int | None = None) -> Float[Tensor, "n c h w"]:
-        """Images of `n` codes drawn from the prior.
+        """Decode `n` codes drawn from the prior.
 
         Args:
-            n: how many.
-            seed: of the random stream, which is the same on every device; without, torch's own goes on.
+            n: number of images.
+            seed: seed of the random stream, which is the same on every device; None uses torch's global generator.
 
         Raises:
-            ValueError: for less than one.
+            ValueError: if `n` is less than 1.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, but is {n}")
@@ -149,15 +153,15 @@ class VAE(nn.Module):
     def interpolate(
         self, a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."], steps: int
     ) -> Float[Tensor, "{steps} c h w"]:
-        """Images on the straight line between the posterior means of two images, which are its ends.
+        """Decode codes on the straight line between the posterior means of two images, both ends included.
 
         Args:
-            a: where it begins, (c, h, w) in [0, 1].
-            b: where it ends, likewise.
-            steps: how many images, both ends among them.
+            a: the first image, (c, h, w) in [0, 1].
+            b: the last image, (c, h, w) in [0, 1].
+            steps: number of images, both ends included.
 
         Raises:
-            ValueError: as `encode`, or for less than two steps.
+            ValueError: see `encode`; also if `steps` is less than 2.
         """
         if steps < 2:
             raise ValueError(f"steps must be at least 2, the two ends, but is {steps}")
@@ -167,16 +171,16 @@ class VAE(nn.Module):
     def traverse(
         self, image: Shaped[Tensor, "..."], dims: Sequence[int], span: float = 3.0, steps: int = 9
     ) -> Float[Tensor, "d {steps} c h w"]:
-        """A row of images for each of some latent dimensions: this one from −span to span, the others the image's own.
+        """A row of images for each dimension in `dims`: it varies from −span to span, the others keep their values.
 
         Args:
-            image: (c, h, w) in [0, 1]; the mean of its posterior is where the other dimensions stay.
-            dims: which dimensions, counted from 0.
-            span: how far, in standard deviations of the prior.
-            steps: how many images in a row.
+            image: (c, h, w) in [0, 1]; the other dimensions keep the values of its posterior mean.
+            dims: the latent dimensions, counted from 0.
+            span: the largest distance from 0, in standard deviations of the prior.
+            steps: number of images in a row.
 
         Raises:
-            ValueError: as `encode`, for a dimension that does not exist, or for less than two steps.
+            ValueError: see `encode`; also if a dimension does not exist, or `steps` is less than 2.
         """
         known = range(self.latent_shape[0])
         missing = [dim for dim in dims if dim not in known]
@@ -195,10 +199,10 @@ class VAE(nn.Module):
         return images.reshape(len(dims), steps, *images.shape[1:])
 
     def _checked(self, images: Tensor, name: str, *before: str) -> Tensor:
-        """The images, where and in which type the model takes them."""
+        """The images on the model's device and in its type, after their shape and values are checked."""
         _check_floating(images, name)
-        rank = len(before) + 3
-        if images.dim() != rank or (self.image_shape and images.shape[len(before) :] != self.image_shape):
+        dims = len(before) + 3
+        if images.dim() != dims or (self.image_shape and images.shape[len(before) :] != self.image_shape):
             wanted = ", ".join(map(str, (*before, *(self.image_shape or ("channels", "height", "width")))))
             raise ValueError(f"{name} must have shape ({wanted}), but got {_described(images)}")
         low, high = map(float, images.aminmax()) if images.numel() else (0.0, 1.0)
@@ -224,25 +228,33 @@ def _described(tensor: Tensor) -> str:
 
 
 def build(settings: config.Config) -> VAE:
-    """The model that a configuration describes, freshly initialised on the current default device.
+    """Build the model of a configuration, freshly initialised on the current default device.
 
     Raises:
-        FitError: if a block does not fit, or a part is not what its group is for.
+        FitError: if a block does not fit, or a part is not of the type that its group requires.
     """
-    posterior, prior, likelihood = build_distributions(settings)
-    encoder = build_half("encoder", settings, posterior)
-    decoder = build_half("decoder", settings, likelihood)
+    distributions = build_distributions(settings)
+    encoder, decoder = (build_half(side, settings, distributions) for side in SIDES)
+    posterior, prior, likelihood = distributions
     return VAE(encoder, posterior, prior, decoder, likelihood, settings.data.image_shape)
 
 
-def build_distributions(settings: config.Config) -> tuple[Posterior, Prior, Likelihood]:
-    """What a model has between and behind its networks.
+class Distributions(NamedTuple):
+    """The parts of a model between and behind its networks."""
+
+    posterior: Posterior
+    prior: Prior
+    likelihood: Likelihood
+
+
+def build_distributions(settings: config.Config) -> Distributions:
+    """Build the posterior, prior and likelihood of a configuration.
 
     Raises:
-        FitError: if one is not what its group is for.
+        FitError: if one is not of the type that its group requires.
     """
     latent_shape = list(build_latent(settings).shape)
-    return (
+    return Distributions(
         _part("posterior", settings.posterior, Posterior, latent_shape=latent_shape),
         _part("prior", settings.prior, Prior, latent_shape=latent_shape),
         _part("likelihood", settings.likelihood, Likelihood, image_shape=list(settings.data.image_shape)),
@@ -250,27 +262,27 @@ def build_distributions(settings: config.Config) -> tuple[Posterior, Prior, Like
 
 
 def build_latent(settings: config.Config) -> Latent:
-    """The latent space of a configuration.
+    """Build the latent space of a configuration.
 
     Raises:
-        FitError: if it is none.
+        FitError: if it is not a `Latent`.
     """
     found: Latent = _part("latent", settings.latent, Latent)
     return found
 
 
-def build_half(side: Literal["encoder", "decoder"], settings: config.Config, end: Posterior | Likelihood) -> nn.Module:
-    """The encoder or the decoder of a configuration, for the distribution that it gives the parameters of.
+def build_half(side: Side, settings: config.Config, distributions: Distributions) -> nn.Module:
+    """Build the encoder or decoder of a configuration, for the distribution whose parameters it puts out.
 
     Raises:
         FitError: if a block does not fit.
     """
     channels, *size = settings.data.image_shape
-    latent = build_latent(settings)
-    if isinstance(end, Posterior):
-        count = end.num_parameters(latent.shape)
+    latent_shape = distributions.posterior.latent_shape
+    if side == "encoder":
+        count = distributions.posterior.num_parameters(latent_shape)
         return _side(side, settings.encoder, (channels, *size), image_shape=[channels, *size], num_parameters=count)
-    latent_dim, image_shape = math.prod(latent.shape), [end.channels(channels), *size]
+    latent_dim, image_shape = math.prod(latent_shape), [distributions.likelihood.channels(channels), *size]
     return _side(side, settings.decoder, (latent_dim,), image_shape=image_shape, latent_dim=latent_dim)
 
 
@@ -286,7 +298,7 @@ def _side(key: str, node: BaseModel, given: Shape = (), **arguments: Any) -> Any
     try:
         built = config.build(node, **arguments)
         if isinstance(built, nn.Module):
-            built.to(torch.get_default_device())  # a class may make weights elsewhere: of a NumPy array, say
+            built.to(torch.get_default_device())  # a class may create weights elsewhere, e.g. from NumPy
             complete(built, given)
         return built
     except (FitError, ConfigError):
@@ -299,7 +311,7 @@ def check_fit(settings: config.Config) -> None:
     """Run the model once on the meta device, where nothing is allocated or computed.
 
     Raises:
-        ConfigError: if a block does not fit, or an encoder or decoder returns another shape than it must.
+        ConfigError: if a block does not fit, or the encoder or decoder returns a wrong shape.
     """
     try:
         _check_fit(settings)
@@ -312,7 +324,7 @@ def _check_fit(settings: config.Config) -> None:
     with shapes_only():
         model = build(settings)
         check_shapes(model, settings.data.image_shape)
-        # On GPUs batch normalisation is synchronised.
+        # On GPUs batch normalisation is synchronised across processes.
         processes = settings.trainer.processes if settings.trainer.accelerator == "cpu" else 1
         size = settings.data.batch_size
         if any(batch // processes <= 1 for batch in (size, settings.data.num_train % size or size)):
@@ -320,10 +332,10 @@ def _check_fit(settings: config.Config) -> None:
 
 
 def check_shapes(model: VAE, image_shape: Sequence[int]) -> None:
-    """Run both halves of a model that lies on the meta device, inside `shapes_only`.
+    """Run both halves of a model on the meta device; call it inside `shapes_only`.
 
     Raises:
-        FitError: if one returns another shape than it must.
+        FitError: if one returns a wrong shape.
     """
     shape = tuple(image_shape)
     _check_side("encoder", model.encoder, torch.empty(2, *shape), (model.posterior.num_parameters(model.latent_shape),))

@@ -16,13 +16,13 @@ def save_weights(model: nn.Module, path: Path) -> None:
     with results.replacing(path) as temporary:
         save_model(model, str(temporary), metadata={"format": FORMAT})
         os.umask(umask := os.umask(0))
-        os.chmod(temporary, 0o666 & ~umask)  # safetensors makes files for their owner alone
+        os.chmod(temporary, 0o666 & ~umask)  # safetensors makes files that only their owner can read
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Read weights into a model of the same architecture.
 
     Raises:
-        RuntimeError: if a weight is missing, left over or of another shape.
+        RuntimeError: if a weight is missing, unexpected or of another shape.
     """
     load_model(model, str(path))

@@ -1,1 +1,1 @@
-"""What a training minimises: a model and images to named terms."""
+"""Objectives: the losses that training minimises, as named terms."""

@@ -11,19 +11,19 @@ from vae_lab.model.vae import VAE
 
 
 class Objective(nn.Module, ABC):
-    """A model, images and the progress of the training to named terms, of which `total` is minimised.
+    """Map a model, images and the progress of training to named terms; training minimises `total`.
 
     The keys of its section are the keyword-only arguments of its class.
     """
 
     units: ClassVar[Mapping[str, str]]
-    """Term → its unit: `nats per image`, …. `total`, `reconstruction` and `kl` are among them, and every other term."""
+    """Unit of every term, such as `nats per image`. The terms include `total`, `reconstruction` and `kl`."""
 
     only_likelihood: ClassVar[str | None] = None
-    """The likelihood that it trains, by the name of its class; None if it trains the model's, whichever that is."""
+    """Class name of the only likelihood that it can train; None if it can train any."""
 
     is_likelihood_trained: ClassVar[bool]
-    """Whether its models are measured in nats, under the model's likelihood. False for a loss that is no likelihood."""
+    """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""
 
     @abstractmethod
     def forward(self, vae: VAE, images: Float[Tensor, "b c h w"], progress: float) -> dict[str, Float[Tensor, ""]]:
@@ -32,11 +32,11 @@ class Objective(nn.Module, ABC):
         Args:
             vae: the model.
             images: with values in [0, 1].
-            progress: the part of the training that is done, from 0 to 1.
+            progress: the fraction of training that is done, from 0 to 1.
         """
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:
-        """The evidence lower bound in nats per image that terms amount to; None if it does not follow from them."""
+        """The evidence lower bound in nats per image, computed from the terms; None if they do not determine it."""
         return None
 
     def measures(self, vae: VAE) -> bool:

@@ -14,7 +14,7 @@ from vae_lab.objectives.base import Objective
 class Elbo(Objective):
     """The negative evidence lower bound, −E log p(x | z) + β · KL(q(z | x) ‖ p(z)) (Kingma & Welling 2014).
 
-    Both terms are sums over pixels and dimensions, averaged over images; one z for each image. β = 1 is the bound;
+    Both terms are sums over pixels or dimensions, averaged over images, with one z per image. β = 1 is the bound;
     other values weight the KL divergence (Higgins et al. 2017).
 
     Args:
@@ -39,5 +39,5 @@ class Elbo(Objective):
         return {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:
-        """−reconstruction − kl, whatever β is."""
+        """−reconstruction − kl, for every β."""
         return -terms["reconstruction"] - terms["kl"]

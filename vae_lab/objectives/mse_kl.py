@@ -18,8 +18,8 @@ class MseKl(Objective):
     """Mean squared error plus β times the mean KL divergence (Higgins et al. 2017).
 
     `reconstruction` is the mean over images and pixels of (x̂ − x)², `kl` the mean over images and latent dimensions;
-    total = reconstruction + β · kl. Up to a factor and a constant that is the negative evidence lower bound under a
-    Gaussian likelihood with σ² = β·D / (2·Z).
+    total = reconstruction + β · kl. Up to a factor and a constant, this is the negative evidence lower bound under a
+    Gaussian likelihood with σ² = β·D / (2·Z), for D pixels and Z latent dimensions.
 
     Args:
         beta: weight of the KL term.
@@ -54,5 +54,5 @@ class MseKl(Objective):
         return expected - latent_dim * terms["kl"]
 
     def measures(self, vae: VAE) -> bool:
-        """Without a KL term there is no σ."""
+        """True unless β is 0: without a KL term there is no σ."""
         return self.beta > 0

@@ -1,4 +1,4 @@
-"""From the files of runs to a report: tables, figures, statistics and findings. Imports no torch."""
+"""The report of runs: tables, figures, statistics and findings. Imports no torch."""
 
 from vae_lab.report.pages import Report, place, prepare, write
 

@@ -1,4 +1,4 @@
-"""What a study shows, in three to six sentences: each true of the numbers, none beyond its interval."""
+"""The findings of a study, in three to six sentences. No sentence claims more than its interval supports."""
 
 import itertools
 import math
@@ -24,9 +24,9 @@ from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effe
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
-"""Sentences in all, and cells that one names."""
+"""Largest number of sentences, and of cells named in one sentence."""
 EQUAL_COST = 0.02
-"""Share of the parameters or FLOPs within which two models are told to cost alike, as a match has it."""
+"""Relative difference in parameters or FLOPs up to which two models count as equally expensive, as in `match`."""
 
 
 def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
@@ -49,7 +49,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
 
 
 def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str | None:
-    """The command that trains the same cells with more seeds, into the same folder; None if one command cannot."""
+    """The command that trains the same cells with more seeds in the same folder; None if no single command can."""
     first = {cell: next(record for record in study.records if record.cell == cell) for cell in study.cells}
     typed = {cell: _typed(record.result.overrides) for cell, record in first.items()}
     complete = math.prod(map(len, study.factors.values())) == len(study.cells) == len(set(study.levels.values()))
@@ -60,7 +60,7 @@ def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str | None:
         levels = dict(zip(study.factors, study.levels[cell], strict=True))
         own = {"encoder": record.result.encoder, "decoder": record.result.decoder} | levels
         own |= {word: value for word, value in typed[cell].items() if word.lstrip("+~") not in own}
-        # As it was typed: '+key' adds what a file does not have.
+        # Keep the sign as typed: '+key' adds a key that the file lacks.
         signs = {word.lstrip("+~"): word for other in typed.values() for word in other}
         for key, value in own.items():
             values.setdefault(signs.get(key, key), {})[value] = None
@@ -74,7 +74,7 @@ def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str | None:
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, str]:
-    """Overridden keys, with the sign before them, to their values; of a key given twice the last."""
+    """Overridden keys, with their sign, and their values; the last value counts if a key is given twice."""
     typed: dict[str, str] = {}
     for override in overrides:
         word, _, value = override.partition("=")
@@ -102,10 +102,10 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         return
     if max((pair.n for pair in quality.pairs), default=0) < 2:
         runner_up = f"{study.label(others[0])} has {_level(quality, others[0])}"
-        said = f"{study.label(first)} has the lowest test total, {_level(quality, first)}, in a single seed"
-        yield f"{said}; {runner_up}. No difference can be called real with one seed."
+        lead = f"{study.label(first)} has the lowest test total, {_level(quality, first)}, in a single seed"
+        yield f"{lead}; {runner_up}. No difference can be called real with one seed."
         return
-    said = f"{study.label(first)} has the lowest test total, {figure(RECORD, own)}{_over(own.n)}"
+    lead = f"{study.label(first)} has the lowest test total, {figure(RECORD, own)}{_over(own.n)}"
     pairs = {other: quality.pair(first, other) for other in others}
     few = [other for other, pair in pairs.items() if pair is None or pair.n < 2]
     constant = [other for other, pair in pairs.items() if pair and pair.n > 1 and pair.p is None]
@@ -115,19 +115,19 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         if pair and pair.p is not None and not better_than(RECORD, quality, first, other)
     ]
     if few and len(study.cells) > MOST_CELLS:
-        told = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
-        yield f"{said}, but that it differs from every other cell was not tested: {told}."
+        detail = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
+        yield f"{lead}, but that it differs from every other cell was not tested: {detail}."
     elif few:
-        yield f"{said}, but too few runs finished to compare it with {_labels(study, few)}."
+        yield f"{lead}, but too few runs finished to compare it with {_labels(study, few)}."
     elif open_:
         versus = _versus(study, quality, open_[0], first)
-        yield f"{said}, but it cannot be told apart from {_labels(study, open_)}: {versus}{_adjusted(pairs[open_[0]])}."
+        yield f"{lead}, but it cannot be told apart from {_labels(study, open_)}: {versus}{_adjusted(pairs[open_[0]])}."
     elif constant:
-        yield f"{said}; {_versus(study, quality, constant[0], first)}, which leaves nothing to test."
+        yield f"{lead}; {_versus(study, quality, constant[0], first)}, which leaves nothing to test."
     else:
         those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
-        told = f"{_versus(study, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
-        yield f"{said}, and differs from {those}: {told}."
+        detail = f"{_versus(study, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
+        yield f"{lead}, and differs from {those}: {detail}."
 
 
 def _adjusted(pair: Pair | None) -> str:
@@ -178,13 +178,13 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         unsure = [other for other in order if other != lead and not better_than(SECONDS, clock, lead, other)]
         runner_up = next(other for other in order if other != lead)
         rest = f"the next, {study.label(runner_up)}, took {figure(SECONDS, clock.cells[runner_up])} s"
-        said = f"{study.label(lead)} also took the least time to train"
+        sentence = f"{study.label(lead)} also took the least time to train"
         if max(cell.n for cell in clock.cells.values()) < 2:
-            yield f"{said} in this one seed, {seconds}; {rest}."
+            yield f"{sentence} in this one seed, {seconds}; {rest}."
         elif unsure:
-            yield f"{said} on average, {seconds}, but it is not shown to be faster than {_labels(study, unsure)}."
+            yield f"{sentence} on average, {seconds}, but it is not shown to be faster than {_labels(study, unsure)}."
         else:
-            yield f"{said}, {seconds}; {rest}."
+            yield f"{sentence}, {seconds}; {rest}."
         return
     pair = clock.pair(fastest, lead)
     extra = f"{change(pair.difference, pair, SECONDS)} s" if pair is not None else "how much is not known"
@@ -196,9 +196,9 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
 
 
 def _halves(side: str, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """Does the more complex half pay?"""
+    """Whether a more complex encoder or decoder is worth its cost."""
     effects = [effect for effect in statistics[RECORD].effects if effect.factor == side and effect.effect is not None]
-    # Of several levels the one furthest from chance is told: its p is corrected for the choice.
+    # The levels with the lowest test totals are reported; their p-values are corrected for the choice.
     adjusted = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
     for effect in sorted(effects, key=lambda one: one.effect or 0.0)[:2]:
         p = adjusted[effect.to]
@@ -209,21 +209,21 @@ def _opening(factor: str, effect: Effect) -> str:
     step = f"{factor} {effect.from_} to {effect.to}"
     if factor in SIDES:
         step = f"the {effect.from_} to the {effect.to} {factor}"
-    said = f"Going from {step} changes the test total by {change(effect.effect, effect)}"
+    start = f"Going from {step} changes the test total by {change(effect.effect, effect)}"
     if effect.low is None:
-        return f"{said} in the one seed that all cells have"
-    return f"{said} in every seed" if effect.low == effect.high else f"{said} (95 % interval {interval(effect)})"
+        return f"{start} in the one seed that all cells have"
+    return f"{start} in every seed" if effect.low == effect.high else f"{start} (95 % interval {interval(effect)})"
 
 
 def _costs(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
-    told = []
+    costs = []
     for name, unit in ((PARAMETERS, "parameters"), (FLOPS, "MFLOPs an image"), (SECONDS, "s of training")):
-        other = _same(effect, statistics.get(name))
+        other = _matching_effect(effect, statistics.get(name))
         if other is None or other.effect is None:
             continue
         within = f" ({interval(other, name)})" if other.low is not None and other.low != other.high else ""
-        told.append(f"{change(other.effect, other, name)} {unit}{within}")
-    return f", at {sentence_list(told)}" if told else ""
+        costs.append(f"{change(other.effect, other, name)} {unit}{within}")
+    return f", at {sentence_list(costs)}" if costs else ""
 
 
 def _verdict(effect: Effect, p: float | None, statistics: Mapping[str, Comparison]) -> str:
@@ -254,14 +254,14 @@ def _does_not_pay(*, more: bool, less: bool) -> str:
 
 
 def _cost_signs(effect: Effect, statistics: Mapping[str, Comparison]) -> tuple[bool, bool]:
-    """Whether the step costs more in any way that is known, and whether it costs less in any."""
+    """Whether the step increases any known cost, and whether it decreases any."""
     more = less = False
     for name in (FLOPS, PARAMETERS, SECONDS):
         comparison = statistics.get(name)
-        other = _same(effect, comparison)
+        other = _matching_effect(effect, comparison)
         if comparison is None or other is None or other.effect is None:
             continue
-        if name == SECONDS:  # times vary by chance, so that their interval decides
+        if name == SECONDS:  # times vary by chance, so their interval decides
             more |= other.low is not None and other.low > 0
             less |= other.high is not None and other.high < 0
         else:
@@ -285,63 +285,63 @@ def _interaction(statistics: Mapping[str, Comparison]) -> Iterator[str]:
             f"at a time, add up to (95 % interval {interval(effect)})."
         )
     else:
-        told = f"interaction {change(effect.effect, effect)}, 95 % interval {interval(effect)}"
-        yield f"That the effect of one half depends on the other is not shown ({told})."
+        estimate = f"interaction {change(effect.effect, effect)}, 95 % interval {interval(effect)}"
+        yield f"That the effect of one half depends on the other is not shown ({estimate})."
 
 
 def _order_elsewhere(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """Whether the order of the networks is the same at every level of what else was swept."""
-    swept = [(place, factor) for place, factor in enumerate(study.factors) if factor not in SIDES]
+    """Whether the order of the networks is the same at every level of the other swept factor."""
+    swept = [(axis, factor) for axis, factor in enumerate(study.factors) if factor not in SIDES]
     if not swept:
         return
-    place, factor = swept[0]
+    axis, factor = swept[0]
     levels, quality = study.factors[factor], statistics[RECORD]
     networks: dict[str, dict[str, str]] = {}
     for cell in study.cells:
-        networks.setdefault(_network(study, cell, place), {})[study.levels[cell][place]] = cell
-    whole = {
+        networks.setdefault(_network(study, cell, axis), {})[study.levels[cell][axis]] = cell
+    complete = {
         network: cells
         for network, cells in networks.items()
         if len(cells) == len(levels) and all(cell in quality.level for cell in cells.values())
     }
-    if len(whole) < 2:
+    if len(complete) < 2:
         return
-    absent = [network for network in networks if network not in whole]
+    absent = [network for network in networks if network not in complete]
     without = f" ({sentence_list(absent)} left out, which did not finish at each)" if len(absent) in range(1, 4) else ""
     where = f"at {factor} {sentence_list(levels)}{without}"
-    orders = [sorted(whole, key=lambda network: quality.level[whole[network][level]]) for level in levels]
+    orders = [sorted(complete, key=lambda network: quality.level[complete[network][level]]) for level in levels]
     if all(order == orders[0] for order in orders):
-        yield f"The order of the cells by mean test total survives: it is the same {where}{_listed(': ', orders[0])}."
+        yield f"The order of the cells by mean test total survives: it is the same {where}{_if_few(': ', orders[0])}."
         return
-    told = "".join(f"; at {level} {', '.join(order)}" for level, order in zip(levels, orders, strict=True))
-    told = f" ({told[2:]})" if len(whole) <= MOST_NAMED else ""
-    if len(whole) > MOST_CELLS:
-        yield f"The order of the cells by mean test total is not the same {where}{told}."
-    elif swapped := _swapped(study, whole, levels):
+    detail = "".join(f"; at {level} {', '.join(order)}" for level, order in zip(levels, orders, strict=True))
+    detail = f" ({detail[2:]})" if len(complete) <= MOST_NAMED else ""
+    if len(complete) > MOST_CELLS:
+        yield f"The order of the cells by mean test total is not the same {where}{detail}."
+    elif swapped := _swapped(study, complete, levels):
         yield (
-            f"The order of the cells by test total does not survive {where}{told}: {sentence_list(swapped)} swap "
+            f"The order of the cells by test total does not survive {where}{detail}: {sentence_list(swapped)} swap "
             "places, each time by more than chance."
         )
     else:
         yield (
-            f"The order of the cells by mean test total is not the same {where}{told}, but no pair is shown to swap "
+            f"The order of the cells by mean test total is not the same {where}{detail}, but no pair is shown to swap "
             "places."
         )
 
 
-def _network(study: Study, cell: str, place: int) -> str:
+def _network(study: Study, cell: str, axis: int) -> str:
     """A cell by its levels of all factors but one."""
-    return "-".join(level for index, level in enumerate(study.levels[cell]) if index != place) or cell
+    return "-".join(level for index, level in enumerate(study.levels[cell]) if index != axis) or cell
 
 
-def _listed(before: str, names: Sequence[str]) -> str:
+def _if_few(before: str, names: Sequence[str]) -> str:
     return before + ", ".join(names) if len(names) <= MOST_NAMED else ""
 
 
 def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Sequence[str]) -> list[str]:
     """The first two networks of which one is shown to be better at one level and worse at another.
 
-    The family of Holm's correction is the pairs within a level: those that the question is about.
+    Holm's correction is over the pairs within each level, since only these are compared.
     """
     values, grounds = study.values(RECORD), study.grounds(RECORD)
     asked = [(couple, level) for level in levels for couple in itertools.combinations(networks, 2)]
@@ -358,25 +358,25 @@ def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Se
 
 
 def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """The networks at the level of a swept number where each has its lowest validation total."""
+    """The test totals of the networks, each at the level of a swept number with its lowest validation total."""
     validation, quality = statistics.get("val.total"), statistics[RECORD]
-    other = [(place, factor) for place, factor in enumerate(study.factors) if factor not in SIDES]
+    other = [(axis, factor) for axis, factor in enumerate(study.factors) if factor not in SIDES]
     if validation is None or len(other) != 1 or len(study.factors) < 2:
         return
-    place, factor = other[0]
+    axis, factor = other[0]
     if not all(map(is_number, study.factors[factor])):
         return
     chosen: dict[str, str] = {}
     for cell in ranked("val.total", validation):
-        chosen.setdefault(_network(study, cell, place), cell)
+        chosen.setdefault(_network(study, cell, axis), cell)
     if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(RECORD, chosen.values()):
         return
-    told = "; ".join(
-        f"{_network(study, cell, place)} at {study.levels[cell][place]}: {figure(RECORD, quality.cells[cell])}"
+    totals = "; ".join(
+        f"{_network(study, cell, axis)} at {study.levels[cell][axis]}: {figure(RECORD, quality.cells[cell])}"
         for cell in ranked(RECORD, quality)
         if cell in chosen.values()
     )
-    yield f"Each at the {factor} of its lowest validation total, the test totals are {told}."
+    yield f"Each at the {factor} of its lowest validation total, the test totals are {totals}."
 
 
 def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
@@ -392,7 +392,7 @@ def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterat
 
 
 def _samplers(study: Study) -> Iterator[str]:
-    """What it costs to sample the prior rather than what was fitted to the codes, where the seeds show it."""
+    """Whether samples of the prior are worse than samples of a mixture fitted to the codes."""
     pairs = {
         cell: pair
         for cell, own in sampled(study).items()
@@ -403,12 +403,12 @@ def _samplers(study: Study) -> Iterator[str]:
     closer = [cell for cell, pair in shown.items() if (pair.difference or 0) < 0]
     if not pairs:
         return
-    told = "samples of a mixture fitted to the training codes"
+    subject = "samples of a mixture fitted to the training codes"
     if not shown:
-        yield f"That {told} are any closer to the test images than samples of the prior is not shown."
+        yield f"That {subject} are any closer to the test images than samples of the prior is not shown."
     elif not closer:
         where = _where(study, list(shown), pairs)
-        yield f"S{told[1:]} are further from the test images than samples of the prior{where}."
+        yield f"S{subject[1:]} are further from the test images than samples of the prior{where}."
     else:
         order = sorted((pairs[cell] for cell in closer), key=lambda pair: -(pair.difference or 0.0))
         widest = max(order, key=lambda pair: (pair.high or 0.0) - (pair.low or 0.0))
@@ -416,15 +416,15 @@ def _samplers(study: Study) -> Iterator[str]:
         sizes = dict.fromkeys(change(size, widest, SAMPLERS["mixture"]) for size in ends)
         within = f", 95 % interval {interval(order[0], SAMPLERS['mixture'])}" if len(closer) == 1 else ""
         yield (
-            f"The codes are not spread as the prior is: {told} are closer to the test images than samples of the "
+            f"The codes are not spread as the prior is: {subject} are closer to the test images than samples of the "
             f"prior{_where(study, closer, pairs)} (Fréchet distance {' to '.join(sizes)}{within})."
         )
 
 
 def _where(study: Study, cells: Sequence[str], asked: Mapping[str, Pair]) -> str:
     if len(cells) < len(asked):
-        told = f"{len(cells)} of {len(asked)} cells" if len(cells) > MOST_NAMED else _labels(study, cells, "and")
-        return f" in {told}"
+        names = f"{len(cells)} of {len(asked)} cells" if len(cells) > MOST_NAMED else _labels(study, cells, "and")
+        return f" in {names}"
     return " in every cell" if len(cells) > 1 else ""
 
 
@@ -444,7 +444,7 @@ def _gap(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         yield f"The test total differs from the training total of the last epoch by {by}.".replace("-", "−")
 
 
-def _same(effect: Effect, comparison: Comparison | None) -> Effect | None:
+def _matching_effect(effect: Effect, comparison: Comparison | None) -> Effect | None:
     key = (effect.factor, effect.from_, effect.to)
     found = comparison.effects if comparison is not None else ()
     return next((other for other in found if (other.factor, other.from_, other.to) == key), None)
@@ -455,7 +455,7 @@ def _level(comparison: Comparison, cell: str) -> str:
 
 
 def _versus(study: Study, comparison: Comparison, cell: str, other: str) -> str:
-    """How a cell compares with another: 'b is 0.00022 higher, 95 % interval …'."""
+    """A cell compared with another: 'b is 0.00022 higher, 95 % interval …'."""
     pair = comparison.pair(cell, other)
     assert pair is not None
     if pair.low == pair.high:

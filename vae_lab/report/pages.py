@@ -1,4 +1,4 @@
-"""A report's files, and what of it is shown in the terminal."""
+"""The files of a report."""
 
 import json
 import re
@@ -14,15 +14,15 @@ from markupsafe import Markup
 
 from vae_lab import results
 from vae_lab.config import likelihood_variance
-from vae_lab.report import findings as told
-from vae_lab.report import searches as searching
+from vae_lab.report import findings, searches
+from vae_lab.report.searches import Search
 from vae_lab.report.tables import ranked, sentence_list, tables
 from vae_lab.results import figures
 from vae_lab.study import plots
 from vae_lab.study.gather import SIDES, Study, gather
 from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
-# What an earlier report may have left in our own folder; elsewhere nothing is removed.
+# Figures of an earlier report, which are removed from the default folder only.
 FIGURES = ("comparison", "predictions", "samples", "cost", "heatmap", "by_*", "search_*", "*_history", "*_predictions")
 
 
@@ -36,37 +36,37 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to report of some runs."""
+    """The content of a report."""
 
     study: Study
     statistics: Mapping[str, Comparison]
     findings: Sequence[str]
-    searches: Sequence[searching.Search] = ()
+    searches: Sequence[Search] = ()
     notes: Sequence[str] = ()
-    """What could not be read of a search."""
+    """Problems with reading a search."""
 
 
 def prepare(folders: Sequence[Path]) -> Report:
-    """Read the runs under these folders (sweeps', cells' or runs') and compare them.
+    """Read the runs under these folders (of sweeps, cells or runs) and compare them.
 
     Raises:
         StudyError: if a folder does not exist, or there is no run under them.
     """
     study = gather(folders)
     statistics = analyse(study) if study.compared else {}
-    searched, notes = searching.searches(study)
-    found = [sentence for one in searched for sentence in searching.sentences(one)]
-    return Report(study, statistics, [*found, *told.findings(study, statistics)], searched, notes)
+    searched, notes = searches.searches(study)
+    found = [sentence for one in searched for sentence in searches.sentences(one)]
+    return Report(study, statistics, [*found, *findings.findings(study, statistics)], searched, notes)
 
 
 def write(report: Report, out: Path | None = None, *, all_pictures: bool = False) -> Path:
-    """Write a report's files and give their folder.
+    """Write the files of a report and return their folder.
 
     Args:
-        report: what `prepare` gave.
-        out: where they go; by default `report/` in the folder that was asked about, of several in `<one>+<other>`
-            beside them.
-        all_pictures: figures for every cell, not only for the first and the eleven best.
+        report: the result of `prepare`.
+        out: the folder of the files; by default `report/` in the given folder, or for several folders in
+            `<one>+<other>` beside them.
+        all_pictures: draw figures for every cell, not only for the first and the eleven best.
 
     Raises:
         OSError: if they cannot be written.
@@ -79,12 +79,12 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         for stale in (path for name in FIGURES for kind in ("png", "svg") for path in folder.glob(f"{name}.{kind}")):
             stale.unlink()
     pictures, notes = [], [*study.notes, *report.notes, *_left_out(study, statistics, pictured)]
-    of_searches = [draw for one in report.searches for draw in searching.drawings(one)]
+    of_searches = [draw for one in report.searches for draw in searches.drawings(one)]
     for draw in (*of_searches, *plots.drawings(study, statistics, pictured, is_grid=not report.searches)):
         try:
             drawing = draw()
             png, svg = plots.render(drawing) if drawing else (b"", "")
-        except Exception as error:  # a report is worth more than one of its figures
+        except Exception as error:  # a figure that fails must not stop the report
             notes.append(f"A figure could not be drawn ({type(error).__name__}: {error}).")
             continue
         if drawing:
@@ -96,7 +96,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
-        "tables": [*searching.tables(report.searches), *tables(study, statistics)],
+        "tables": [*searches.tables(report.searches), *tables(study, statistics)],
         "pictures": pictures,
         "holes": study.holes,
         "told": (
@@ -113,7 +113,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
 
 
 def place(folders: Sequence[Path]) -> Path:
-    """Where the report of these folders goes unless told otherwise."""
+    """The default folder of the report of these folders."""
     whole = [folder.absolute() for folder in folders]
     if len(whole) == 1:
         return whole[0] / "report"
@@ -121,7 +121,7 @@ def place(folders: Sequence[Path]) -> Path:
 
 
 def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[str]:
-    """All cells, or of many the first and those with the lowest validation total."""
+    """All cells; if there are many, the first and those with the lowest validation total."""
     if len(study.cells) <= MOST_CELLS or "val.total" not in statistics:
         return study.cells[:MOST_CELLS]
     chosen = dict.fromkeys([study.cells[0], *ranked("val.total", statistics["val.total"])])
@@ -130,12 +130,12 @@ def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[st
 
 
 def _csv(table: pd.DataFrame) -> str:
-    # Columns with a hole would have their whole numbers written as 3.0.
+    # Without this, integers in columns with missing values would be written as 3.0.
     return str(table.convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
 def _json(statistics: Mapping[str, Comparison]) -> str:
-    # A line a metric: with an indent json is slow, and a search of a thousand cells has many megabytes of it.
+    # One line per metric: json is slow with an indent, and a search of a thousand cells has many megabytes.
     metrics = (
         f"{json.dumps(name)}: {json.dumps(found.container(), allow_nan=False)}" for name, found in statistics.items()
     )
@@ -154,7 +154,7 @@ def _left_out(study: Study, statistics: Mapping[str, Comparison], pictured: Sequ
 
 
 def facts(study: Study) -> Iterator[tuple[str, str]]:
-    """What the runs were: the settings that all share, and the machine."""
+    """The settings of the runs, and the machine."""
     runs, finished = len(study.records), sum(record.result.finished for record in study.records)
     yield "Runs", f"{finished} finished" + (f" of {runs}" if runs > finished else "") + f", {len(study.cells)} cells"
     yield "Seeds", ", ".join(map(str, study.seeds)) or "none"
@@ -182,7 +182,7 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
         yield "σ of the Gaussian decoder that β stands for", " or ".join(deviations) + " a pixel"
     matches = dict.fromkeys(_matched(record.result.model.match) for record in study.compared)
     if any(matches):
-        yield "Matched", " or ".join(told or "some cells not" for told in matches)
+        yield "Matched", " or ".join(match or "some cells not" for match in matches)
     if study.hardware:
         yield "Hardware", "; ".join(study.hardware)
     environments = [record.result.environment for record in study.compared]
@@ -197,21 +197,21 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
 
 
 def _units(study: Study) -> Iterator[str]:
-    """What each objective's terms are measured in."""
+    """The units of each objective's terms."""
     found: dict[str, None] = {}
     for record in study.compared:
         name = str(record.config.get("objective._target_", "the objective")).rpartition(".")[2]
         by_unit: dict[str, list[str]] = {}
         for term in figures.terms_first(record.result.terms):
             by_unit.setdefault(record.result.terms[term], []).append("KL" if term == "kl" else term)
-        told = ", ".join(f"{sentence_list(terms)} in {unit}" for unit, terms in by_unit.items())
+        terms_with_units = ", ".join(f"{sentence_list(terms)} in {unit}" for unit, terms in by_unit.items())
         exact = "" if record.result.divergence != "estimated" else "; the KL divergence is estimated by one sample"
-        found[f"{name}: {told}{exact}"] = None
+        found[f"{name}: {terms_with_units}{exact}"] = None
     yield from found
 
 
 def _matched(match: Mapping[str, Any] | None) -> str:
-    """What a variant's widths were scaled to cost, a half at a time."""
+    """How the widths of each half were scaled to match a cost."""
     if not match:
         return ""
     halves = [f"{side} to {match.get(side)}" for side in SIDES if match.get(f"{side}_ratio") is not None]
@@ -220,12 +220,12 @@ def _matched(match: Mapping[str, Any] | None) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return value.rpartition(".")[2]  # torch.optim.Adam
+        return value.rpartition(".")[2]  # Adam from torch.optim.Adam
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
-    """σ of the Gaussian likelihood under which `total` of `mse_kl` is the negative ELBO up to a constant."""
+    """σ of the Gaussian likelihood for which `total` of `mse_kl` is the negative ELBO up to a constant."""
     if config.get("objective._target_") != "vae_lab.MseKl":
         return None
     try:
@@ -251,7 +251,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _inline(picture: Picture, number: int) -> Markup:
-    """A figure's SVG as part of a page: in the page's colours, its names its own."""
+    """A figure's SVG as part of a page: in the page's colours, with unique ids."""
     svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace(plots.INK, "currentColor").replace(plots.PAPER, "none")
@@ -265,7 +265,7 @@ def _inline(picture: Picture, number: int) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """A sentence with what stands between backticks as code."""
+    """A sentence in which text between backticks is code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(text))))
 
 

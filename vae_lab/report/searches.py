@@ -1,4 +1,4 @@
-"""The searches among the runs: what was found, in a table, in figures and in a sentence."""
+"""Report the searches among the runs: a table, figures and a sentence each."""
 
 import functools
 from collections import Counter
@@ -13,20 +13,20 @@ from vae_lab.study.plots import Drawing
 from vae_lab.study.searches import WEIGHTED, weighs_what_it_searches
 
 MOST_TRIALS = 10
-"""Trials that the table has."""
+"""Largest number of trials in the table."""
 
 
 class Search(NamedTuple):
-    """A search and the name under which it was made."""
+    """A search and its name."""
 
     name: str
     record: Trials
     test_total: float | None
-    """Of its best trial."""
+    """The test total of the best trial."""
 
 
 def searches(study: Study) -> tuple[list[Search], list[str]]:
-    """The searches whose whole folder was asked about, and a note on each record that cannot be read."""
+    """The searches whose whole folder is reported, and a note on each record that cannot be read."""
     found, notes = [], []
     for folder in study.folders:
         try:
@@ -43,7 +43,7 @@ def searches(study: Study) -> tuple[list[Search], list[str]]:
 
 
 def sentences(found: Search) -> Iterator[str]:
-    """What a search has found."""
+    """A sentence about the result of a search."""
     record = found.record
     count = len(record.finished)
     if not count:
@@ -60,7 +60,7 @@ def sentences(found: Search) -> Iterator[str]:
 
 
 def figure(record: Trials, value: float) -> str:
-    """A figure that a search goes by, with its digits."""
+    """A value of the search's metric as text, with its usual digits."""
     digits = 2 if record.metric == "val.elbo" else figures.find(record.metric).digits + 1
     return f"{value:,.{digits}f}".replace("-", "−")
 
@@ -71,21 +71,21 @@ def tables(found: Sequence[Search]) -> list[Table]:
 
 
 def _table(found: Search) -> Table:
-    """The best trials; the test total of the first only, since test images choose nothing."""
+    """The best trials. Only the first has a test total, because test images must not select a trial."""
     record = found.record
     rows = []
-    for place, trial in enumerate(record.finished[:MOST_TRIALS]):
+    for rank, trial in enumerate(record.finished[:MOST_TRIALS]):
         values = (_entry(trial.values[key]) for key in record.space)
-        total = found.test_total if place == 0 else None
+        total = found.test_total if rank == 0 else None
         tested = Entry(MISSING if total is None else f"{total:.4f}", total)
         shown = record.shown(trial)
         rows.append((Entry(str(trial.number), trial.number), *values, Entry(figure(record, shown), shown), tested))
     columns = ("trial", *map(bare, record.space), record.metric, "test total")
     counts = Counter[str](trial.state for trial in record.trials)
     named = {"finished": "finished", "failed": "failed", "open": "did not end"}
-    told = ", ".join(f"{counts[state]} {word}" for state, word in named.items() if counts[state])
+    states = ", ".join(f"{counts[state]} {word}" for state, word in named.items() if counts[state])
     note = (
-        f"The {len(rows)} best of {len(record.trials)} trials ({told}), chosen by {record.sampler} for the "
+        f"The {len(rows)} best of {len(record.trials)} trials ({states}), chosen by {record.sampler} for the "
         f"{record.goal} {record.metric}. The test total is the best trial's alone: test images choose nothing. Each "
         "trial has one seed; what the best owes to chance, other seeds tell."
     )
@@ -102,13 +102,13 @@ def _entry(value: Value) -> Entry:
 
 
 def drawings(found: Search) -> Iterator[Callable[[], Drawing | None]]:
-    """Its figures."""
+    """The figures of a search."""
     from vae_lab.study.search_plots import drawings
 
-    yield from drawings(found.record, found.name, functools.partial(_shares, found.record))
+    yield from drawings(found.record, found.name, functools.partial(_importances, found.record))
 
 
-def _shares(record: Trials) -> Mapping[str, float]:
+def _importances(record: Trials) -> Mapping[str, float]:
     from vae_lab.study.searches import importances
 
     return importances(record)

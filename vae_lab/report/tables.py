@@ -1,4 +1,4 @@
-"""A study's tables, for every kind of page, and how a figure is written in them."""
+"""The tables of a study, independent of the kind of page, and the format of their numbers."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison
 
 
 class Published(NamedTuple):
-    """A row of the experiment that this project grew out of."""
+    """A row of the published experiment that this project started from."""
 
     kl: float
     reconstruction: float
@@ -37,19 +37,19 @@ SAMPLERS = {
     "Gaussian": "test.fid_samples_gaussian",
     "mixture": "test.fid_samples_mixture",
 }
-"""What samples are drawn from → their Fréchet distance."""
+"""Distribution of the samples → their Fréchet distance."""
 
 Named = str | figures.Figure
-"""A figure's row, or the name of one in the catalogue."""
+"""The description of a figure, or its name in the catalogue."""
 
 
 def row_of(name: Named) -> figures.Figure:
-    """The row of a figure."""
+    """The description of a figure."""
     return figures.find(name) if isinstance(name, str) else name
 
 
 class Entry(NamedTuple):
-    """One place in a table: its text, what it is sorted by, and whether it is marked as the best."""
+    """One cell of a table: its text, its sort key, and whether it is marked as the best."""
 
     text: str
     key: float | None = None
@@ -69,7 +69,7 @@ class Table(NamedTuple):
 
 
 def decimals(reach: float) -> int:
-    """Decimal places at which an interval of that half-width has one or two digits."""
+    """The number of decimals that shows this half-width of an interval with one or two significant digits."""
     if reach <= 0 or not math.isfinite(reach):
         return 4
     leading = 10 ** (math.log10(reach) % 1)
@@ -77,14 +77,14 @@ def decimals(reach: float) -> int:
 
 
 def figure(name: Named, cell: Cell | None) -> str:
-    """A cell's mean, with the half-width of its interval where it has one."""
-    told = row_of(name)
+    """A cell's mean, with the half-width of its interval if there is one."""
+    row = row_of(name)
     if cell is None or cell.mean is None:
         return MISSING
-    mean = cell.mean * told.scale
+    mean = cell.mean * row.scale
     if cell.low is None or cell.high is None or cell.high == cell.low:
-        return f"{mean:,.{told.digits}f}".replace("-", "−")
-    reach = (cell.high - cell.low) / 2 * told.scale
+        return f"{mean:,.{row.digits}f}".replace("-", "−")
+    reach = (cell.high - cell.low) / 2 * row.scale
     places = decimals(reach)
     return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
 
@@ -104,12 +104,12 @@ def change(value: float | None, estimate: Pair | Effect | None = None, name: Nam
     """A signed difference, with the digits of its interval."""
     if value is None:
         return MISSING
-    told = row_of(name)
-    places = told.digits + 1 if told.name.split(".")[0] in ("train", "val", "test") else told.digits
+    row = row_of(name)
+    places = row.digits + 1 if row.name.split(".")[0] in ("train", "val", "test") else row.digits
     if estimate is not None and estimate.low is not None and estimate.high is not None and estimate.high > estimate.low:
-        places = decimals((estimate.high - estimate.low) / 2 * told.scale)
-    text = f"{value * told.scale:+,.{places}f}".replace("-", "−")
-    return text if text.strip("+−0.,") else text.lstrip("+−")  # no sign of what is rounded away
+        places = decimals((estimate.high - estimate.low) / 2 * row.scale)
+    text = f"{value * row.scale:+,.{places}f}".replace("-", "−")
+    return text if text.strip("+−0.,") else text.lstrip("+−")  # a value that rounds to 0 has no sign
 
 
 def probability(p: float | None) -> str:
@@ -119,11 +119,11 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-# --- What the data supports --------------------------------------------------------------------------------
+# --- Ranking ----------------------------------------------------------------------------------------------
 
 
 def ranked(name: Named, comparison: Comparison) -> list[str]:
-    """The cells from the best to the worst, over the seeds that all have; empty where neither way is better."""
+    """The cells from best to worst, over the seeds that all share; empty if neither direction is better."""
     direction = row_of(name).better
     if direction is None:
         return []
@@ -132,7 +132,7 @@ def ranked(name: Named, comparison: Comparison) -> list[str]:
 
 
 def better_than(name: Named, comparison: Comparison, cell: str, other: str) -> bool:
-    """Whether a cell was shown to be better than another."""
+    """Whether a cell is shown to be better than another."""
     pair = comparison.pair(cell, other)
     if pair is None or not pair.different or pair.difference is None:
         return False
@@ -140,7 +140,7 @@ def better_than(name: Named, comparison: Comparison, cell: str, other: str) -> b
 
 
 def best(name: Named, comparison: Comparison) -> str | None:
-    """The cell that was shown to be better than every other cell that has the figure."""
+    """The cell that is shown to be better than every other cell with this figure; None if there is none."""
     order = ranked(name, comparison)
     if len(order) < 2:
         return None
@@ -149,10 +149,10 @@ def best(name: Named, comparison: Comparison) -> str | None:
 
 
 def sampled(study: Study) -> dict[str, list[Pair]]:
-    """Cell → its Fréchet distances of samples, each less one that stands before it in `SAMPLERS`; a and b name the two.
+    """Cell → the differences between its Fréchet distances of samples: each of `SAMPLERS` (a) minus an earlier one (b).
 
-    All three are of the same models, so runs are paired with themselves; p-values are corrected over all cells by
-    Holm's method. Cells without the figures are left out.
+    The distances are of the same models, so each run is paired with itself; p-values are corrected over all cells by
+    Holm's method. Cells without these figures are left out.
     """
     found = []
     for a, b in ((later, earlier) for earlier, later in itertools.combinations(SAMPLERS, 2)):
@@ -174,7 +174,7 @@ def sampled(study: Study) -> dict[str, list[Pair]]:
 
 
 def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
-    """All tables of a report, in its order."""
+    """All tables of a report, in order."""
     losses = {split: [f"{split}.{term}" for term in study.terms] for split in SPLITS.values()}
     known = {*losses["test"], *figures.CATALOGUE}
     further = [name for name in study.metrics if name.startswith("test.") and name not in known]
@@ -216,7 +216,7 @@ def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mappi
 
 
 def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
-    """The published experiment's table, its figures beside ours; None where no cell is one of its four."""
+    """The published figures beside ours; None if no cell is one of the four published ones."""
     if not set(study.cells) & set(PUBLISHED):
         return None
     names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")

@@ -1,4 +1,4 @@
-"""A report in the terminal."""
+"""The report in the terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ from vae_lab.study.gather import Study, StudyError, find
 from vae_lab.study.statistics import RECORD, Comparison
 
 MOST_HOLES = 10
-"""Missing runs that are told in the terminal; the report has them all."""
+"""Largest number of missing runs listed in the terminal; the report lists all."""
 
 
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
-    """Write the report of the runs under these folders and show what it found; False if that could not be done."""
+    """Write the report of the runs under these folders and print its findings; False if that fails."""
     console = Console()
     try:
         find(folders)
-        # Another process may be at it, and the last one to read the runs must be the last one to write.
+        # Lock the report: with several processes, the last one to read the runs must be the last one to write.
         with results.in_turn(pages.place(folders) if out is None else out):
             prepared = pages.prepare(folders)
             for table in (
@@ -43,7 +43,7 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
     wrong = [*missing, *prepared.study.symptoms, *prepared.study.notes]
     for sign, sentences, style in (("•", prepared.findings, ""), ("!", wrong, "yellow")):
         for sentence in sentences:
-            if "`" in sentence:  # a command, to be copied in one piece
+            if "`" in sentence:  # a command, which must not be wrapped
                 say(f"{sign} {sentence.replace('`', '')}")
                 continue
             hanging = Table.grid(padding=(0, 1, 0, 0))
@@ -62,10 +62,10 @@ COLUMNS = ("KL", "recon.", "total", "time")
 
 
 def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
-    """One row a cell: the training losses of the last epoch, the training time and the test total.
+    """One row per cell: the training losses of the last epoch, the training time and the test total.
 
-    Means over the seeds, the test total with its interval. Cells of the published experiment have its figures beside
-    theirs.
+    Values are means over the seeds; the test total has its interval. Cells of the published experiment also have the
+    published figures.
     """
     seeds = len(study.seeds)
     several = seeds > 1
@@ -83,7 +83,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
             grid.add_column(f"publ.\n{COLUMNS[index]}", justify="right", no_wrap=True, style="dim")
     for cell in study.cells:
         runs = len(study.of(cell))
-        hole = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
+        missing_seeds = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
         names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
         means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
         ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
@@ -91,7 +91,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
             ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
         row = PUBLISHED.get(cell)
         published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
-        grid.add_row(Text(cell + hole), *ours, *(published if compared else []))
+        grid.add_row(Text(cell + missing_seeds), *ours, *(published if compared else []))
     return grid
 
 
@@ -101,7 +101,7 @@ HELD_OUT_QUALITY = ("test.elbo", "test.iwae_100", "test.psnr", "test.fid_samples
 
 
 def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
-    """Held-out losses and cost, a row a cell, the best in bold where it was shown to be better than all others."""
+    """Held-out losses and cost, one row per cell; the best is bold if it is shown to be better than all others."""
     chosen = [
         of_metrics("Held-out losses", HELD_OUT, study, statistics),
         of_metrics("Held-out quality", [name for name in HELD_OUT_QUALITY if name in study.metrics], study, statistics),
@@ -112,7 +112,7 @@ def details(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
 
 def _grid(table: tables.Table) -> Table:
     grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    first, _, *headings = table.columns  # the summary tells the number of runs
+    first, _, *headings = table.columns  # the summary has the number of runs
     grid.add_column(first, overflow="fold", min_width=len(first))
     for heading in headings:
         grid.add_column(BRIEF.get(heading, heading), justify="right", overflow="fold")
@@ -123,7 +123,7 @@ def _grid(table: tables.Table) -> Table:
 
 
 def metrics_table(found: Sequence[tuple[str, results.Result]]) -> Table:
-    """The test metrics of runs: a row for each metric, a column for each run."""
+    """The test metrics of runs: one row per metric, one column per run."""
     columns = [{f"test.{name}": value for name, value in result.test.model_dump().items()} for _, result in found]
     rows: dict[str, figures.Figure] = {}
     for _, result in found:
@@ -148,10 +148,10 @@ def _number(row: figures.Figure, value: float | None) -> str:
 
 
 def failures(found: Sequence[tuple[str, str]]) -> Table:
-    """One row for each run that failed: its folder and what happened."""
+    """One row per failed run: its folder and its error."""
     grid = Table(title="Failed runs", title_style="bold red", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("run", overflow="fold")
     grid.add_column("error", overflow="fold")
     for folder, error in found:
-        grid.add_row(Text(folder), Text(error))  # brackets in them are not rich's markup
+        grid.add_row(Text(folder), Text(error))  # as `Text`, so that brackets are not markup
     return grid

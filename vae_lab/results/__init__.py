@@ -1,4 +1,4 @@
-"""What runs leave: the files of one run, and several runs as a study. Imports no torch."""
+"""The files of a run: write, read, check and lock them. Imports no torch."""
 
 from vae_lab.results.files import (
     CHECKPOINTS,

@@ -1,7 +1,7 @@
 """The catalogue of figures: heading, unit, digits, direction and meaning of each.
 
-Tables, plots, terminal, model card, statistics and docs read it. A figure that a user adds comes with its row in the
-`metrics` of its runs; a term of a user's objective with its unit.
+Tables, plots, terminal, model card, statistics and docs read it. The row of a user's own metric is in the `metrics` of
+its runs; for a term of a user's own objective the runs have its unit.
 """
 
 import re
@@ -20,17 +20,17 @@ class Figure(NamedTuple):
     """Its dotted name in `result.json`."""
     heading: str
     unit: str = ""
-    """Behind the heading; empty where there is none, or where the heading says it."""
+    """Shown after the heading; empty if there is none, or if the heading contains it."""
     digits: int = 4
     better: Direction | None = None
     meaning: str = ""
     switch: str = ""
-    """The key of `metrics` that asks for it; empty if it is always there."""
+    """The key of `metrics` that requests it; empty if it is always computed."""
     hangs_on: Hangs = ""
     scale: float = 1.0
-    """What the stored number is multiplied by where it is shown."""
+    """The factor by which the stored number is multiplied for display."""
     table: str = ""
-    """The table of the report that it is in."""
+    """Its table in the report."""
     short: str = ""
     """The heading in the terminal's narrow tables."""
 
@@ -41,7 +41,7 @@ class Figure(NamedTuple):
 
     @property
     def brief(self) -> str:
-        """The heading where there is little room."""
+        """The heading for narrow tables."""
         return self.short or self.label
 
 
@@ -56,7 +56,7 @@ _MEANINGS = {
     "reconstruction": "how far reconstructions through one sample of the posterior are from the images",
     "kl": "KL divergence of the posterior from the prior",
 }
-_HANGS: dict[str, tuple[str, Direction | None, Hangs]] = {
+_TERM_ROWS: dict[str, tuple[str, Direction | None, Hangs]] = {
     "total": ("total", "lower", "objective"),
     "reconstruction": ("recon.", "lower", "units"),
     "kl": ("KL", None, "units"),
@@ -64,7 +64,7 @@ _HANGS: dict[str, tuple[str, Direction | None, Hangs]] = {
 _TERMS = [
     Figure(f"{split}.{term}", f"{split} {heading}", better=better, meaning=_MEANINGS[term], hangs_on=hangs)
     for split in _SPLITS
-    for term, (heading, better, hangs) in _HANGS.items()
+    for term, (heading, better, hangs) in _TERM_ROWS.items()
 ]
 
 CATALOGUE: dict[str, Figure] = {
@@ -122,12 +122,12 @@ CATALOGUE: dict[str, Figure] = {
 """Dotted name → row, in the order of the report."""
 
 LISTS = ("kl_per_dimension",)
-"""Figures of the test that are lists."""
+"""Test figures that are lists."""
 OF_TEST = (
     *(name.removeprefix("test.") for name in CATALOGUE if name.startswith("test.") and CATALOGUE[name] not in _TERMS),
     *LISTS,
 )
-"""What `result.json` has under `test` beside the terms."""
+"""The keys of `test` in `result.json`, without the terms."""
 TABLES = (LIKELIHOOD, LOOKS, LATENT)
 """Tables of test metrics in a report."""
 
@@ -142,7 +142,7 @@ def find(name: str, further: Mapping[str, Any] | None = None, units: Mapping[str
 
     Args:
         name: such as `test.elbo`.
-        further: rows of a user's test metrics, as `metrics.further` of a run has them.
+        further: rows of a user's test metrics, as in `metrics.further` of a run.
         units: the terms of the runs' objectives → their units.
     """
     if name in CATALOGUE:

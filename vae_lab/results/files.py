@@ -1,4 +1,4 @@
-"""The files of a run: written atomically, judged when read."""
+"""The files of a run: written atomically, checked when read."""
 
 import csv
 import io
@@ -8,9 +8,8 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +17,9 @@ from vae_lab.config import MetricsConfig
 from vae_lab.results import figures
 from vae_lab.results.plain import load_plain
 from vae_lab.results.writing import write_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
@@ -33,7 +35,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# A figure that cannot be had is null, never NaN: JSON has no NaN.
+# A figure that cannot be computed is null, never NaN: JSON has no NaN.
 Figure = Annotated[float | None, BeforeValidator(_finite)]
 
 
@@ -54,8 +56,8 @@ class Losses(Part):
     kl: Figure = None
 
     @model_validator(mode="after")
-    def _of_numbers(self) -> Self:
-        """What is beyond the declared keys is a number too, or a list of them."""
+    def _check_further_terms(self) -> Self:
+        """Undeclared keys are numbers too, or lists of numbers."""
         extra = self.__pydantic_extra__ or {}
         for name, value in extra.items():
             parts = value if isinstance(value, list) else [value]
@@ -66,9 +68,9 @@ class Losses(Part):
 
 
 class Test(Losses):
-    """The terms of the test, and the further metrics: null where they were not asked for or cannot be had.
+    """The terms on the test images, and the test metrics: null if not requested or not computable.
 
-    `results.figures` has them; one that later versions add, or a user, is read too.
+    `results.figures` lists them. A metric that later versions or users add is read too.
     """
 
     @model_validator(mode="before")
@@ -78,7 +80,7 @@ class Test(Losses):
 
 
 class Timing(Part):
-    """Seconds of training steps, the first step apart; those of the test metrics."""
+    """Seconds of the training steps, with the first step separate, and of the test metrics."""
 
     train_seconds: Figure = None
     epoch_seconds: list[float] = []
@@ -88,7 +90,7 @@ class Timing(Part):
 
 
 class Model(Part):
-    """Size of the model; FLOPs of one forward pass of one image; the reference it was matched to, if to any."""
+    """Size of the model; FLOPs of one forward pass of one image; the reference that it was matched to, if any."""
 
     parameters: Count = None
     encoder_parameters: Count = None
@@ -98,13 +100,13 @@ class Model(Part):
 
 
 class Memory(Part):
-    """Highest memory of this run before its test metrics: of the process on a CPU, allocated on a GPU."""
+    """Peak memory of this run before its test metrics: of the process on a CPU, allocated memory on a GPU."""
 
     peak_bytes: Count = None
 
 
 class Environment(Part):
-    """What the figures were measured on."""
+    """The machine and software that the figures were measured with."""
 
     python: str
     torch: str
@@ -120,11 +122,11 @@ OLD_TERMS = {
     "reconstruction": "squared error per pixel",
     "kl": "nats per latent dimension",
 }
-"""Of results of version 0.1, which do not say."""
+"""The units of results of version 0.1, which do not contain them."""
 
 
 class Result(Part):
-    """What `result.json` holds."""
+    """The content of `result.json`."""
 
     version: Annotated[Literal[1], Field(alias="schema")] = 1
     status: Literal["finished", "failed"]
@@ -136,12 +138,12 @@ class Result(Part):
     position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
-    warnings: list[str] = []  # what is wrong with the model, as `kind: sentence`
-    metrics: dict[str, Any] | None = None  # which test metrics were asked for
+    warnings: list[str] = []  # about problems of the model, as `kind: sentence`
+    metrics: dict[str, Any] | None = None  # the requested test metrics
     terms: dict[str, str] = OLD_TERMS  # the objective's terms → their units
     nats: Literal["real", "levels", "binary"] | None = "real"  # the data that its likelihood is for; None without one
-    divergence: Literal["exact", "estimated"] | None = "exact"  # how `kl` was had
-    resumed: list[int] = []  # the epochs after which it was interrupted and gone on with
+    divergence: Literal["exact", "estimated"] | None = "exact"  # how `kl` was computed
+    resumed: list[int] = []  # the epochs after which it was resumed
     train: Losses = Losses()
     val: Losses = Losses()
     test: Test = Test()
@@ -154,11 +156,11 @@ class Result(Part):
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return self.status == "finished"
 
     def measured(self) -> MetricsConfig | None:
-        """Which test metrics were asked for; None where that is not known."""
+        """The requested test metrics; None if they are not known."""
         try:
             return None if self.metrics is None else MetricsConfig.model_validate(self.metrics)
         except ValidationError:
@@ -187,13 +189,13 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run; None if there is none that parses."""
     try:
         loaded = load_plain((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):  # a date that does not exist is a ValueError
+    except (OSError, ValueError, yaml.YAMLError):  # an impossible date is a ValueError
         return None
     return loaded if isinstance(loaded, dict) else None
 
 
 def read_config_folders(folder: Path) -> list[str]:
-    """The folders of a run's command line, `--config-dir`; empty where Hydra's own files are gone."""
+    """The `--config-dir` folders of a run's command line; empty if Hydra's own files are missing."""
     try:
         loaded = load_plain((folder / ".hydra" / "hydra.yaml").read_bytes())
         sources = loaded["hydra"]["runtime"]["config_sources"]
@@ -247,13 +249,15 @@ def kl_of_epochs(history: Mapping[str, Mapping[str, Sequence[float]]], divisor: 
     return highest
 
 
-def read_pictures(folder: Path) -> dict[str, np.ndarray]:
-    """Test images, their reconstructions and samples of the prior: name → (n, c, h, w), a byte a pixel.
+def read_pictures(folder: Path) -> "dict[str, np.ndarray]":
+    """Test images, their reconstructions and samples of the prior: name → (n, c, h, w), one byte per pixel.
 
     Empty if there are none that can be read.
     """
+    import numpy as np  # takes a third of the time that reporting a configuration error takes
+
     try:
-        with zipfile.ZipFile(folder / PICTURES):  # else NumPy may find an array in the file, or a pickle
+        with zipfile.ZipFile(folder / PICTURES):  # else NumPy may read the file as an array or a pickle
             pass
         with np.load(folder / PICTURES, allow_pickle=False) as arrays:
             pictures = {name: arrays[name] for name in arrays.files}
@@ -267,18 +271,18 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
 
 
 def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
-    """Remove what an earlier attempt at a run left, so that no file of it passes for one of the next.
+    """Remove the files of an earlier attempt at a run, so that none is taken for a file of the next attempt.
 
-    Its checkpoints stay if the next attempt goes on from them.
+    With `keep_checkpoints` its checkpoints stay, so that the next attempt can resume from them.
     """
-    ours = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
-    for pattern in (*ours, ".*.partial*"):
+    patterns = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
+    for pattern in (*patterns, ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / PROJECTOR, ignore_errors=True)
     for file in (folder / CHECKPOINTS).glob(".*.partial*"):
         file.unlink()
-    for made in (CSV_LOG, EXPORT):
-        shutil.rmtree(folder / made, ignore_errors=True)
+    for subfolder in (CSV_LOG, EXPORT):
+        shutil.rmtree(folder / subfolder, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

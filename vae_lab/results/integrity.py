@@ -1,4 +1,4 @@
-"""Whether a run's files are those that it wrote: their checksums, which its result.json holds."""
+"""Check a run's files against the checksums in its result.json."""
 
 import functools
 import hashlib
@@ -8,19 +8,19 @@ from pathlib import Path
 from vae_lab.results.files import CHECKPOINTS, HISTORY, MODEL, PICTURES, SHEETS, WEIGHTS, Result
 
 SHOWN = (HISTORY, PICTURES)
-"""What a report shows of a run beside its result."""
+"""The files of a run that a report shows, apart from its result."""
 
-# config.yaml is judged by its content, result.json by its schema, and a logger may still write to its own files.
+# config.yaml is checked by its content, result.json by its schema, and a logger may still write to its own files.
 KNOWN = (*SHOWN, *SHEETS, MODEL, WEIGHTS, f"{CHECKPOINTS}/last.ckpt", f"{CHECKPOINTS}/best.ckpt")
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that a run has left, by its name in the run's folder."""
+    """The SHA-256 of each file that a run wrote, by its name in the run's folder."""
     return {name: _sha256(folder / name) for name in KNOWN if (folder / name).is_file()}
 
 
 def damaged(folder: Path, result: Result, names: Iterable[str] = KNOWN) -> list[Path]:
-    """The files of a run that are not as it wrote them; one that is missing is a hole, no damage."""
+    """The files of a run that changed after it wrote them; a missing file does not count as damaged."""
     found = []
     for name in names:
         path = folder / name
@@ -41,6 +41,6 @@ def _sha256(path: Path) -> str:
 
 @functools.cache
 def _sha256_of(path: Path, *version: int) -> str:
-    """Checked before a sweep starts and again at each run's turn: read once as long as the file stays the same."""
+    """Cached: files are checked before a sweep starts and again before each run. An unchanged file is read once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder, and who it is."""
+"""Locks on the folders of runs, and the processes that hold them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vae_lab.results.writing import write_text
 
 LOCK, OWNER = ".lock", ".owner.json"
 PATIENCE = 0.5
-"""Seconds after which a lock is believed to be held: who only looks at one holds it for a moment."""
+"""Seconds to wait before a lock counts as held: a process that only checks a lock holds it for a moment."""
 LONGEST_TURN = 600
 
 
@@ -32,12 +32,12 @@ class Owner(NamedTuple):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Owner | None]:
-    """Hold a folder, which is made if need be; gives None, or the process that holds it already.
+    """Lock a folder, which is created if it is missing; yields None, or the process that already holds the lock.
 
-    The lock is the operating system's (flock): that of a dead process is free.
+    The lock is the operating system's (flock): it is released when its process dies.
 
     Raises:
-        OSError: if the folder cannot be made or written to.
+        OSError: if the folder cannot be created or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=PATIENCE)
@@ -57,10 +57,10 @@ def locked(folder: Path) -> Iterator[Owner | None]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Hold a folder, after the others who want to.
+    """Lock a folder, after waiting for other processes.
 
     Raises:
-        OSError: if the folder cannot be made or written to, or nobody else came to an end for ten minutes.
+        OSError: if the folder cannot be created or written to, or is not released for ten minutes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK, timeout=LONGEST_TURN):
@@ -68,7 +68,7 @@ def in_turn(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> Owner | None:
-    """The process that holds a folder; None if none does, or if that cannot be seen."""
+    """The process that holds a folder's lock; None if it is free, or if that cannot be checked."""
     if not (folder / LOCK).exists():
         return None
     try:
@@ -88,5 +88,5 @@ def _owner(folder: Path) -> Owner:
     try:
         found = json.loads((folder / OWNER).read_bytes())
         return Owner(int(found["pid"]), str(found["host"]), str(found["since"]))
-    except (OSError, ValueError, KeyError, TypeError):  # it is about to say so, or has just gone
+    except (OSError, ValueError, KeyError, TypeError):  # the file is not written yet, or already removed
         return Owner(0, "", "")

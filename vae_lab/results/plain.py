@@ -1,4 +1,4 @@
-"""YAML that may come from anybody, read so that it can do no harm."""
+"""Read untrusted YAML safely."""
 
 import re
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import yaml
 
 DEEPEST = 100
-"""Lists and groups in one another; at some ten thousand PyYAML's reader in C crashes the process."""
+"""The most levels of nesting; at about ten thousand PyYAML's reader in C crashes the process."""
 LONGEST_NUMBER = 2000
-"""Letters; Python needs a minute for a number as long as a file may be, and prints none of more than 4,300 digits."""
+"""In characters. Python needs a minute for a number that fills a file, and prints none of more than 4,300 digits."""
 # PyYAML's reader in C is ten times as fast; it is not built everywhere.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class PlainError(ValueError):
-    """Text that stands for more than it says, with its line."""
+    """YAML that expands to more than its text; the message has the line."""
 
 
 def load_plain(content: bytes) -> Any:
-    """What a YAML file says: plain values and containers, no deeper than people nest them, none of them in two places.
+    """Load a YAML file: plain values and containers, with limited nesting and without aliases.
 
     Raises:
         PlainError: if a few bytes stand for a tree of any size or depth, or for a number of any length.
-        yaml.YAMLError: if it is no YAML, or has a tag that is not YAML's own.
+        yaml.YAMLError: if it is not YAML, or has a tag that is not YAML's own.
         ValueError: for a date or a number that does not exist.
     """
     _check(content)

@@ -11,7 +11,7 @@ from vae_lab.results.writing import write_text
 SEARCH = "search.json"
 Sampler = Literal["tpe", "random", "gp"]
 Value = int | float | str
-"""What a trial gives to a key: a number, or a choice as it is typed."""
+"""The value of a key in a trial: a number, or a choice as typed."""
 
 
 class _Strict(BaseModel):
@@ -28,7 +28,7 @@ class Choice(_Strict):
         return value in self.choices
 
     def ends(self) -> list[Value]:
-        """All words: one may be wrong where the others are not."""
+        """All words, since any one of them may be invalid."""
         return [*self.choices]
 
 
@@ -48,7 +48,7 @@ class Number(_Strict):
         return self
 
     def holds(self, value: Value) -> bool:
-        """Whether it is a number between the ends."""
+        """Whether it is a number from `low` to `high`."""
         return isinstance(value, int if self.whole else int | float) and self.low <= value <= self.high
 
     def ends(self) -> list[Value]:
@@ -65,17 +65,17 @@ Parameter = Annotated[
     ),
 ]
 Space = Mapping[str, Choice | Number]
-"""Each key that is searched, as on the command line with its `+`, to what it may be."""
+"""Maps each searched key, as on the command line with its `+`, to its possible values."""
 
 
 class Trial(_Strict):
-    """One set of values, and what came of it."""
+    """One set of values, and its result."""
 
     number: Annotated[int, Field(ge=0)]
     values: dict[str, Value]
     state: Literal["open", "finished", "failed"] = "open"
     loss: float | None = None
-    """What is to be as low as can be: the figure, or −1 times one that is to be high."""
+    """The value to minimise: the figure, or −1 times a figure to maximise."""
     run: str
     """Its run: `<cell>/seed-<n>`."""
 
@@ -87,7 +87,7 @@ class Trial(_Strict):
 
 
 class Trials(_Strict):
-    """A search: what decides which values are tried, and all trials so far."""
+    """A search: the settings that determine its values, and all trials so far."""
 
     version: Annotated[Literal[1], Field(alias="schema")] = 1
     metric: str
@@ -101,28 +101,28 @@ class Trials(_Strict):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for place, trial in enumerate(self.trials):
-            if trial.number != place:
-                raise ValueError(f"trial {trial.number} stands in place {place}")
+        for index, trial in enumerate(self.trials):
+            if trial.number != index:
+                raise ValueError(f"trial {trial.number} stands in place {index}")
             if trial.values.keys() != self.space.keys():
-                raise ValueError(f"trial {place} has other keys than the space")
+                raise ValueError(f"trial {index} has other keys than the space")
             for key, value in trial.values.items():
                 if not self.space[key].holds(value):
-                    raise ValueError(f"{key} of trial {place} lies outside the space")
+                    raise ValueError(f"{key} of trial {index} lies outside the space")
         return self
 
     @property
     def is_lower_better(self) -> bool:
-        """Whether the figure that the search goes by is a loss."""
+        """Whether the search minimises its figure."""
         return self.metric != "val.elbo"
 
     @property
     def goal(self) -> str:
-        """Which way it looks."""
+        """The direction of the search, in words."""
         return "lowest" if self.is_lower_better else "highest"
 
     def shown(self, trial: Trial) -> float:
-        """The figure of a finished trial, as a person reads it."""
+        """The figure of a finished trial, for display."""
         assert trial.loss is not None
         return trial.loss if self.is_lower_better else -trial.loss
 
@@ -132,7 +132,7 @@ class Trials(_Strict):
         return sorted((one for one in self.trials if one.loss is not None), key=lambda one: one.loss or 0.0)
 
     def plus(self, trials: Sequence[Trial]) -> Self:
-        """This record with trials added, or put in the place of those of the same number."""
+        """This record with trials added; they replace trials of the same number."""
         known = {one.number: one for one in (*self.trials, *trials)}
         return self.model_copy(update={"trials": [known[number] for number in sorted(known)]})
 
@@ -142,7 +142,7 @@ class TrialsError(ValueError):
 
 
 def bare(key: str) -> str:
-    """A key without the signs that add it."""
+    """A key without its `+` or `~` prefix."""
     return key.lstrip("+~")
 
 
@@ -162,11 +162,11 @@ def read_trials(folder: Path) -> Trials | None:
         return Trials.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise TrialsError(f"{path} is no record of a search ({place + ': ' if place else ''}{first['msg']})") from None
+        key = ".".join(map(str, first["loc"]))
+        raise TrialsError(f"{path} is no record of a search ({key + ': ' if key else ''}{first['msg']})") from None
 
 
 def write_trials(folder: Path, trials: Trials) -> None:
-    """Write the record so that a kill at any moment leaves the last one or this one."""
+    """Write the record atomically: a kill at any moment leaves the last one or this one."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SEARCH, trials.model_dump_json(indent=1) + "\n")

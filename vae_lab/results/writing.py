@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a crash, a kill or a full disk leaves is the old file or the new one."""
+"""Atomic writes: after a crash, a kill or on a full disk a file is the old one or the new one."""
 
 import os
 import shutil
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what lies there at the end takes the place of `path`, on the disk too.
+    """Yield a temporary name beside `path`. At the end that file replaces `path` and is synced to the disk.
 
     Raises:
-        OSError: if it cannot be written; `path` is then as it was.
+        OSError: if it cannot be written; `path` is then unchanged.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # the suffix tells writers of pictures the format
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # image writers need the suffix
     try:
         yield temporary
         with open(temporary, "r+b") as file:
@@ -24,13 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # on a full disk its space is needed
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)  # a disk that is full does not tell of which file
+            error.filename = str(path)  # the error of a full disk does not name the file
         raise
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk; not all systems let a folder be opened."""
+    """Sync a folder's list of names to the disk; not all systems can open a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -40,7 +40,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, also after a crash."""
+    """Write a file atomically: readers see the old one or the new one, also after a crash."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -51,9 +51,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_same(path: Path, source: Path) -> None:
-    """Let `path` be the file that `source` is now: another name for it, or a copy where the disk knows no such names.
+    """Make `path` the same file as `source`: a hard link, or a copy where the disk has no hard links.
 
-    As files are replaced and not changed, each stays as it is when the other is written anew.
+    Files are replaced and never modified, so each stays unchanged when the other is written again.
     """
     if path.exists() and path.samefile(source):
         return

@@ -1,7 +1,7 @@
-"""The search of hyperparameters: a sweeper of Hydra's that lets optuna choose the runs. optuna is imported when asked.
+"""Hyperparameter search: a Hydra sweeper that lets optuna choose the runs. optuna is imported only when it is needed.
 
-What is tried next depends on nothing but the record of what was tried (`outputs/<name>/search.json`) and the seed:
-a search that was killed goes on as if it had not been.
+The next trial depends only on the record of earlier trials (`outputs/<name>/search.json`) and the seed. A killed search
+resumes as if it had not been interrupted.
 """
 
 from vae_lab.search.sweeper import Planned, is_chosen, plan, register

@@ -1,4 +1,4 @@
-"""Ask, run, tell, and write down each of them before the next."""
+"""The search loop: choose trials, run them, record them. Each step is saved before the next."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,22 +15,22 @@ def search(
     run_of: Callable[[Mapping[str, Value]], str],
     launch: Callable[[Sequence[Trial]], Sequence[Trial]],
 ) -> None:
-    """Go on with a search until it has so many trials.
+    """Continue a search until it has this many trials.
 
-    Trials that are open, since a kill left them so, come first and with the values that they had. A trial is written
-    down before it is run, and its loss before the next is chosen.
+    Trials that a kill left open come first, with the same values. A trial is recorded before it is run, and its loss
+    before the next one is chosen.
 
     Args:
         record: the search so far.
-        folder: where the record is kept.
-        trials: how many there are to be.
-        at_once: how many are chosen, and handed over to be run, together.
-        run_of: values to the name of their run.
-        launch: runs trials and gives them back with what came of them; one that is still open is left so.
+        folder: the folder of the record.
+        trials: the total number of trials.
+        at_once: how many trials are chosen and launched together.
+        run_of: returns the name of the run with these values.
+        launch: runs trials and returns them with their results; a trial that is still open stays open.
     """
-    left: set[int] = set()
-    while batch := [one for one in record.trials if one.state == "open" and one.number not in left][:at_once]:
-        record = _told(record, folder, launch(batch), left)
+    left_open: set[int] = set()
+    while batch := [one for one in record.trials if one.state == "open" and one.number not in left_open][:at_once]:
+        record = _recorded(record, folder, launch(batch), left_open)
     while (known := len(record.trials)) < trials:
         asked: list[Trial] = []
         for number in range(known, min(known + at_once, trials)):
@@ -38,11 +38,11 @@ def search(
             asked.append(Trial(number=number, values=values, run=run_of(values)))
         record = record.plus(asked)
         write_trials(folder, record)
-        record = _told(record, folder, launch(asked), left)
+        record = _recorded(record, folder, launch(asked), left_open)
 
 
-def _told(record: Trials, folder: Path, trials: Sequence[Trial], left: set[int]) -> Trials:
-    left |= {one.number for one in trials if one.state == "open"}
+def _recorded(record: Trials, folder: Path, trials: Sequence[Trial], left_open: set[int]) -> Trials:
+    left_open |= {one.number for one in trials if one.state == "open"}
     record = record.plus(trials)
     write_trials(folder, record)
     return record

@@ -1,4 +1,4 @@
-"""What `hydra.sweeper` may say of a search."""
+"""The options of a search in `hydra.sweeper`."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ Metric = Annotated[str, Field(pattern=r"^val\.\w+$")]
 
 
 class Options(BaseModel):
-    """How many trials, how many at once, and who chooses them by which figure."""
+    """The number of trials, how many run at once, the sampler, and the figure that it uses."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -29,7 +29,7 @@ def options(sweeper: Mapping[str, Any]) -> Options:
     """The options, checked.
 
     Raises:
-        ConfigError: with all that is wrong with them.
+        ConfigError: with all their problems.
     """
     given = {key: value for key, value in sweeper.items() if key not in ("_target_", "params")}
     try:

@@ -1,4 +1,4 @@
-"""What may be tried: Hydra's words for sweeps (choice, interval, range, tag) as a space."""
+"""The search space, parsed from Hydra's words for sweeps (choice, interval, range, tag)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,21 +13,21 @@ from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem
 from vae_lab.results.trials import Choice, Number, Space, Value, bare
 
 DIGITS = 3
-"""Significant digits of a value out of an interval, so that it can stand in the name of its run."""
+"""Significant digits of a value from an interval, so that it fits in the name of its run."""
 WAYS = "latent.dim=16,64,256, objective.beta='tag(log,interval(0.001,0.1))' or latent.dim='range(16,257,16)'"
 
 
 def parse(words: Sequence[str], config: DictConfig, loader: ConfigLoader | None = None) -> tuple[Space, list[str]]:
-    """The space that these overrides span, and those that every trial has alike; of one key the last word counts.
+    """The space that these overrides span, and the overrides of every trial. The last override of a key counts.
 
     Args:
         words: overrides, as typed.
-        config: what they override; a key that is a whole number there is searched in whole numbers.
-        loader: finds what a `glob` stands for.
+        config: the configuration that they override; a whole number in it is searched in whole numbers.
+        loader: resolves a `glob`.
 
     Raises:
-        ConfigError: with what cannot be searched.
-        HydraException: if a word is no override.
+        ConfigError: with the keys that cannot be searched.
+        HydraException: if a word is not an override.
     """
     parsed: dict[str, Override] = {}
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(words)):
@@ -54,8 +54,8 @@ def parse(words: Sequence[str], config: DictConfig, loader: ConfigLoader | None 
 def _parameter(key: str, override: Override, config: DictConfig) -> Choice | Number:
     name = bare(key)
     if name in NOT_IDENTIFYING or name.partition(".")[0] in NOT_IDENTIFYING:
-        why = "luck, not a choice to be made" if name == "seed" else "no part of what a run computes"
-        raise ConfigError(Problem(name, f"cannot be searched: it is {why}; give it one value"))
+        reason = "luck, not a choice to be made" if name == "seed" else "no part of what a run computes"
+        raise ConfigError(Problem(name, f"cannot be searched: it is {reason}; give it one value"))
     sweep = override.value()
     tags = {*getattr(sweep, "tags", ())}
     if tags - {"log"}:
@@ -80,39 +80,39 @@ def _interval(name: str, sweep: IntervalSweep, *, is_log: bool, is_count: bool) 
     low, high = sweep.start, sweep.end
     assert low is not None
     assert high is not None
-    told = f"interval({low:g},{high:g})"
+    text = f"interval({low:g},{high:g})"
     if not low < high or not math.isfinite(low) or not math.isfinite(high):
-        raise ConfigError(Problem(name, f"the lower end of an interval must lie below the upper, but is {told}"))
-    _check_log(name, told, low, is_log=is_log)
+        raise ConfigError(Problem(name, f"the lower end of an interval must lie below the upper, but is {text}"))
+    _check_log(name, text, low, is_log=is_log)
     whole = (type(low) is int and type(high) is int) or (is_count and low == int(low) and high == int(high))
     return Number(low=low, high=high, whole=whole, log=is_log)
 
 
 def _range(name: str, sweep: RangeSweep, *, is_log: bool) -> Choice | Number:
-    # Of 0.1, 0.30000000000000004, … the digits that were typed.
+    # The values 0.1, 0.30000000000000004, … with the digits that were typed.
     exponents = (Decimal(str(number)).as_tuple().exponent for number in (sweep.start, sweep.step))
     digits = max(0, *(-exponent for exponent in exponents if isinstance(exponent, int)))
     values = [number if isinstance(number, int) else round(number, digits) for number in sweep.range()]
-    told = f"range({sweep.start},{sweep.stop},{sweep.step})"
+    text = f"range({sweep.start},{sweep.stop},{sweep.step})"
     if not values:
-        raise ConfigError(Problem(name, f"the space {told} holds nothing"))
+        raise ConfigError(Problem(name, f"the space {text} holds nothing"))
     low, high, step = min(values), max(values), abs(sweep.step)
-    _check_log(name, told, low, is_log=is_log)
+    _check_log(name, text, low, is_log=is_log)
     whole = all(isinstance(number, int) for number in values)
     if is_log and (step != 1 or not whole):
-        problem = f"must be a range of whole numbers one apart to be searched on a logarithmic scale, but is {told}"
+        problem = f"must be a range of whole numbers one apart to be searched on a logarithmic scale, but is {text}"
         raise ConfigError(Problem(name, problem))
     return Number(low=low, high=high, whole=whole, step=None if step == 1 and whole else step, log=is_log)
 
 
-def _check_log(name: str, told: str, low: float, *, is_log: bool) -> None:
+def _check_log(name: str, text: str, low: float, *, is_log: bool) -> None:
     if is_log and low <= 0:
-        problem = f"must be greater than 0 to be searched on a logarithmic scale, but is {told}"
+        problem = f"must be greater than 0 to be searched on a logarithmic scale, but is {text}"
         raise ConfigError(Problem(name, problem))
 
 
 def tidy(value: Value, parameter: Choice | Number) -> Value:
-    """A value that a sampler found, with few digits where it is out of an interval, and still inside."""
+    """A sampler's value, rounded to a few digits if it is from an interval, and kept inside it."""
     if isinstance(parameter, Choice) or isinstance(value, str):
         return value
     if parameter.whole:
@@ -123,12 +123,12 @@ def tidy(value: Value, parameter: Choice | Number) -> Value:
 
 
 def overrides(values: Mapping[str, Value]) -> list[str]:
-    """Values as words of a command line."""
+    """Values as overrides for a command line."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
 def ends(space: Space) -> Iterator[dict[str, Value]]:
-    """Where a space reaches furthest: all keys at their first ends, at their last, and each end of one key alone."""
+    """The corners of a space: all keys at their first ends, all at their last, and each end of one key alone."""
     lowest = {key: parameter.ends()[0] for key, parameter in space.items()}
     highest = {key: parameter.ends()[-1] for key, parameter in space.items()}
     alone = [lowest | {key: end} for key, parameter in space.items() for end in parameter.ends()]

@@ -1,4 +1,4 @@
-"""Hydra's sweeper of that name, and what is checked and said before it starts."""
+"""The Hydra sweeper `optuna`, and its checks and messages before it starts."""
 
 import importlib.util
 import os
@@ -28,12 +28,12 @@ from vae_lab.study.searches import WEIGHTED, weighs_what_it_searches
 from vae_lab.training import plan as plans
 
 TARGET = "hydra_plugins.vae_lab.Optuna"
-"""The name in conf/hydra/sweeper/optuna.yaml; Hydra takes plugins of the package `hydra_plugins` only."""
+"""The name in conf/hydra/sweeper/optuna.yaml; Hydra accepts only plugins of the package `hydra_plugins`."""
 PACKAGE = "optuna"
 
 
 class Optuna(Sweeper):
-    """Hands trials to the launcher as the basic sweeper hands over the runs of a grid."""
+    """Passes trials to the launcher as the basic sweeper passes the runs of a grid."""
 
     def __init__(self, **settings: Any) -> None:
         self.config: DictConfig | None = None
@@ -41,17 +41,17 @@ class Optuna(Sweeper):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives, and make the launcher."""
+        """Store Hydra's arguments, and create the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search as was planned.
+        """Run the planned search.
 
         Raises:
-            HydraException: if another process is at the same search.
+            HydraException: if another process runs the same search.
         """
         assert self.config is not None
         (planned,) = Planned.under_way
@@ -69,25 +69,25 @@ class Optuna(Sweeper):
         distinct = {one.run: [*planned.record.fixed, *overrides(one.values)] for one in trials}
         returned = self.launcher.launch([*distinct.values()], initial_job_idx=trials[0].number)
         for one in returned:
-            _ = one.return_value  # raises what the launcher met with; what a run met with is in its result
+            _ = one.return_value  # raises the launcher's error; a run's own error is in its result
         return [planned.outcome(one) for one in trials]
 
 
 def register() -> None:
-    """Make the sweeper known to Hydra, under a name that Hydra takes; pickled, it goes by its own."""
+    """Register the sweeper with Hydra under a name that Hydra accepts; pickle uses its own name."""
     compat.name_plugin(TARGET, Optuna)
 
 
 def is_chosen(config: DictConfig) -> bool:
-    """Whether the sweeper of this multirun is the one here."""
+    """Whether this multirun uses the sweeper `optuna`."""
     return str(config.hydra.sweeper.get("_target_")) == TARGET
 
 
 class Planned:
-    """A search that is about to start or to go on.
+    """A search that is about to start or to resume.
 
     Args:
-        config: what Hydra composed for the whole multirun.
+        config: the configuration that Hydra composed for the whole multirun.
         chosen: the options of the search.
         record: its trials so far.
     """
@@ -98,11 +98,11 @@ class Planned:
         self.options = chosen
         self.folder = Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
         self.runs: list[Run] = []
-        """Those of its trials, each once; they grow with them."""
+        """The runs of its trials, each once; the list grows with the trials."""
         self._config = config
         self._fixed = record.fixed
         self._by_name: dict[str, Run] = {}
-        self.record = record.model_copy(update={"trials": [self._as_found(one) for one in record.trials]})
+        self.record = record.model_copy(update={"trials": [self._reopened(one) for one in record.trials]})
 
     def composed(self, values: Mapping[str, Value]) -> DictConfig:
         """The configuration of the run with these values.
@@ -115,7 +115,7 @@ class Planned:
             return loader.load_sweep_config(self._config, [*self._fixed, *overrides(values)])
 
     def name(self, values: Mapping[str, Value]) -> str:
-        """The name of the run with these values, which is one of the runs from now on."""
+        """The name of the run with these values; the run is added to `runs`."""
         run = Run.of(self.composed(values))
         if str(run) not in self._by_name:
             self._by_name[str(run)] = run
@@ -123,14 +123,14 @@ class Planned:
         return str(run)
 
     def corners(self) -> Iterator[DictConfig]:
-        """The configurations of the runs where the space reaches furthest: what is wrong with any is wrong with one."""
+        """The configurations of the runs at the corners of the space, which show the problems of all runs."""
         return map(self.composed, ends(self.record.space))
 
     def check(self, corners: Sequence[Run]) -> None:
-        """What must hold of a search beside what holds of its runs.
+        """Check the search itself, not its runs.
 
         Raises:
-            ConfigError: if there is no such figure to go by, or another process is at it.
+            ConfigError: if its figure does not exist, or another process runs this search.
         """
         if any(getattr(run.config.data, "num_val", 1) == 0 for run in corners):
             problem = f"must be at least 1, since the search goes by {self.options.metric}, but is 0"
@@ -150,7 +150,7 @@ class Planned:
             raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
 
     def outcome(self, trial: Trial) -> Trial:
-        """A trial with what came of its run."""
+        """A trial with the result of its run."""
         run = self._by_name[trial.run]
         result = plans.finished(run)
         loss = None if result is None else _loss(run, result, self.options.metric)
@@ -160,8 +160,8 @@ class Planned:
         has_failed = result is not None or (found is not None and not found.finished)
         return trial.model_copy(update={"state": "failed" if has_failed else "open", "loss": None})
 
-    def _as_found(self, trial: Trial) -> Trial:
-        """A trial of the record; open again if its run has lost files, or lacks test metrics that are asked for now."""
+    def _reopened(self, trial: Trial) -> Trial:
+        """A recorded trial; open again if its run lost files or lacks test metrics that are requested now."""
         name = self.name(trial.values)
         run = self._by_name[name]
         result = plans.finished(run) if trial.state == "finished" else results.read_result(run.directory)
@@ -175,13 +175,13 @@ class Planned:
         trials, most = self.record.trials, max(self.options.n_trials, len(self.record.trials))
         counts = Counter[str](one.state for one in trials)
         counts["to do"] = most - len(trials)
-        named = {"finished": "finished", "failed": "failed", "open": "to go on with", "to do": "to do"}
-        stands = ", ".join(f"{counts[state]} {text}" for state, text in named.items() if counts[state])
+        labels = {"finished": "finished", "failed": "failed", "open": "to go on with", "to do": "to do"}
+        states = ", ".join(f"{counts[state]} {text}" for state, text in labels.items() if counts[state])
         folder = os.path.relpath(self.folder)
-        what = f"a search of {most} trial{'s' if most > 1 else ''} for the {self.record.goal} {self.options.metric}"
-        yield f"Plan: {what} under {folder}: {stands}. {self._time(counts['open'] + counts['to do'])}".rstrip()
+        title = f"a search of {most} trial{'s' if most > 1 else ''} for the {self.record.goal} {self.options.metric}"
+        yield f"Plan: {title} under {folder}: {states}. {self._time(counts['open'] + counts['to do'])}".rstrip()
         for key, parameter in self.record.space.items():
-            yield f"  {bare(key)}: {told(parameter)}"
+            yield f"  {bare(key)}: {in_words(parameter)}"
         if weighs_what_it_searches(self.record):
             yield f"  Note: {WEIGHTED}"
 
@@ -196,13 +196,13 @@ class Planned:
 
 
 def _terms(run: Run) -> list[str] | None:
-    """What the objective of a run has in validation; None for one of a user's own, which is not imported yet."""
+    """The validation terms of a run's objective; None for a user's own objective, which is not imported yet."""
     units = signatures.attribute("objective", run.config.objective.target, "units")
     return None if units is None else [f"val.{term}" for term in units]
 
 
 def _is_measured(run: Run) -> bool:
-    """Whether a run is measured in nats, as far as that is known before torch is imported."""
+    """Whether a run is measured in nats, if that is known before torch is imported."""
     target = run.config.objective.target
     if target == "vae_lab.MseKl":
         return run.config.implied_sigma is not None
@@ -210,7 +210,7 @@ def _is_measured(run: Run) -> bool:
 
 
 def _loss(run: Run, result: results.Result, metric: str) -> float | None:
-    """What is to be as low as can be."""
+    """The value to minimise."""
     if metric != "val.elbo":
         return cast("float | None", result.val.model_dump().get(metric.partition(".")[2]))
     from vae_lab.evaluation.runs import validation_bound  # imports torch
@@ -219,7 +219,7 @@ def _loss(run: Run, result: results.Result, metric: str) -> float | None:
     return None if bound is None else -bound
 
 
-def told(parameter: Choice | Number) -> str:
+def in_words(parameter: Choice | Number) -> str:
     """A parameter in words."""
     if isinstance(parameter, Choice):
         return ", ".join(parameter.choices)
@@ -229,10 +229,10 @@ def told(parameter: Choice | Number) -> str:
 
 
 def plan(config: DictConfig) -> Planned:
-    """The search that Hydra's multirun is about to make.
+    """The search that Hydra's multirun is about to run.
 
     Raises:
-        ConfigError: if optuna is missing, an option or the space is wrong, or another search lies under the name.
+        ConfigError: if optuna is missing, an option or the space is wrong, or another search has the name.
     """
     if importlib.util.find_spec(PACKAGE) is None:
         problem = f"optuna needs the package {PACKAGE}, which is not installed"
@@ -240,7 +240,7 @@ def plan(config: DictConfig) -> Planned:
             Problem("hydra/sweeper", f"{problem}: pip install 'vae-lab[{PACKAGE}]', or pip install {PACKAGE}")
         )
     with _explained():
-        str(config.name)  # a default name is the time: found now, so that all runs have the same
+        str(config.name)  # a default name is the time: resolved now, so that all runs have the same
         node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
         chosen = options({str(key): value for key, value in node.items()})
@@ -263,14 +263,14 @@ def plan(config: DictConfig) -> Planned:
 
 
 def _check_same(found: Trials, asked: Trials, folder: Path) -> None:
-    """Trials that were found in one space, or by one figure, say nothing in another."""
+    """Check that a recorded search has the same settings: trials of another space or figure do not apply."""
     before, now = found.model_dump(), asked.model_dump()
     differing = [
         f"hydra.sweeper.{key} was {before[key]}, is {now[key]}"
         for key in ("metric", "sampler", "seed")
         if before[key] != now[key]
     ]
-    spaces = [{key: told(parameter) for key, parameter in one.space.items()} for one in (found, asked)]
+    spaces = [{key: in_words(parameter) for key, parameter in one.space.items()} for one in (found, asked)]
     for key in dict.fromkeys(key for one in spaces for key in one):
         was, is_now = (one.get(key, "not searched") for one in spaces)
         if was != is_now:

@@ -1,1 +1,1 @@
-"""Many runs as one table: gathered, compared, drawn. Imports no torch."""
+"""Gather, compare and plot many runs. Imports no torch."""

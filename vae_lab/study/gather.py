@@ -1,4 +1,4 @@
-"""Several runs as one study: their table, their cells in the sweep's order, and what is missing or not comparable."""
+"""Gather runs into a study: their table, their cells in the sweep's order, and which are missing or not comparable."""
 
 import functools
 import os
@@ -24,25 +24,25 @@ from vae_lab.results.locks import holder
 SIDES = ("encoder", "decoder")
 
 BASELINE = "vanilla"
-"""The default encoder and decoder: first in an order where the runs do not tell theirs."""
+"""The default encoder and decoder: they come first if the runs do not record the sweep's order."""
 
 FAMILIES = ("train", "val", "test", "timing", "model", "memory")
-"""The parts of a result that hold figures."""
+"""The parts of a result that contain figures."""
 
 CLOCKED = ("timing", "memory")
-"""Those that depend on the machine."""
+"""The parts that depend on the machine."""
 
-# Losses on other images have nothing to do with each other, also where a sweep asked for both.
+# Losses on different test images are never comparable, even if the sweep varies these keys.
 _TEST_IMAGES = (
     "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
     "trainer.limit_test_batches",
 )  # fmt: skip
-# How much was learnt from: cells that differ in these, and were not asked to, were not trained alike.
+# Training data and length: cells that differ in these without being swept were not trained alike.
 _CONDITIONS = (
     "data", "objective", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.precision",
     "trainer.limit_train_batches", "trainer.accumulate_grad_batches",
 )  # fmt: skip
-# What a comparison of networks is about, what follows from other keys, and what concerns the clock alone.
+# The networks themselves, keys that follow from other keys, and keys that only affect the time.
 _NO_CONFOUND = (
     "encoder", "decoder", "match", "seed", "name", "scheduler.max_lr", "scheduler.total_steps", "scheduler.T_max",
     "likelihood.sigma", "objective._partial_",
@@ -50,18 +50,18 @@ _NO_CONFOUND = (
     "trainer.limit_val_batches", *NOT_IDENTIFYING,
 )  # fmt: skip
 LARGEST = 1e150
-"""Figures beyond this are taken for not finite: their squares are not."""
+"""Larger figures count as not finite, because their squares overflow."""
 
-MOST_TOLD = 6
-"""Cells or keys that one note names."""
+MOST_LISTED = 6
+"""Largest number of cells or keys that one note names."""
 
 
 class StudyError(ValueError):
-    """Folders of which no study can be made."""
+    """No study can be made of the folders."""
 
 
 class Hole(NamedTuple):
-    """A run that the study lacks, and why."""
+    """A run that is missing from the study, and the reason."""
 
     run: str
     reason: str
@@ -69,18 +69,18 @@ class Hole(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One run: where it lies, what it left, and the name of its cell in this study."""
+    """One run: its folder, its result, and the name of its cell in this study."""
 
     folder: Path
     result: Result
     cell: str
     config: Mapping[str, Any]
-    """The flattened configuration in the words of this version, less callbacks and loggers that change no result.
+    """The flattened configuration, upgraded to this version, without callbacks and loggers that change no result.
 
-    Empty where the file is missing.
+    Empty if the file is missing.
     """
     given: Mapping[str, str]
-    """The overridden keys that can change a result, encoder and decoder apart, to their values as typed."""
+    """The overridden keys that can change a result, without encoder and decoder, with their values as typed."""
 
     @property
     def sweep(self) -> str:
@@ -89,28 +89,28 @@ class Record:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs trained; None where that was not recorded, or was the clock's affair."""
+        """Epochs trained; None if not recorded, or if `trainer.max_time` limited them."""
         timed = self.config.get("trainer.max_time") is not None
         return None if timed else len(self.result.timing.epoch_seconds) or None
 
     @property
     def label(self) -> str:
-        """The run as a person names it."""
+        """The run's name in sentences."""
         return f"{self.cell}/seed-{self.result.seed}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that are compared.
+    """Runs to compare.
 
     Args:
-        folders: the folders they were looked for in.
-        records: every run that left a result, in the order of the sweep.
-        compared: those that finished and share a configuration with the other seeds of their cell.
-        factors: what varies between the cells: factor → its levels, in the order of the sweep.
+        folders: the folders that were searched.
+        records: every run with a result, in the order of the sweep.
+        compared: the finished runs that have the same configuration as the other seeds of their cell.
+        factors: the keys that vary between cells: factor → its levels, in the order of the sweep.
         levels: cell → its level of each factor.
         holes: runs that are missing, failed or left out.
-        left_out: runs that are not compared, a sentence each.
+        left_out: one sentence per run that is not compared.
     """
 
     folders: tuple[Path, ...]
@@ -123,12 +123,12 @@ class Study:
 
     @cached_property
     def symptoms(self) -> tuple[str, ...]:
-        """What is wrong with a model, a sentence each."""
+        """One sentence per problem of a model."""
         return tuple(_symptoms(self))
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What cannot be compared and why, a sentence each."""
+        """One sentence per thing that cannot be compared, with the reason."""
         return (*self.left_out, *_comparability(self))
 
     @cached_property
@@ -148,7 +148,7 @@ class Study:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a run, dotted columns, as `results.csv` has it."""
+        """One row per run, with dotted column names, as in `results.csv`."""
         return pd.DataFrame([_row(record) for record in self.records])
 
     @cached_property
@@ -164,15 +164,15 @@ class Study:
         return pd.DataFrame([_figures(record.result) for record in self.compared], index=index, dtype=float)
 
     def values(self, metric: str) -> pd.DataFrame:
-        """A figure of the compared runs: a row a seed, a column a cell, NaN where there is none."""
+        """A figure of the compared runs: one row per seed, one column per cell, NaN where it is missing."""
         if metric not in self._figures:
             return pd.DataFrame(index=list(self.seeds), columns=list(self.cells), dtype=float)
         return self._figures[metric].unstack().reindex(index=list(self.seeds), columns=list(self.cells))
 
     def grounds(self, metric: str) -> pd.DataFrame:
-        """The conditions under which each figure was had, as numbers: figures of one number can be compared.
+        """Codes of the conditions under which each figure was measured: figures with equal codes can be compared.
 
-        A row a seed, a column a cell.
+        One row per seed, one column per cell.
         """
         family, hangs_on = metric.partition(".")[0], self.figure(metric).hangs_on
         kinds: dict[Any, int] = {}
@@ -195,16 +195,16 @@ class Study:
         return series.unstack().reindex(index=list(self.seeds), columns=list(self.cells))
 
     def comparable(self, metric: str, cells: Iterable[str] | None = None) -> bool:
-        """Whether all cells, or these, had this figure under the same conditions."""
+        """Whether this figure was measured under the same conditions in all cells, or in these."""
         codes = self.grounds(metric)[list(self.cells if cells is None else cells)].to_numpy()
         return len(set(codes[np.isfinite(codes)])) < 2
 
     @cached_property
     def objectives(self) -> Mapping[str, tuple[str, ...]]:
-        """Cell → the configuration of its objective and likelihood, which is what `total` means."""
+        """Cell → the configuration of its objective and likelihood, which defines `total`."""
         found: dict[str, tuple[str, ...]] = {}
         for record in self.compared:
-            beta_says = record.config.get("objective._target_") == "vae_lab.MseKl"  # what σ is
+            beta_says = record.config.get("objective._target_") == "vae_lab.MseKl"  # β determines σ
             about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
             own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
             found.setdefault(record.cell, tuple(own))
@@ -212,12 +212,12 @@ class Study:
         return {cell: own or known for cell, own in found.items()}
 
     def figure(self, metric: str) -> figures.Figure:
-        """The row of a figure: the catalogue's, or that which the runs have with them."""
+        """The description of a figure, from the catalogue or from the runs."""
         return figures.find(metric, *self._rows)
 
     @cached_property
     def _rows(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The rows of users' metrics, and the units of the objectives' terms."""
+        """The descriptions of users' metrics, and the units of the objectives' terms."""
         further: dict[str, Any] = {}
         units: dict[str, str] = {}
         for record in self.compared:
@@ -233,16 +233,16 @@ class Study:
 
     @cached_property
     def conditions(self) -> Mapping[str, Mapping[str, str]]:
-        """Cell → what it was trained and tested on and how long, what the sweep was asked to vary left out."""
+        """Cell → its training and test data and training length, without the keys that the sweep varies."""
         return _conditions(self)
 
     @cached_property
     def hardware(self) -> tuple[str, ...]:
-        """What the compared runs were timed on."""
+        """The hardware of the compared runs."""
         return tuple(dict.fromkeys(map(self.hardware_of, self.compared)))
 
     def hardware_of(self, record: Record) -> str:
-        """What a run was timed on: processor or GPU and, unless they were swept, the threads."""
+        """The hardware of a run: processor or GPU and, unless swept, the number of threads."""
         environment = record.result.environment
         swept = "trainer.threads" in self.factors
         together = f", {environment.processes} processes" if environment.processes > 1 else ""
@@ -253,7 +253,7 @@ class Study:
         return sorted((record for record in self.compared if record.cell == cell), key=lambda one: one.result.seed)
 
     def label(self, cell: str) -> str:
-        """A cell by what sets it apart: encoder and decoder, then its levels of the other factors that vary."""
+        """A cell's label: encoder and decoder, then its levels of the other factors."""
         record = next(record for record in self.records if record.cell == cell)
         words = [f"{record.result.encoder}-{record.result.decoder}"]
         own = zip(self.factors, self.levels[cell], strict=True)
@@ -264,19 +264,19 @@ class Study:
 
 
 def gather(folders: Sequence[Path]) -> Study:
-    """The study that the runs under these folders make.
+    """Make a study of the runs under these folders.
 
-    A folder is a sweep's (`outputs/<name>`), a cell's or a run's. A run that cannot be read, failed, or does not belong
-    with the others leaves a hole or a note, never an error.
+    A folder is that of a sweep (`outputs/<name>`), a cell or a run. A run that cannot be read, has failed, or does not
+    match the others becomes a hole or a note, never an error.
 
     Raises:
         StudyError: if a folder does not exist or there is no run in any of them.
     """
     found = find(folders)
     records, holes = _read(found)
-    records = _named_apart(_in_order(records, found))
-    compared, odd_ones = _alike(records)
-    compared, twice = _once(compared)
+    records = _unique_cell_names(_sorted_as_swept(records, found))
+    compared, odd_ones = _most_common_configuration(records)
+    compared, twice = _without_duplicates(compared)
     holes += [Hole(record.label, record.result.error or "failed") for record in records if not record.result.finished]
     holes += [
         Hole(record.label, "finished, but test.total is not a finite number")
@@ -329,10 +329,10 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
     for folder in found:
         result = read_result(folder)
         if result is None:
-            there = os.path.exists(folder / RESULT)  # Path.exists() raises where it may not look
-            owner = None if there else holder(folder)
+            exists = os.path.exists(folder / RESULT)  # Path.exists() raises without permission
+            owner = None if exists else holder(folder)
             reason = f"is in the hands of {owner}" if owner else f"has no {RESULT}: it did not end"
-            reason = f"{RESULT} is damaged: {folder / RESULT}" if there else reason
+            reason = f"{RESULT} is damaged: {folder / RESULT}" if exists else reason
             holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
             continue
         harmed = damaged(folder, result, SHOWN)
@@ -341,7 +341,7 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
             holes.append(Hole(f"{folder.parent.name}/{folder.name}", reason))
             continue
         key = (result.cell, result.config_sha256)
-        if not configs.get(key):  # the same for every seed of a cell, and slow to read
+        if not configs.get(key):  # equal for all seeds of a cell, and slow to read
             configs[key] = _config(folder)
         records.append(Record(folder, result, result.cell, {}, {}))
     known = []
@@ -353,7 +353,7 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """A run's configuration in the words of this version, less callbacks and loggers that change no result."""
+    """A run's configuration, upgraded to this version, without callbacks and loggers that change no result."""
     config = upgraded(read_config(folder) or {})
     for group in BESIDE_TRAINING:
         nodes = config.pop(group, None)
@@ -365,22 +365,22 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _in_order(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
+def _sorted_as_swept(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
     sweeps = list(dict.fromkeys(folder.parent.parent for folder in found))
 
     def key(record: Record) -> tuple[Any, ...]:
         result = record.result
-        place = float("inf") if result.position is None else result.position
+        position = float("inf") if result.position is None else result.position
         others = (result.encoder != BASELINE, result.decoder != BASELINE, result.encoder, result.decoder, result.cell)
-        return (sweeps.index(record.folder.parent.parent), place, *others, result.seed)
+        return (sweeps.index(record.folder.parent.parent), position, *others, result.seed)
 
     in_order = sorted(records, key=key)
     cells = list(dict.fromkeys(record.cell for record in in_order))
     return sorted(in_order, key=lambda record: (cells.index(record.cell), record.result.seed))
 
 
-def _named_apart(records: Sequence[Record]) -> list[Record]:
-    """Cells of one name and several configurations, in several sweeps, under the names of both."""
+def _unique_cell_names(records: Sequence[Record]) -> list[Record]:
+    """If sweeps use one cell name for different configurations, add the sweep to the name: `cell@sweep`."""
     configurations: dict[str, set[str]] = defaultdict(set)
     sweeps: dict[tuple[str, str], str] = {}
     for record in records:
@@ -395,18 +395,18 @@ def _named_apart(records: Sequence[Record]) -> list[Record]:
     return named
 
 
-def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """The finished runs that share their cell's configuration and epochs, and a sentence about each other run."""
+def _most_common_configuration(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The finished runs with their cell's most common configuration and epochs; a sentence about each other run."""
     groups: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
     first: dict[tuple[str, tuple[str, int | None]], Record] = {}
     finished = [record for record in records if record.result.finished]
     for record in finished:
-        groups[record.cell][_kind(record)] += 1
-        first.setdefault((record.cell, _kind(record)), record)
+        groups[record.cell][_training_key(record)] += 1
+        first.setdefault((record.cell, _training_key(record)), record)
     alike, odd_ones = [], []
     for record in finished:
         usual, _ = groups[record.cell].most_common(1)[0]
-        if _kind(record) == usual:
+        if _training_key(record) == usual:
             alike.append(record)
             continue
         other = first[record.cell, usual]
@@ -421,7 +421,7 @@ def _alike(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return alike, odd_ones
 
 
-def _kind(record: Record) -> tuple[str, int | None]:
+def _training_key(record: Record) -> tuple[str, int | None]:
     return (record.result.config_sha256, record.epochs)
 
 
@@ -430,8 +430,8 @@ def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     return [f"{key} is {own[key]}, not {usual[key]}" for key in keys[:3]]
 
 
-def _once(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """A cell has each seed once; the same run in a second sweep adds nothing."""
+def _without_duplicates(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Keep each seed of a cell once: if two sweeps have the same run, the first one counts."""
     kept: dict[tuple[str, int], Record] = {}
     notes = []
     for record in records:
@@ -441,13 +441,13 @@ def _once(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return list(kept.values()), notes
 
 
-def _missing(records: Sequence[Record], told: Sequence[str]) -> list[Hole]:
-    """Seeds that other cells have and a cell has not."""
+def _missing(records: Sequence[Record], reported: Sequence[str]) -> list[Hole]:
+    """Seeds that other cells have but a cell lacks."""
     seeds = {record.result.seed for record in records if record.result.finished}
-    present = {record.label for record in records} | set(told)
+    present = {record.label for record in records} | set(reported)
     cells = dict.fromkeys(record.cell for record in records)
-    wanted = [f"{cell}/seed-{seed}" for cell in cells for seed in sorted(seeds)]
-    return [Hole(run, "missing: other cells have this seed") for run in wanted if run not in present]
+    expected = [f"{cell}/seed-{seed}" for cell in cells for seed in sorted(seeds)]
+    return [Hole(run, "missing: other cells have this seed") for run in expected if run not in present]
 
 
 def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
@@ -469,7 +469,7 @@ def _factors(records: Sequence[Record]) -> tuple[dict[str, tuple[str, ...]], dic
 
 
 def _level(value: Any) -> str:
-    """A level as text: 0.010 and 1e-2 are one, and so are True and true."""
+    """A level as text: 0.010 and 1e-2 are equal, and so are True and true."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     try:
@@ -498,18 +498,18 @@ def _conditions(study: Study) -> dict[str, dict[str, str]]:
             own["epochs trained"] = str(record.epochs)
         conditions[record.cell] = own
     known = next((own for own in conditions.values() if len(own) > 1), {})
-    # Where the file is missing the conditions are taken to be the others'.
+    # If the file is missing, assume the conditions of the others.
     return {cell: own if len(own) > 1 else known | own for cell, own in conditions.items()}
 
 
 def _crossed(study: Study) -> list[str]:
-    """The factors at every level of which each network was trained: what a sweep varies, not what it mixes up."""
-    places = {factor: place for place, factor in enumerate(study.factors) if factor not in SIDES}
+    """The factors that are crossed with the networks: each network was trained at every level."""
+    axes = {factor: axis for axis, factor in enumerate(study.factors) if factor not in SIDES}
     networks: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in study.records:
         network = f"{record.result.encoder}-{record.result.decoder}"
-        for factor, place in places.items():
-            networks[factor][network].add(study.levels[record.cell][place])
+        for factor, axis in axes.items():
+            networks[factor][network].add(study.levels[record.cell][axis])
     return [
         factor
         for factor, by_network in networks.items()
@@ -518,20 +518,20 @@ def _crossed(study: Study) -> list[str]:
 
 
 def _within(key: str, sections: Iterable[str]) -> bool:
-    """Whether a flattened key is one of these or lies in one of them."""
+    """Whether a flattened key is one of these sections or lies in one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
 def _symptoms(study: Study) -> Iterator[str]:
-    """What was noticed in the models of each cell, of several runs with the same trouble the first one's words."""
+    """One sentence per cell and kind of warning; several runs with the same warning are quoted by the first one."""
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for record in study.compared:
         for warning in record.result.warnings:
             kind = warning.partition(":")[0]
             found.setdefault((record.cell, kind), []).append((record.result.seed, warning))
-    for (cell, _), told in found.items():
-        seeds = ", ".join(str(seed) for seed, _ in told)
-        yield f"{cell}, seed{'s' if len(told) > 1 else ''} {seeds}: {told[0][1]}."
+    for (cell, _), warnings_by_seed in found.items():
+        seeds = ", ".join(str(seed) for seed, _ in warnings_by_seed)
+        yield f"{cell}, seed{'s' if len(warnings_by_seed) > 1 else ''} {seeds}: {warnings_by_seed[0][1]}."
 
 
 def _comparability(study: Study) -> Iterator[str]:
@@ -555,7 +555,7 @@ def _comparability(study: Study) -> Iterator[str]:
             yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
     bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
     if bare:
-        cells = ", ".join(bare[:MOST_TOLD])
+        cells = ", ".join(bare[:MOST_LISTED])
         yield f"{CONFIG} is missing or damaged for {cells}: that the conditions were the same could not be checked."
 
 
@@ -570,12 +570,12 @@ def _different_conditions(study: Study) -> Iterator[str]:
         groups[tuple(condition.items())].append(cell)
     if len(groups) < 2:
         return
-    told = _told_apart([(cells, dict(condition)) for condition, cells in groups.items()])
-    yield f"Losses and times are not compared across different conditions ({told})."
+    differences = _describe_groups([(cells, dict(condition)) for condition, cells in groups.items()])
+    yield f"Losses and times are not compared across different conditions ({differences})."
 
 
 def _confounds(study: Study) -> Iterator[str]:
-    """What cells differ in beside their networks and what was swept, and may owe a difference to."""
+    """Differences between cells other than networks and swept keys; they may explain a difference in results."""
     asked = [*_crossed(study), *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
     ignored: dict[str, bool] = {}
     groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
@@ -586,20 +586,20 @@ def _confounds(study: Study) -> Iterator[str]:
                 ignored.setdefault(key, _within(key, asked))
             groups[tuple((key, str(value)) for key, value in config.items() if not ignored[key])].append(cell)
     if len(groups) > 1:
-        told = _told_apart([(cells, dict(own)) for own, cells in groups.items()])
-        yield f"Cells differ in more than their networks and what was swept; a difference may come from that ({told})."
+        text = _describe_groups([(cells, dict(own)) for own, cells in groups.items()])
+        yield f"Cells differ in more than their networks and what was swept; a difference may come from that ({text})."
 
 
-def _told_apart(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> str:
-    """Groups of cells with the keys in which they differ."""
+def _describe_groups(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> str:
+    """Describe groups of cells by the keys in which they differ."""
     keys = dict.fromkeys(key for _, own in groups for key in own)
     differing = [key for key in keys if len({own.get(key) for _, own in groups}) > 1]
-    told = [
-        f"{', '.join(cells[:MOST_TOLD])}{' …' if len(cells) > MOST_TOLD else ''}: "
-        + ", ".join(f"{key} {own.get(key, 'not set')}" for key in differing[:MOST_TOLD])
-        for cells, own in groups[:MOST_TOLD]
+    described = [
+        f"{', '.join(cells[:MOST_LISTED])}{' …' if len(cells) > MOST_LISTED else ''}: "
+        + ", ".join(f"{key} {own.get(key, 'not set')}" for key in differing[:MOST_LISTED])
+        for cells, own in groups[:MOST_LISTED]
     ]
-    return "; ".join(told) + (f"; and {len(groups) - MOST_TOLD} more" if len(groups) > MOST_TOLD else "")
+    return "; ".join(described) + (f"; and {len(groups) - MOST_LISTED} more" if len(groups) > MOST_LISTED else "")
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -621,7 +621,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _figures(result: Result) -> dict[str, float | None]:
-    """The numbers of a result by their dotted names, None for those that are null or not finite."""
+    """The numbers of a result by their dotted names; None for values that are null or not finite."""
     figures: dict[str, float | None] = {}
     for family in FAMILIES:
         for key, value in flatten(getattr(result, family).model_dump(), family).items():

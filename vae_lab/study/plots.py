@@ -1,4 +1,4 @@
-"""A study to figures. Imports no torch."""
+"""The figures of a study. Imports no torch."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ from vae_lab.results import read_history, read_pictures
 from vae_lab.study.gather import SIDES, Record, Study
 from vae_lab.study.statistics import RECORD, Comparison
 
-# Okabe & Ito's colours, which people with any colour vision tell apart, then darker ones.
+# Okabe & Ito's colours, which are distinguishable for all kinds of colour vision, then darker ones.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#9467BD", "#BCBD22",
 )  # fmt: skip
@@ -47,20 +47,20 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "vae_lab",
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # names may contain a $
 }
 MOST_PANELS = 6
 PLOTTED = (
     "train.total", "val.total", "test.total", "test.reconstruction", "test.kl", "timing.train_seconds",
     "timing.images_per_second", "model.parameters", "model.flops_per_image", "memory.peak_bytes",
 )  # fmt: skip
-"""Figures of a heatmap beside those of the test."""
+"""Figures of the heatmap, in addition to all test metrics."""
 SHOWN_IMAGES = 10
 MOST_ROWS = 24
 
 
 class Drawing(NamedTuple):
-    """A figure under the name of its files."""
+    """A figure, its caption and the name of its files."""
 
     name: str
     caption: str
@@ -79,13 +79,13 @@ def render(drawing: Drawing) -> tuple[bytes, str]:
 def drawings(
     study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str], *, is_grid: bool = True
 ) -> Iterator[Callable[[], Drawing | None]]:
-    """All figures of a study, each drawn when it is called for; None where the runs do not have the files for it.
+    """Functions that draw the figures of a study; one returns None if the runs lack the files for it.
 
     Args:
         study: the runs.
-        statistics: what they say about each metric.
-        cells: those that get figures of their own and a row in the pictures.
-        is_grid: whether the levels of the factors were crossed; a search has hardly two cells at one level.
+        statistics: the comparison of each metric.
+        cells: the cells that get their own figures and a row in the pictures.
+        is_grid: whether the levels of the factors were crossed. In a search, cells rarely share a level.
     """
     studio = _Studio(study, statistics, cells)
     draw: list[Callable[[], Drawing | None]] = [
@@ -105,27 +105,27 @@ def drawings(
 
 
 def styled(draw: Callable[[], Drawing | None]) -> Drawing | None:
-    """A figure in the style of all."""
+    """Draw a figure in the common style."""
     with matplotlib.rc_context(STYLE):
         return draw()
 
 
 def file_name(text: str) -> str:
-    """A text as part of a file's name: a long one is cut to a checksum."""
+    """A text as part of a file name; a long one is shortened and gets a checksum."""
     name = re.sub(r"[^\w.+@-]", "-", text)
     return name if len(name.encode()) <= 150 else f"{name[:60]}__{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class _Studio:
-    """The figures of one study, which share their colours and what was read from the runs."""
+    """The figures of one study; they share colours, histories and pictures."""
 
     def __init__(self, study: Study, statistics: Mapping[str, Comparison], cells: Sequence[str]) -> None:
         self.study = study
         self.statistics = statistics
         self.cells = cells
-        looks = itertools.cycle(itertools.product(DASHES, COLOURS))
-        self.looks = dict(zip(cells, looks, strict=False))
-        # matplotlib leaves labels that begin with an underscore out of a legend.
+        styles = itertools.cycle(itertools.product(DASHES, COLOURS))
+        self.styles = dict(zip(cells, styles, strict=False))
+        # matplotlib hides labels that begin with an underscore from a legend.
         self.labels = {cell: re.sub("^_", " _", study.label(cell)) for cell in study.cells}
         self.histories = {
             cell: [history for record in study.of(cell) if (history := read_history(record.folder))]
@@ -136,7 +136,7 @@ class _Studio:
         self.seeds = {cell: seed for cell, (_, seed) in found.items()}
 
     def _losses(self, cells: Sequence[str]) -> list[tuple[str, str]]:
-        """The terms that the histories of these cells share, with their titles: total, KL and reconstruction first."""
+        """The terms that all histories of these cells have, with their titles: total, KL and reconstruction first."""
         shared = [
             {column for split in history.values() for column in split} - {"epoch", "seconds"}
             for cell in cells
@@ -151,13 +151,13 @@ class _Studio:
     # --- Losses by epoch ---------------------------------------------------------------------------------------
 
     def history(self, cell: str) -> Drawing | None:
-        """Total, KL and reconstruction of one cell against epochs, training and validation."""
+        """The losses of one cell by epoch, for training and validation."""
         histories = self.histories[cell]
         if not histories:
             return None
         losses = self._losses([cell])
         figure, panels = _panels(len(losses), above=0.65)
-        _, colour = self.looks[cell]
+        _, colour = self.styles[cell]
         for axes, (term, name) in zip(panels, losses, strict=True):
             for split, dash in (("train", "-"), ("val", "--")):
                 _line(axes, histories, split, term, colour=colour, dash=dash, label=split)
@@ -167,35 +167,35 @@ class _Studio:
         return Drawing(f"{file_name(cell)}_history", f"Losses of {self.labels[cell]} by epoch", figure)
 
     def comparison(self) -> Drawing | None:
-        """All cells over each other."""
+        """The losses of all cells by epoch, in the same panels."""
         present = [cell for cell in self.study.cells if self.histories[cell]]
         if not present:
             return None
         validated = any("val" in history for cell in present for history in self.histories[cell])
-        split, told = ("val", "validation") if validated else ("train", "training")
+        split, split_name = ("val", "validation") if validated else ("train", "training")
         losses = self._losses(present)
         figure, panels = _panels(len(losses))
         for axes, (term, name) in zip(panels, losses, strict=True):
-            others = [history for cell in present if cell not in self.looks for history in self.histories[cell][:1]]
+            others = [history for cell in present if cell not in self.styles for history in self.histories[cell][:1]]
             lines = [np.column_stack([one[split]["epoch"], one[split][term]]) for one in others if split in one]
             axes.add_collection(LineCollection(lines, colors=GRID, linewidths=0.8, alpha=0.5))
             for cell in present:
-                if cell in self.looks:
-                    dash, colour = self.looks[cell]
+                if cell in self.styles:
+                    dash, colour = self.styles[cell]
                     band = len(present) <= 6
                     _line(axes, self.histories[cell], split, term, colour, dash, self.labels[cell], band=band)
-            _by_epoch(axes, f"{told} {name}")
+            _by_epoch(axes, f"{split_name} {name}")
         _legend(figure, panels[0])
-        return Drawing("comparison", f"All cells: {told} losses by epoch", figure)
+        return Drawing("comparison", f"All cells: {split_name} losses by epoch", figure)
 
     # --- Images ------------------------------------------------------------------------------------------------
 
     def predictions(self) -> Drawing | None:
-        """The same test images above what each cell makes of them."""
+        """Test images above their reconstructions by each cell."""
         return self._rows("predictions", "reconstructions", "Test images and what each cell makes of them", "original")
 
     def samples(self) -> Drawing | None:
-        """Samples of the prior, the same z for all cells of as many latent dimensions."""
+        """Samples of the prior, with the same z for all cells with equally many latent dimensions."""
         sizes = {record.config.get("latent.dim") for cell in self.cells for record in self.study.of(cell)}
         of_equal_size = "" if len(sizes) == 1 else " of as many latent dimensions"
         return self._rows("samples", "samples", f"Samples of the prior, the same z for each cell{of_equal_size}")
@@ -205,7 +205,7 @@ class _Studio:
         rows: list[tuple[str, np.ndarray]] = []
         if above is not None and shown and "originals" in self.pictures[shown[0]]:
             first = self.pictures[shown[0]]["originals"]
-            # Beside one row of originals, only cells that were shown the same ones.
+            # Only one row of originals is shown, so leave out cells with other originals.
             shown = [cell for cell in shown if np.array_equal(self.pictures[cell].get("originals", first), first)]
             rows.append((above, first))
         rows += [(self.labels[cell], self.pictures[cell][kind]) for cell in shown]
@@ -227,7 +227,7 @@ class _Studio:
     # --- Figures of merit --------------------------------------------------------------------------------------
 
     def cost(self) -> Drawing | None:
-        """The metric of record against training time and parameters, with the cells that no other beats in both."""
+        """The metric of record against training time and parameters, with the Pareto front."""
         quality = self.statistics.get(RECORD)
         if quality is None or len(self.study.cells) < 2:
             return None
@@ -241,15 +241,15 @@ class _Studio:
                 if x is None or y is None or x.mean is None or y.mean is None:
                     continue
                 points[cell] = (x.mean, y.mean)
-                if cell not in self.looks:
+                if cell not in self.styles:
                     continue
-                dash, colour = self.looks[cell]
+                dash, colour = self.styles[cell]
                 axes.errorbar(
                     *points[cell], xerr=_reach(x), yerr=_reach(y), color=colour, label=self.labels[cell],
                     marker="o^sD"[DASHES.index(dash)], markersize=7, capsize=3, elinewidth=1,
                 )  # fmt: skip
             drawn = drawn or bool(points)
-            if others := [point for cell, point in points.items() if cell not in self.looks]:
+            if others := [point for cell, point in points.items() if cell not in self.styles]:
                 costs, losses = zip(*others, strict=True)
                 axes.scatter(costs, losses, color=GRID, s=12, zorder=1)
             if self.study.comparable(RECORD) and self.study.comparable(metric):
@@ -267,7 +267,7 @@ class _Studio:
         return Drawing("cost", f"{caption}that none beats in both", figure)
 
     def heatmap(self) -> Drawing | None:
-        """The grid's means, a panel a metric."""
+        """Heatmaps of the grid's means, one panel per metric."""
         study, factors = self.study, list(self.study.factors.items())
         if not factors or len(set(study.levels.values())) < len(study.levels):
             return None
@@ -291,7 +291,7 @@ class _Studio:
         figure.subplots_adjust(left / wide, below / high, 1 - 0.1 / wide, 1 - 0.3 / high, 0.06, 0.6 / (height - 0.6))
         for axes in panels.flat[len(chosen) :]:
             axes.set_axis_off()
-        for place, (axes, metric) in enumerate(zip(panels.flat, chosen, strict=False)):
+        for index, (axes, metric) in enumerate(zip(panels.flat, chosen, strict=False)):
             grid = np.full((len(first[1]), len(columns)), np.nan)
             for cell in study.cells:
                 mean = self.statistics[metric].cells[cell].mean
@@ -302,15 +302,15 @@ class _Studio:
             axes.set_title(study.figure(metric).label, fontsize=9)
             names = ["\n".join(column) for column in columns]
             _name_ticks(axes.xaxis, names)
-            _name_ticks(axes.yaxis, first[1] if place % across == 0 else [""] * len(first[1]))
-            if place % across == 0:
+            _name_ticks(axes.yaxis, first[1] if index % across == 0 else [""] * len(first[1]))
+            if index % across == 0:
                 axes.set_ylabel(first[0], fontsize=8)
-            if rest and place // across == down - 1:
+            if rest and index // across == down - 1:
                 axes.set_xlabel(", ".join(factor for factor, _ in rest), fontsize=8)
         return Drawing("heatmap", "Each metric over the grid, means over the seeds", figure)
 
     def by_factor(self, factor: str) -> Drawing:
-        """The metric of record against the levels of a swept number, a line for each combination of the others."""
+        """The metric of record against the levels of a swept number, one line per combination of the other factors."""
         study, quality = self.study, self.statistics.get(RECORD)
         axis = list(study.factors).index(factor)
         lines: dict[str, list[tuple[float, Any]]] = {}
@@ -322,8 +322,8 @@ class _Studio:
                     (float(study.levels[cell][axis]), found)
                 )
         figure, panels = _panels(1, width=6, above=0.15)
-        looks = itertools.cycle(itertools.product(DASHES, COLOURS))
-        for (label, points), (dash, colour) in zip(lines.items(), looks, strict=False):
+        styles = itertools.cycle(itertools.product(DASHES, COLOURS))
+        for (label, points), (dash, colour) in zip(lines.items(), styles, strict=False):
             points.sort(key=lambda point: point[0])
             places, cells = zip(*points, strict=True)
             reach = np.array([(_reach(cell) or [[0], [0]]) for cell in cells]).reshape(len(cells), 2).T
@@ -342,7 +342,7 @@ class _Studio:
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, loss) that no other beats in both, in the order of their cost."""
+    """The points (cost, loss) that no other point beats in both, sorted by cost."""
     front: list[tuple[float, float]] = []
     for cost, loss in sorted(points.values()):
         if not front or loss < front[-1][1]:
@@ -370,7 +370,7 @@ def is_number(text: str) -> bool:
 
 
 def _panels(count: int, width: float = 10, above: float = 0.35) -> tuple[Figure, list[Axes]]:
-    """Panels side by side, 2.4 inches high, with room for a legend of one row: placed by hand, which is fast."""
+    """Panels side by side, 2.4 inches high, with room for a legend of one row. Manual layout is fast."""
     height = above + 2.4 + 0.95
     figure = Figure(figsize=(width, height))
     panels = figure.subplots(1, count, squeeze=False)[0]
@@ -382,7 +382,7 @@ def _panels(count: int, width: float = 10, above: float = 0.35) -> tuple[Figure,
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the panels, in as many rows as it takes; the figure grows with them."""
+    """Put a legend below the panels; the figure grows with its rows."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
@@ -427,7 +427,7 @@ def _by_epoch(axes: Axes, name: str) -> None:
     axes.set(xlabel="epoch", title=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float)]
-    # The first epoch is often many times the last: on a linear scale all else would be one line.
+    # The first loss is often many times the last: a linear scale would flatten all the others.
     if lines and min(lines) > 0 and max(lines) / min(lines) > 3:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -436,7 +436,7 @@ def _by_epoch(axes: Axes, name: str) -> None:
 
 
 def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], int | None]:
-    """The pictures of the first seed that has any, and that seed."""
+    """The pictures of the first seed that has pictures, and that seed."""
     for record in records:
         if pictures := read_pictures(record.folder):
             return pictures, record.result.seed
@@ -444,7 +444,7 @@ def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], i
 
 
 def _image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:
-    """Rows of images with their names: name → (n, c, h, w), a byte a pixel."""
+    """Rows of images with their names: name → (n, c, h, w), one byte per channel of a pixel."""
     strips = [(name, _strip(images[:SHOWN_IMAGES])) for name, images in rows]
     columns = max(strip.shape[1] / strip.shape[0] for _, strip in strips)
     margin = 0.2 + 0.085 * max(len(line) for name, _ in rows for line in name.split(", "))
@@ -465,7 +465,7 @@ def _image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figu
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
-    """(n, c, h, w) → (h, n·(w + gap), 4): side by side, nothing between them."""
+    """(n, c, h, w) → (h, n·(w + gap), 4): images side by side, with transparent gaps."""
     colour = images[:, :3] if images.shape[1] >= 3 else images[:, [0, 0, 0]]
     opaque = np.full_like(colour[:, :1], 255)
     gap = max(1, images.shape[-1] // 14)
@@ -474,7 +474,7 @@ def _strip(images: np.ndarray) -> np.ndarray:
 
 
 def _reach(cell: Any) -> list[list[float]] | None:
-    """An interval as matplotlib's error bars want it."""
+    """An interval in the form of matplotlib's error bars."""
     if cell.low is None or cell.mean is None:
         return None
     return [[cell.mean - cell.low], [cell.high - cell.mean]]
@@ -489,7 +489,7 @@ def _name_ticks(axis: Axis, names: Sequence[str]) -> None:
 def _heat(axes: Axes, grid: np.ndarray) -> None:
     present = grid[np.isfinite(grid)]
     if len(present):
-        # Figures within a few percent of each other are to look alike.
+        # Values within a few percent of each other should look alike.
         middle, half = (present.max() + present.min()) / 2, (present.max() - present.min()) / 2
         half = max(half, 0.025 * abs(middle)) or 1.0
         axes.imshow(grid, cmap="cividis", aspect="auto", vmin=middle - half, vmax=middle + half)
@@ -505,7 +505,7 @@ def _heat(axes: Axes, grid: np.ndarray) -> None:
 
 
 def short(value: float) -> str:
-    """A figure in few characters: 0.01523, 7.352, 1.22 M."""
+    """Format a figure in few characters: 0.01523, 7.352, 1.22 M."""
     size = abs(value)
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if size >= limit:

@@ -1,4 +1,4 @@
-"""A search as figures: which key matters, how the loss came down, and where in the space it is low."""
+"""The figures of a search: which key matters, the loss by trial, and where in the space it is low."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,20 +13,20 @@ from vae_lab.results.trials import Choice, Trials, bare
 from vae_lab.study.plots import COLOURS, GRID, INK, Drawing, file_name, styled
 
 ACROSS = 3
-"""Keys beside each other."""
+"""Panels per row."""
 
 
 def drawings(
-    record: Trials, name: str, shares: Callable[[], Mapping[str, float]]
+    record: Trials, name: str, importances: Callable[[], Mapping[str, float]]
 ) -> Iterator[Callable[[], Drawing | None]]:
-    """The figures of a search, each drawn when it is called for; None where too few trials have finished.
+    """Functions that draw the figures of a search; one returns None if too few trials have finished.
 
     Args:
         record: its trials.
-        name: that of the search, which becomes part of the files' names.
-        shares: gives the importances of its keys.
+        name: the search's name, which becomes part of the file names.
+        importances: returns the importance of each key.
     """
-    for kind, draw in (("importance", partial(importance, shares)), ("history", history), ("keys", keys)):
+    for kind, draw in (("importance", partial(importance, importances)), ("history", history), ("keys", keys)):
         yield partial(styled, partial(_named, draw, record, f"search_{file_name(name)}_{kind}"))
 
 
@@ -35,9 +35,9 @@ def _named(draw: Callable[[Trials], tuple[str, Figure] | None], record: Trials, 
     return Drawing(name, *drawn) if drawn else None
 
 
-def importance(shares: Callable[[], Mapping[str, float]], record: Trials) -> tuple[str, Figure] | None:
-    """The keys by the part of the variance that they account for."""
-    parts = sorted(shares().items(), key=lambda part: part[1])
+def importance(importances: Callable[[], Mapping[str, float]], record: Trials) -> tuple[str, Figure] | None:
+    """The keys by the fraction of the variance that they explain."""
+    parts = sorted(importances().items(), key=lambda part: part[1])
     if not parts:
         return None
     labels, values = zip(*parts, strict=True)
@@ -46,19 +46,21 @@ def importance(shares: Callable[[], Mapping[str, float]], record: Trials) -> tup
     axes = figure.subplots()
     figure.subplots_adjust(left / 7, 0.65 / high, 0.93, 1 - 0.1 / high)
     axes.barh(labels, values, color=COLOURS[0], height=0.6)
-    for place, value in enumerate(values):
-        axes.text(value + 0.008 * max(values), place, f"{100 * value:.0f} %", va="center", fontsize=9)
+    for row, value in enumerate(values):
+        axes.text(value + 0.008 * max(values), row, f"{100 * value:.0f} %", va="center", fontsize=9)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel=f"part of the variance of {record.metric}", xlim=(0, 1.12 * max(values)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    told = f"Which key matters to {record.metric}: the part of its variance over the space that each accounts for alone"
-    return f"{told} (fANOVA over {len(record.finished)} finished trials)", figure
+    caption = (
+        f"Which key matters to {record.metric}: the part of its variance over the space that each accounts for alone"
+    )
+    return f"{caption} (fANOVA over {len(record.finished)} finished trials)", figure
 
 
 def history(record: Trials) -> tuple[str, Figure] | None:
-    """The figure of each trial, and the best so far."""
+    """The metric of each trial, and the best so far."""
     found = [(trial.number, record.shown(trial)) for trial in record.trials if trial.loss is not None]
     if not found:
         return None
@@ -82,7 +84,7 @@ def history(record: Trials) -> tuple[str, Figure] | None:
 
 
 def keys(record: Trials) -> tuple[str, Figure] | None:
-    """The figure of each trial against each key."""
+    """The metric of each trial against each key."""
     found = [trial for trial in record.trials if trial.loss is not None]
     if len(found) < 2:
         return None
@@ -94,20 +96,20 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
     figure.subplots_adjust(0.85 / wide, 0.6 / high, 1 - 0.55 / wide, 1 - 0.15 / high, wspace=0.1, hspace=0.32)
     values = np.array([record.shown(trial) for trial in found])
     numbers = [trial.number for trial in found]
-    for place, axes in enumerate(panels.flat):
-        if place >= len(record.space):
+    for index, axes in enumerate(panels.flat):
+        if index >= len(record.space):
             axes.set_axis_off()
             continue
-        key, parameter = [*record.space.items()][place]
+        key, parameter = [*record.space.items()][index]
         at = [trial.values[key] for trial in found]
         if isinstance(parameter, Choice):
-            places = [float(parameter.choices.index(str(value))) for value in at]
+            positions = [float(parameter.choices.index(str(value))) for value in at]
             axes.set_xticks(range(len(parameter.choices)), parameter.choices)
             if sum(map(len, parameter.choices)) > 24:
                 axes.tick_params(axis="x", labelrotation=30, labelsize=8)
             axes.set_xlim(-0.5, len(parameter.choices) - 0.5)
         else:
-            places = [float(value) for value in at]
+            positions = [float(value) for value in at]
             if parameter.log:
                 axes.set_xscale("log")
                 few = parameter.high / parameter.low < 30
@@ -116,10 +118,10 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
                 axes.xaxis.set_minor_locator(NullLocator())
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(5, integer=parameter.whole))
-        points = axes.scatter(places, values, c=numbers, cmap="viridis_r", s=22)
+        points = axes.scatter(positions, values, c=numbers, cmap="viridis_r", s=22)
         _scaled(axes, values)
         axes.set_xlabel(bare(key))
-        if place % across == 0:
+        if index % across == 0:
             axes.set_ylabel(record.metric)
     bar = figure.colorbar(points, cax=figure.add_axes((1 - 0.45 / wide, 0.6 / high, 0.1 / wide, 1 - 0.75 / high)))
     bar.ax.set_title("trial", fontsize=8)
@@ -130,7 +132,7 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
 
 
 def _scaled(axes: Axes, values: np.ndarray) -> None:
-    """A logarithmic scale where a linear one would press the good trials into a line."""
+    """Use a logarithmic scale if a linear one would compress the good trials into a line."""
     if values.min() > 0 and values.max() / values.min() > 5:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""A search as a study of optuna's, and which keys matter. optuna is imported when asked."""
+"""Convert a search to an optuna study, and compute which keys matter. optuna is imported only when needed."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import optuna
 
 IMPORTANCE_FROM = 4
-"""Finished trials below which nothing is said about which key matters."""
+"""The number of finished trials from which importances are computed."""
 
 WEIGHTED = (
     "val.total weighs the KL term by the objective that is searched, so that a small weight looks good by itself; "
@@ -20,7 +20,7 @@ WEIGHTED = (
 
 
 def as_study(record: Trials) -> "optuna.Study":
-    """The record as a study of optuna's, in memory."""
+    """Convert a record to an in-memory optuna study."""
     import optuna
     from optuna.trial import TrialState, create_trial
 
@@ -46,10 +46,10 @@ def as_study(record: Trials) -> "optuna.Study":
 
 
 def load(folder: Path | str) -> "optuna.Study":
-    """The search under `outputs/<name>` as a study of optuna's, for its own plots and tools.
+    """Load the search under `outputs/<name>` as an optuna study, for optuna's plots and tools.
 
     Raises:
-        TrialsError: if there is none.
+        TrialsError: if there is no search.
     """
     record = read_trials(Path(folder))
     if record is None:
@@ -58,10 +58,10 @@ def load(folder: Path | str) -> "optuna.Study":
 
 
 def importances(record: Trials) -> Mapping[str, float]:
-    """Which part of the loss's variance over the space each key accounts for; empty where too few trials have finished.
+    """The fraction of the loss's variance over the space that each key explains; empty if too few trials have finished.
 
-    The parts sum to 1. By fANOVA: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
-    Importance, 2014.
+    The fractions sum to 1. The method is fANOVA: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing
+    Hyperparameter Importance, 2014.
     """
     if len(record.finished) < IMPORTANCE_FROM or len({one.loss for one in record.finished}) < 2:
         return {}
@@ -72,7 +72,7 @@ def importances(record: Trials) -> Mapping[str, float]:
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {key: float(share) for key, share in found.items()}
+    return {key: float(fraction) for key, fraction in found.items()}
 
 
 def distribution(parameter: Choice | Number) -> "optuna.distributions.BaseDistribution":
@@ -87,5 +87,5 @@ def distribution(parameter: Choice | Number) -> "optuna.distributions.BaseDistri
 
 
 def weighs_what_it_searches(record: Trials) -> bool:
-    """Whether the figure that a search goes by changes its meaning with a key that is searched."""
+    """Whether the meaning of the search's metric depends on a searched key."""
     return record.metric == "val.total" and any(key.lstrip("+~").startswith("objective") for key in record.space)

@@ -1,8 +1,8 @@
-"""A study's figures to intervals, paired differences and effects. Knows nothing of files, imports no torch.
+"""Intervals, paired differences and effects of a study. Reads no files, imports no torch.
 
-Runs are paired by seed: equal seeds saw the same images in the same order, so that what a pair of cells differs by is
-freed of what the seed does to both. All intervals are Student's t intervals of a mean over seeds at 95 %; p-values are
-those of the two-sided paired t test, corrected over all pairs of a metric by Holm's method (Holm 1979, "A simple
+Runs are paired by seed: equal seeds see the same images in the same order, so the difference of a pair of cells is free
+of the effect that the seed has on both. All intervals are Student's t intervals of a mean over seeds at 95 %; p-values
+are those of the two-sided paired t test, corrected over all pairs of a metric by Holm's method (Holm 1979, "A simple
 sequentially rejective multiple test procedure").
 """
 
@@ -20,20 +20,20 @@ from vae_lab.study.gather import Study
 
 LEVEL = 0.95
 RECORD = "test.total"
-"""The metric of record: the one the 5 % promise is about."""
+"""The metric of record: the 5 % error rate holds for it."""
 
 MOST_CELLS = 12
-"""Above this many cells, pairs are taken against the first cell only."""
+"""With more cells than this, pairs are with the first cell only."""
 
 MOST_COMBINATIONS = 1000
-"""Above this many combinations of levels, runs that are no complete grid are a search: effects are not asked for."""
+"""With more combinations of levels than this, an incomplete grid is a search, and effects are not computed."""
 
-# A spread below this share of the figures themselves is rounding, not chance.
+# A relative spread below this is rounding error.
 ROUNDING = 1e-12
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds: its 95 % interval, and the p-value of its being zero. None for what cannot be had."""
+    """A mean over seeds, its 95 % interval, and the p-value of a zero mean. None if it cannot be computed."""
 
     n: int
     mean: float | None
@@ -71,10 +71,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Effect:
-    """What going from one level of a factor to another does, the mean over the levels of all other factors.
+    """The effect of a step from one level of a factor to another, averaged over the levels of all other factors.
 
-    Of two factors, `a:b`: what going to the second level of a does at the second level of b, less what it does at the
-    first; its levels are written `a-b`.
+    For two factors, `a:b` is their interaction: the effect of the step in a at the second level of b, minus its effect
+    at the first level of b; its levels are written `a-b`.
     """
 
     factor: str
@@ -89,28 +89,28 @@ class Effect:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the runs say about one metric."""
+    """The comparison of all cells by one metric."""
 
     cells: Mapping[str, Cell]
     pairs: Sequence[Pair]
     effects: Sequence[Effect]
     level: Mapping[str, float]
-    """Cell → its mean over the seeds that all cells with the figure have, or else over its own: for an order."""
+    """Cell → its mean over the seeds that all cells with the figure share, else over its own seeds; for ranking."""
 
     def pair(self, a: str, b: str) -> Pair | None:
-        """The pair of two cells, as a - b whichever way it was taken."""
+        """The pair of two cells as a - b, even if it is stored as b - a."""
         for pair in self.pairs:
             if (pair.a, pair.b) == (a, b):
                 return pair
             if (pair.a, pair.b) == (b, a):
-                # 0 - x, since -x would make -0 of 0.
+                # 0 - x, because -x would turn 0 into -0.
                 low, high = (None if end is None else 0 - end for end in (pair.high, pair.low))
                 difference = None if pair.difference is None else 0 - pair.difference
                 return Pair(a, b, pair.n, difference, low, high, pair.p, pair.p_adjusted, pair.different)
         return None
 
     def container(self) -> dict[str, Any]:
-        """As `statistics.json` has it."""
+        """The comparison as a dictionary, as in `statistics.json`."""
         effects = [asdict(effect) for effect in self.effects]
         return {
             "cells": {name: asdict(cell) for name, cell in self.cells.items()},
@@ -120,7 +120,7 @@ class Comparison:
 
 
 def analyse(study: Study) -> dict[str, Comparison]:
-    """Every metric of a study, compared."""
+    """Compare the cells of a study by every metric."""
     return {
         metric: compare(study.values(metric), study.grounds(metric), study.factors, study.levels)
         for metric in study.metrics
@@ -136,10 +136,10 @@ def compare(
     """Compare the cells of one metric.
 
     Args:
-        values: a row a seed, a column a cell, NaN for a figure that is missing.
-        grounds: numbers in the same shape: figures are set against each other only where these agree.
-        factors: factor → its levels; the first is what the others are compared with.
-        levels: cell → its level of each factor. Effects are had where every combination is one cell.
+        values: one row per seed, one column per cell, NaN for a missing figure.
+        grounds: codes of the same shape: figures are compared only where their codes are equal.
+        factors: factor → its levels; the others are compared with the first.
+        levels: cell → its level of each factor. Effects require exactly one cell per combination.
     """
     figures = values.to_numpy(dtype=float)
     codes = np.zeros_like(figures) if grounds is None else grounds.to_numpy(dtype=float)
@@ -161,11 +161,11 @@ def _level(names: Sequence[str], figures: np.ndarray) -> dict[str, float]:
 
 
 def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
-    """The mean of samples, one a seed; those that are NaN do not count.
+    """The mean of samples, one per seed; NaN does not count.
 
     Args:
         samples: (n,).
-        scale: size of the figures that the samples are differences of: a spread below their rounding is none.
+        scale: magnitude of the figures whose differences are the samples: a spread within their rounding error is zero.
     """
     present = samples[np.isfinite(samples)]
     n = len(present)
@@ -198,7 +198,7 @@ def _pairs(names: Sequence[str], figures: np.ndarray, codes: np.ndarray) -> list
     estimates = []
     for a, b in chosen:
         together = np.where(codes[:, a] == codes[:, b], figures[:, a] - figures[:, b], np.nan)
-        estimates.append(estimate(together, _size(figures[:, [a, b]])))
+        estimates.append(estimate(together, _magnitude(figures[:, [a, b]])))
     adjusted = holm([one.p for one in estimates])
     return [
         Pair(names[a], names[b], one.n, one.mean, one.low, one.high, one.p, p, p is not None and p < 1 - LEVEL)
@@ -207,23 +207,23 @@ def _pairs(names: Sequence[str], figures: np.ndarray, codes: np.ndarray) -> list
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number by Holm's method; those that are None are no part of the family."""
-    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    """p-values corrected by Holm's method; None is not part of the family."""
+    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (p, place) in enumerate(order):
-        adjusted[place] = largest = max(largest, min(1.0, (len(order) - rank) * p))
+    for rank, (p, index) in enumerate(order):
+        adjusted[index] = largest = max(largest, min(1.0, (len(order) - rank) * p))
     return adjusted
 
 
 class Contrast(NamedTuple):
-    """Which levels an effect sets against each other: to - from, or (to,to - to,from) - (from,to - from,from)."""
+    """The levels that an effect compares: to - from, or (to,to - to,from) - (from,to - from,from)."""
 
     factor: str
     start: str
     end: str
     corners: tuple[Mapping[int, int], ...]
-    """Two or four of: axis of a factor → index of its level."""
+    """Two or four mappings from the axis of a factor to the index of its level."""
 
 
 def _contrasts(factors: Mapping[str, Sequence[str]]) -> Iterator[Contrast]:
@@ -249,35 +249,35 @@ def _effects(
     combinations = math.prod(shape)
     if not factors or combinations > max(MOST_COMBINATIONS, len(names)):
         return []
-    place_to_column = {
+    index_to_column = {
         tuple(values.index(level) for values, level in zip(factors.values(), levels[name], strict=True)): column
         for column, name in enumerate(names)
     }
-    if not len(names) == len(place_to_column) == combinations:
+    if not len(names) == len(index_to_column) == combinations:
         return [Effect(one.factor, one.start, one.end, 0, None, None, None, None) for one in _contrasts(factors)]
-    order = [place_to_column[place] for place in itertools.product(*map(range, shape))]
+    order = [index_to_column[index] for index in itertools.product(*map(range, shape))]
     grid, ground = (whole[:, order].reshape(-1, *shape) for whole in (figures, codes))
     return [_effect(contrast, grid, ground) for contrast in _contrasts(factors)]
 
 
 def _effect(contrast: Contrast, grid: np.ndarray, ground: np.ndarray) -> Effect:
-    parts = [_at(grid, corner) for corner in contrast.corners]
-    grounds = [_at(ground, corner) for corner in contrast.corners]
-    # Differences of differences, not a weighted sum: equal cells then differ by exactly nothing.
+    parts = [_slice(grid, corner) for corner in contrast.corners]
+    grounds = [_slice(ground, corner) for corner in contrast.corners]
+    # Differences of differences, not a weighted sum, so that equal cells differ by exactly zero.
     by_combination = parts[0] - parts[1]
     if len(parts) == 4:
         by_combination = by_combination - (parts[2] - parts[3])
     alike = np.logical_and.reduce([grounds[0] == other for other in grounds[1:]])
     by_seed = np.where(alike, by_combination, np.nan).reshape(len(grid), -1).mean(axis=1)
-    one = estimate(by_seed, _size(grid))
+    one = estimate(by_seed, _magnitude(grid))
     return Effect(contrast.factor, contrast.start, contrast.end, one.n, one.mean, one.low, one.high, one.p)
 
 
-def _at(whole: np.ndarray, levels: Mapping[int, int]) -> np.ndarray:
+def _slice(whole: np.ndarray, levels: Mapping[int, int]) -> np.ndarray:
     index: list[Any] = [levels.get(axis, slice(None)) for axis in range(whole.ndim)]
     return whole[tuple(index)]
 
 
-def _size(figures: np.ndarray) -> float:
+def _magnitude(figures: np.ndarray) -> float:
     present = np.abs(figures[np.isfinite(figures)])
     return float(present.max()) if len(present) else 0.0

@@ -1,4 +1,4 @@
-"""A sweep: its runs are checked before the first one starts and summed up after the last; Hydra's launchers."""
+"""Sweeps: check the runs before the first one starts, summarise them after the last, and set up the launcher."""
 
 from vae_lab.sweep.callback import SweepCallback
 

@@ -1,4 +1,4 @@
-"""The Hydra callback: every run is checked before the first one starts, and summed up after the last."""
+"""The Hydra callback: it checks all runs before the first one starts, and summarises them after the last."""
 
 import os
 import traceback
@@ -18,9 +18,9 @@ from vae_lab.training import plan
 
 
 class SweepCallback(Callback):
-    """Checks before, a table and the exit code after; for a single run as for a multirun.
+    """Checks the runs before they start, and prints a table and sets the exit code after them; also for a single run.
 
-    Hydra swallows what a callback raises, so that problems are printed here and end the process with 1.
+    Hydra swallows the exceptions of a callback, so problems are printed here and end the process with 1.
     """
 
     started: ClassVar[list["SweepCallback"]] = []
@@ -30,7 +30,7 @@ class SweepCallback(Callback):
         self.launcher = "basic"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes with a run to another process: not the other runs."""
+        """The state that a run takes to another process: not the other runs."""
         return {"surroundings": launchers.Surroundings()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -54,14 +54,14 @@ class SweepCallback(Callback):
             if sentence:
                 say(sentence)
         if planned is not None:
-            self.runs = planned.runs  # which become more
+            self.runs = planned.runs  # the list grows
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Sum up the run."""
+        """Summarise the run."""
         self._end()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Sum up the sweep."""
+        """Summarise the sweep."""
         self._end()
 
     def _start(self, composed: Iterable[DictConfig], *, is_sweep: bool) -> None:
@@ -79,7 +79,7 @@ class SweepCallback(Callback):
                 os.environ[SWEEP_RUNS] = str(len(self.runs))
 
     def _plan_search(self, config: DictConfig) -> search.Planned:
-        """Check the runs where a search reaches furthest, and those that it has made."""
+        """Check the runs at the corners of the search space, and the existing runs of the search."""
         with _ending_on_error():
             planned = search.plan(config)
             self.runs = checks.validated(planned.corners())
@@ -127,47 +127,47 @@ class SweepCallback(Callback):
 
 
 def show_plan(runs: Sequence[Run], *, all_runs: bool) -> None:
-    """Print what is about to be done."""
+    """Print the plan of the sweep."""
     folder = shown(runs[0].directory.parents[1])
     for line in plan.lines([plan.stage(run) for run in runs], folder, all_runs=all_runs):
         say(line)
 
 
 def give_up(error: OSError) -> NoReturn:
-    """Tell which file cannot be read or written, sum up what has been done, and end the process with 1."""
-    place = f": {error.filename}" if error.filename else ""
-    sentence = f"Stopped: {error.strerror or error}{place}. The same command with the same name goes on."
+    """Print which file cannot be read or written, summarise the runs so far, and end the process with 1."""
+    path = f": {error.filename}" if error.filename else ""
+    sentence = f"Stopped: {error.strerror or error}{path}. The same command with the same name goes on."
     say(sentence, error=True)
-    _sum_up()
+    _summarise()
 
 
 def launched() -> bool:
-    """Whether a sweep is under way whose launcher is a plugin's: what is raised then is the launcher's."""
+    """Whether a sweep with a plugin's launcher is running, so that an error comes from the launcher."""
     return any(callback.launcher != "basic" for callback in SweepCallback.started)
 
 
 def end_without(failure: str) -> NoReturn:
-    """Tell that the launcher cannot go on, sum up what has been done, and end the process with 1."""
+    """Print that the launcher failed, summarise the runs so far, and end the process with 1."""
     sweep = SweepCallback.started[0]
     has_begun = any(run.directory.exists() for run in sweep.runs)
     kept = "The same command with the same name goes on." if has_begun else "Nothing was run."
     sentence = f"Stopped by the launcher {sweep.launcher}: {failure}. {kept}"
     say(sentence, error=True)
     if has_begun:
-        _sum_up()
+        _summarise()
     raise SystemExit(1)
 
 
-def _sum_up() -> NoReturn:
+def _summarise() -> NoReturn:
     for callback in [*SweepCallback.started]:
-        if callback.runs:  # else a search ended before its first
+        if callback.runs:  # else a search ended before its first run
             callback._end()
     raise SystemExit(1)
 
 
 @contextmanager
 def _ending_on_error() -> Iterator[None]:
-    """Print an error and end the process: Hydra would warn, go on and exit with 0."""
+    """Print an error and end the process: Hydra would only warn, continue and exit with 0."""
     try:
         yield
     except ConfigError as error:

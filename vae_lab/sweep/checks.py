@@ -1,4 +1,4 @@
-"""Checks before the first run of a sweep starts: what needs no torch first."""
+"""Checks before the first run of a sweep starts; those without torch come first."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ from vae_lab.training import plan
 def expand(config: DictConfig) -> Iterator[DictConfig]:
     """The configuration of each run of a multirun, as Hydra's basic sweeper will compose them.
 
-    Other sweepers choose their runs as they go; of those the common part is given. (Of ours `search` knows more.)
+    Other sweepers choose their runs as they go; for those the common part is returned. (`search` expands our own.)
 
     Raises:
         ConfigError: if a choice or a key does not exist.
@@ -32,7 +32,7 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     arguments += words(config.hydra)
     loader = GlobalHydra.instance().config_loader()
     try:
-        str(config.name)  # a default name is the time: found now, so that all runs have the same
+        str(config.name)  # a default name is the time: resolved now, so that all runs have the same
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         for overrides in compat.sweep_overrides(parsed):
             yield loader.load_sweep_config(config, overrides)
@@ -46,7 +46,7 @@ def validated(composed: Iterable[DictConfig]) -> list[Run]:
     """The runs of these configurations.
 
     Raises:
-        ConfigError: with every problem of every run, each told once; or if there is no run.
+        ConfigError: with every problem of every run, each reported once; or if there is no run.
     """
     runs = []
     problems: dict[Problem, list[str]] = defaultdict(list)
@@ -63,15 +63,15 @@ def validated(composed: Iterable[DictConfig]) -> list[Run]:
     if problems:
         raise ConfigError(
             *(
-                problem if len(where) == count else Problem(problem.key, f"{problem.text} (with {where[0]})")
-                for problem, where in problems.items()
+                problem if len(sources) == count else Problem(problem.key, f"{problem.text} (with {sources[0]})")
+                for problem, sources in problems.items()
             )
         )
     return runs
 
 
 def check(runs: Sequence[Run]) -> None:
-    """What can be wrong with runs that are valid one by one; torch is imported once it is needed.
+    """Check runs that are each valid; torch is imported only if it is needed.
 
     Raises:
         ConfigError: if two runs share a folder, one has finished with another configuration, a block does not fit,
@@ -87,19 +87,19 @@ def check(runs: Sequence[Run]) -> None:
     check_import("torch")
     from vae_lab.model.match import check_fit
 
-    tell_all(different, check_fit)
+    check_each(different, check_fit)
     check_import("torchvision")
     from vae_lab.training import runner  # Lightning takes seconds more
 
-    tell_all(different, runner.check)
-    tell_all({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
+    check_each(different, runner.check)
+    check_each({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
 
 
-def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
-    """Check each run, and tell what is wrong with all of them.
+def check_each(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    """Check each run, and report the problems of all of them.
 
     Raises:
-        ConfigError: with every problem, each told once, and the file that it is in.
+        ConfigError: with every problem, each reported once, and the file that it is in.
     """
     problems: dict[Problem, None] = {}
     for run in runs:
@@ -109,17 +109,17 @@ def tell_all(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
             choice = {"encoder": run.encoder, "decoder": run.decoder}
             for key, text in error.problems:
                 side = key.partition(".")[0]
-                place = f"{key} of {choice[side]}.yaml" if ".blocks" in key or key in choice else key
-                problems[Problem(place, text)] = None
+                location = f"{key} of {choice[side]}.yaml" if ".blocks" in key or key in choice else key
+                problems[Problem(location, text)] = None
     if problems:
         raise ConfigError(*problems)
 
 
 def check_folders(runs: Sequence[Run]) -> None:
-    """Each run has a folder to itself, and a finished run in it is one of the same configuration.
+    """Check that each run has its own folder, and that a finished run in it has the same configuration.
 
     Raises:
-        ConfigError: if not, naming the keys that differ or the file that lies there.
+        ConfigError: if not, naming the keys that differ or the file in the way.
     """
     problems = []
     names = sorted({run.config.name for run in runs})
@@ -132,10 +132,10 @@ def check_folders(runs: Sequence[Run]) -> None:
             same = " and ".join(" ".join(one.overrides) for one in (owner, run))
             problems.append(Problem("sweep", f"two runs would share the folder {shown(run.directory)}: {same}"))
             continue
-        there = next((place for place in (run.directory, *run.directory.parents) if os.path.lexists(place)), None)
-        if there is not None and not there.is_dir():
+        existing = next((path for path in (run.directory, *run.directory.parents) if os.path.lexists(path)), None)
+        if existing is not None and not existing.is_dir():
             problem = (
-                f"{shown(there)} is no folder, but {shown(run.directory)} must be; choose another name, or remove it"
+                f"{shown(existing)} is no folder, but {shown(run.directory)} must be; choose another name, or remove it"
             )
             problems.append(Problem("name", problem))
             continue
@@ -158,10 +158,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]
     was, will_be = flatten(before), flatten(now)
     keys = [key for key in will_be if key in identity and was.get(key) != will_be[key]]
     keys += [key for key in was if key not in will_be]
-    if "match" in before:  # it holds the widths that were found, not those that were asked for
+    if "match" in before:  # it holds the matched widths, not the requested ones
         keys = [key for key in keys if not key.startswith(("encoder.", "decoder."))] or ["encoder or decoder"]
-    told = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
-    return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
+    changes = [f"{key} was {was.get(key, 'not set')!r}, is {will_be.get(key, 'not set')!r}" for key in keys]
+    return "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
 
 
 def check_import(package: str) -> None:

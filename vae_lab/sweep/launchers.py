@@ -1,7 +1,7 @@
-"""Hydra's launchers: which are here, what they need to know of a sweep, and what its runs need to know elsewhere.
+"""Hydra's launchers: load them, fit them to a sweep, and pass the command's surroundings to its runs.
 
-A launcher takes runs to other processes, perhaps of other machines. What makes a result must not depend on that: the
-values that a configuration takes from the machine are those of the command, wherever a run is trained.
+A launcher starts runs in other processes, perhaps on other machines. Results must not depend on that: the values that a
+configuration takes from the machine are those of the command's machine, wherever a run is trained.
 """
 
 import importlib
@@ -40,7 +40,7 @@ from vae_lab.config import (
 
 
 class Plugin(NamedTuple):
-    """A plugin of Hydra's with launchers: its package, its module in `hydra_plugins`, our extra that installs it."""
+    """A Hydra plugin with launchers: its package, its module in `hydra_plugins`, and our extra that installs it."""
 
     package: str
     module: str
@@ -59,17 +59,17 @@ LAUNCHERS = {
     "ray": RAY,
     "ray_aws": RAY,
 }
-"""The choices of `hydra/launcher` beside `basic`, which is Hydra's own and takes one run after another."""
+"""The choices of `hydra/launcher` other than `basic`, which is Hydra's own and trains one run after another."""
 
 NAMING = re.compile(r"[+~]*(hydra/launcher|hydra/hydra_launcher|hydra|experiment)(@[^=]*)?=(.*)")
 ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "hydra.searchpath", "defaults")
-"""Words after which files that are not ours may choose a launcher."""
+"""Arguments with which a user's files may choose a launcher."""
 
 
 def prepare(words: Sequence[str]) -> None:
-    """Load the plugin of the launcher that a command line chooses, and none that it does not choose.
+    """Load the plugin of the launcher that a command line chooses, and no other.
 
-    Hydra would import all that are installed, and copy what they can be told once for every group that `--help` shows.
+    Hydra would import all installed plugins, and copy their options once for every group that `--help` shows.
 
     Raises:
         ConfigError: if the chosen one is not installed.
@@ -86,8 +86,8 @@ def prepare(words: Sequence[str]) -> None:
         plugin = LAUNCHERS.get(name)
         if plugin is not None and not _installed(plugin):
             problem = f"{name} needs the package {plugin.package}, which is not installed"
-            way_out = f"pip install 'vae-lab[{plugin.extra}]', or pip install {plugin.package}"
-            raise ConfigError(Problem("hydra/launcher", f"{problem}: {way_out}"))
+            remedy = f"pip install 'vae-lab[{plugin.extra}]', or pip install {plugin.package}"
+            raise ConfigError(Problem("hydra/launcher", f"{problem}: {remedy}"))
     compat.find_plugins({one.module for one in LAUNCHERS.values()})
     for plugin in filter(_installed, {*LAUNCHERS.values()} if may_be_any else wanted):
         _load(plugin)
@@ -101,32 +101,32 @@ def _installed(plugin: Plugin) -> bool:
 
 
 def _load(plugin: Plugin) -> None:
-    """Import a plugin as Hydra does, and make its launchers known."""
+    """Import a plugin as Hydra does, and register its launchers."""
     package = importlib.import_module(f"hydra_plugins.{plugin.module}")
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if not found.name.rpartition(".")[2].startswith("_"):
-            for thing in vars(importlib.import_module(found.name)).values():
-                if inspect.isclass(thing) and issubclass(thing, Launcher) and not inspect.isabstract(thing):
-                    Plugins.instance().register(thing)
+            for member in vars(importlib.import_module(found.name)).values():
+                if inspect.isclass(member) and issubclass(member, Launcher) and not inspect.isabstract(member):
+                    Plugins.instance().register(member)
 
 
 def offer(error: Exception) -> None:
-    """Name the launchers of plugins that were passed by in Hydra's complaint about one that does not exist."""
+    """Add the launchers of skipped plugins to Hydra's error about a launcher that does not exist."""
     group = str(getattr(error, "missing_cfg_file", "")).rpartition("/")[0]
     if group == "hydra/launcher" and isinstance(error, MissingConfigException):
-        theirs = [name for name, plugin in LAUNCHERS.items() if _installed(plugin)]
-        error.options = sorted({*(error.options or ()), *theirs})
+        available = [name for name, plugin in LAUNCHERS.items() if _installed(plugin)]
+        error.options = sorted({*(error.options or ()), *available})
 
 
 class Taken(NamedTuple):
-    """What the largest run of a sweep takes of a machine at a time."""
+    """The cores and GPUs that the largest run of a sweep uses."""
 
     cores: int
     gpus: int
 
     @classmethod
     def by(cls, runs: Sequence[Run]) -> Self:
-        """What these runs take; a run on a GPU takes as many as it has processes."""
+        """The cores and GPUs that these runs use; a run on GPUs uses one per process."""
         settings = [run.config.trainer for run in runs]
         return cls(
             max(one.threads * one.processes for one in settings),
@@ -134,14 +134,14 @@ class Taken(NamedTuple):
         )
 
     def tell(self) -> None:
-        """Set what the presets of `conf/hydra/launcher` ask for."""
+        """Set the environment variables that the presets of `conf/hydra/launcher` read."""
         os.environ[CORES_OF_A_RUN], os.environ[GPUS_OF_A_RUN] = str(self.cores), str(self.gpus)
 
 
 def fit(hydra_config: DictConfig, taken: Taken) -> str:
     """Fit a sweep's launcher to its runs.
 
-    Ray's plugin has no preset of ours: each of its tasks would count as one core, however many threads a run has.
+    We have no preset for Ray's plugin: each of its tasks would count as one core, however many threads a run has.
 
     Returns:
         A sentence about how many runs there will be at once; empty for Hydra's own launcher.
@@ -149,14 +149,14 @@ def fit(hydra_config: DictConfig, taken: Taken) -> str:
     taken.tell()
     name, launcher = str(hydra_config.runtime.choices.get("hydra/launcher")), hydra_config.launcher
     if name in ("ray", "ray_aws"):
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the lines of the runs are alike, and each is wanted
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # the runs log similar lines, and all are needed
         with open_dict(launcher):
             launcher.ray.remote.setdefault("num_cpus", taken.cores)
             launcher.ray.remote.setdefault("num_gpus", taken.gpus)
-            if launcher.ray.init.get("address") is not None:  # Ray refuses what the plugin would say of its store
+            if launcher.ray.init.get("address") is not None:  # Ray rejects the plugin's store size
                 launcher.ray.init.setdefault("object_store_memory", None)
     if LAUNCHERS.get(name) is not JOBLIB:
-        return "" if name == "basic" else f"Launcher {name}: {_needs(taken)}."
+        return "" if name == "basic" else f"Launcher {name}: {_resources(taken)}."
     at_once = int(launcher.n_jobs)
     at_once = at_once if at_once > 0 else max(1, cores() + 1 + at_once)
     each = f"each with {taken.cores} of {cores()} cores"
@@ -166,20 +166,20 @@ def fit(hydra_config: DictConfig, taken: Taken) -> str:
     return f"Launcher {name}: one run at a time, {each}{most}."
 
 
-def _needs(taken: Taken) -> str:
+def _resources(taken: Taken) -> str:
     gpus = f" and {taken.gpus} GPU{'s' if taken.gpus > 1 else ''}" if taken.gpus else ""
     return f"each run takes {taken.cores} core{'s' if taken.cores > 1 else ''} (trainer.threads){gpus}"
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run finds in the process that the sweep was started in, to be found wherever a launcher takes it.
+    """The folder, import path and variables of the sweep's process, which each of its runs gets in any process.
 
-    It is made where the sweep's callback is pickled, and takes effect where that is read.
+    They are collected when the sweep's callback is pickled, and restored when it is unpickled.
     """
 
     folder: str = field(default_factory=os.getcwd)
-    places: tuple[str, ...] = field(default_factory=lambda: tuple(place or os.getcwd() for place in sys.path))
+    import_path: tuple[str, ...] = field(default_factory=lambda: tuple(entry or os.getcwd() for entry in sys.path))
     values: tuple[tuple[str, str], ...] = field(
         default_factory=lambda: (
             (WORKER, "1"),
@@ -190,17 +190,17 @@ class Surroundings:
     )
 
     def restore(self) -> None:
-        """Make this process's surroundings those."""
+        """Apply them to this process."""
         os.environ.update(self.values)
-        sys.path.extend(place for place in self.places if place not in sys.path)
+        sys.path.extend(entry for entry in self.import_path if entry not in sys.path)
         if os.path.isdir(self.folder):
-            os.chdir(self.folder)  # a relative outputs/ is the one of the command
+            os.chdir(self.folder)  # so that a relative outputs/ is the command's
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its launcher
         register_resolvers()
 
 
 def failure(error: Exception) -> str:
-    """What a launcher that could not go on has to say, in a sentence."""
+    """The error of a launcher, in one sentence."""
     words = str(error).strip().splitlines()
     return f"{type(error).__name__}: {words[0].rstrip('.')}" if words else type(error).__name__

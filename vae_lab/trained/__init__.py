@@ -1,1 +1,1 @@
-"""A run folder, perhaps a stranger's, to a model, pictures and files for other programs."""
+"""Load, evaluate, draw and export a finished run, whose folder may be untrusted."""

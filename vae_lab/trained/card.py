@@ -1,4 +1,4 @@
-"""The model card of an exported run: what a model hub shows of it. Imports no torch."""
+"""Write the model card of an exported run, which a model hub shows. Imports no torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ FILES = {
     "decoder.pt2": "z → images, for `torch.export.load`",
     WEIGHTS: f"the weights, which `vae_lab.load` puts into the model of `{CONFIG}`",
 }
-"""What an export may hold."""
+"""The files of an export, and their descriptions on the card."""
 
 SHOWN = (
     "test.total", "test.reconstruction", "test.kl", "test.elbo", "test.iwae_10", "test.iwae_100", "test.bits_per_dim",
     "test.mse", "test.psnr", "test.ssim", "test.fid_reconstructions", "test.fid_samples", "test.probe_accuracy",
     "test.active_units",
 )  # fmt: skip
-"""Figures that a card has."""
+"""Figures that a card shows."""
 DIRECTIONS = {"lower": "; the smaller the better", "higher": "; the larger the better", None: ""}
 
 PARTS = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood", "objective")
@@ -37,7 +37,7 @@ DATA_LICENCES = {
 
 
 class Facts(NamedTuple):
-    """What a card tells about."""
+    """The contents of a card."""
 
     result: Result
     settings: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
     pictures: Sequence[str]
     license: str
     outputs: Sequence[str] = ("mean", "log_variance")
-    """What an exported encoder puts out."""
+    """Outputs of the exported encoder."""
 
 
 def card(facts: Facts) -> str:
@@ -57,7 +57,7 @@ def card(facts: Facts) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
-        _what(facts),
+        _summary(facts),
         _pictures(facts),
         "## Figures",
         _metrics(facts),
@@ -76,7 +76,7 @@ def card(facts: Facts) -> str:
 
 
 def front_matter(facts: Facts) -> dict[str, Any]:
-    """What a model hub reads: licence, tags, library, and the figures of the test."""
+    """The front matter for model hubs: licence, tags, library, and test figures."""
     name, images = f"{facts.result.encoder}-{facts.result.decoder}", _data_set(facts)
     shown = [(key, value) for key, value in _figures(facts) if key.startswith("test.")]
     return {
@@ -109,17 +109,17 @@ def front_matter(facts: Facts) -> dict[str, Any]:
 
 
 def _hub_name(name: str) -> str:
-    """The name of a data set as hubs write it: `FashionMNIST` is `fashion_mnist`."""
+    """The name of a data set in the spelling of hubs: `FashionMNIST` is `fashion_mnist`."""
     return re.sub(r"\W+", "-", re.sub("(?<=[a-z])(?=[A-Z])", "_", name)).lower()
 
 
 def code(text: str) -> str:
-    """Any text as it is: a stranger's cannot become markup."""
+    """Quote text as code, so that untrusted text cannot become markup."""
     plain = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     return f"`{plain.replace('`', chr(0x2B9)).replace('|', chr(0xA6))}`"
 
 
-def _what(facts: Facts) -> str:
+def _summary(facts: Facts) -> str:
     channels, height, width = facts.image_shape
     return (
         f"A variational autoencoder (Kingma & Welling 2014) of images of {height} × {width} pixels, "
@@ -131,13 +131,13 @@ def _what(facts: Facts) -> str:
 
 
 def _parts(facts: Facts) -> str:
-    """Posterior, prior and likelihood by their classes."""
+    """The class names of posterior, prior and likelihood."""
     parts = ((part, facts.settings.get(part)) for part in ("posterior", "prior", "likelihood"))
     return ", ".join(f"{part} {code(str(node['_target_']))}" for part, node in parts if isinstance(node, Mapping))
 
 
 def sentence(names: Sequence[str]) -> str:
-    """Names of outputs in words."""
+    """The names of outputs as words."""
     words = [f"the {name.replace('_', '-')}" for name in names]
     return " and ".join(words)
 
@@ -225,7 +225,7 @@ samples = model.sample(16, seed=0)  # (16, {shape})
 
 
 def _data_set(facts: Facts) -> str:
-    """A name of the images."""
+    """A name for the data set."""
     named = facts.settings["data"].get("dataset")
     text = str(named).rpartition(".")[2] if named else "a folder of images"
     return "".join(letter for letter in text if letter.isprintable())

@@ -1,4 +1,4 @@
-"""The test metrics of a finished run, perhaps a stranger's."""
+"""Compute the test metrics of a finished run, which may be untrusted."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,22 +24,22 @@ def evaluate(
 ) -> Result:
     """Measure a finished run's test metrics from its weights, and write them to its `result.json`.
 
-    The folder may come from somebody else, as in `load`; of data modules it takes ours, of data sets torchvision's.
+    The folder may be untrusted, as in `load`. Only vae_lab's data modules and torchvision's data sets are accepted.
 
     Args:
         folder: the run's folder.
-        asked: which metrics; those that it has been measured by before are measured too.
-        allow: what else the model may be made of, see `load`.
-        device: where it is measured.
-        root: the folder of the data set's files, in place of the configuration's `data.root`.
+        asked: the metrics to compute; metrics that the run already has are computed again.
+        allow: further classes that the model may use, see `load`.
+        device: the device that computes.
+        root: the folder of the data set's files, instead of the configuration's `data.root`.
 
     Raises:
-        LoadError: if the folder has no finished run, another process works in it, or the files are damaged or not
+        LoadError: if the folder has no finished run or is locked by another process, or its files are damaged or not
             allowed.
-        DataError: if the images are not to be had.
+        DataError: if the images cannot be read.
         OSError: if the result cannot be written.
     """
-    foreign.choose(folder)  # is there, before a lock is put into it
+    foreign.choose(folder)  # raises if it does not exist, before a lock file is created in it
     with results.locked(folder) as owner:
         if owner is not None:
             raise LoadError(f"{folder} is in the hands of {owner}; measure it again when that has ended")
@@ -52,21 +52,21 @@ def _evaluate(
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
     settings = with_trusted_images(folder, read_settings(folder), root)
-    is_ours = settings.objective.target.startswith("vae_lab.")  # another one's code is not run
+    is_ours = settings.objective.target.startswith("vae_lab.")  # no foreign code is run
     objective = config.build(settings.objective) if is_ours else None
     return remeasure(folder, result, settings, model, objective, asked)
 
 
 def with_trusted_images(folder: Path, settings: Config, root: str | None) -> Config:
-    """The configuration of a run that may be a stranger's, if its images are read by our code and torchvision's alone.
+    """The configuration of an untrusted run, if only vae_lab's and torchvision's code reads its images.
 
     Args:
         folder: the run's folder.
         settings: its configuration.
-        root: the folder of the data set's files, in place of the configuration's `data.root`.
+        root: the folder of the data set's files, instead of the configuration's `data.root`.
 
     Raises:
-        LoadError: if they are not.
+        LoadError: if other code would read them.
     """
     trusted = isinstance(settings.data, FolderConfig) or (
         isinstance(settings.data, DataConfig) and settings.data.dataset.rpartition(".")[0] == DATA_SETS

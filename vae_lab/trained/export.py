@@ -1,4 +1,4 @@
-"""A trained model as files for other programs, each held against the model itself."""
+"""Export a trained model to files for other programs, and compare each with the model."""
 
 import contextlib
 import hashlib
@@ -30,27 +30,27 @@ from vae_lab.trained.loading import LoadError, load, read_settings
 from vae_lab.trained.trust import Allowed
 
 TOLERANCE = 1e-5
-"""Largest difference from the model: absolute, of values beyond ±1 relative."""
+"""Largest allowed difference from the model: absolute, but relative for values beyond ±1."""
 BATCHES = (1, 3, 8)
-"""Sizes that an exported half is tried with; none is that of the example it was traced with."""
+"""Batch sizes that an exported half is tested with; none equals the batch size of tracing."""
 EXAMPLE = 2
 LOCAL = re.compile(r"^(data\.root|hydra|\+*logger|callbacks)\b|=['\"\[{]*[/~]")
-"""Overrides that name a folder of this machine, or are about its files."""
+"""Overrides that name a local folder or local files."""
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported, or whose export is another model."""
+    """A model that cannot be exported, or whose export differs from it."""
 
 
 class Exported(NamedTuple):
-    """What an export left: its folder, and what is to be said about it."""
+    """The folder of an export, and the sentences to print about it."""
 
     folder: Path
     sentences: list[str]
 
 
 class Encoder(nn.Module):
-    """Images (b, c, h, w) in [0, 1] to what their posteriors put out, such as mean and log-variance, (b, z) each."""
+    """Images (b, c, h, w) in [0, 1] to `posterior.outputs`, such as mean and log-variance, (b, z) each."""
 
     inputs = ("images",)
 
@@ -98,14 +98,16 @@ def _read_onnx(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # warnings are about its own optimisations
+    options.log_severity_level = 3  # its warnings concern its own optimisations
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    return lambda tensor: [torch.from_numpy(np.asarray(one)) for one in session.run(None, {given.name: tensor.numpy()})]
+    (model_input,) = session.get_inputs()
+    return lambda tensor: [
+        torch.from_numpy(np.asarray(one)) for one in session.run(None, {model_input.name: tensor.numpy()})
+    ]
 
 
 def _write_program(half: Half, program: torch.export.ExportedProgram, path: Path) -> None:
-    with open(path, "wb") as file:  # a name that ends in anything but .pt2 would be a warning
+    with open(path, "wb") as file:  # torch warns about a path that does not end in .pt2
         torch.export.save(program, file)
 
 
@@ -114,14 +116,14 @@ def _read_program(path: Path) -> Run:
         module = torch.export.load(io.BytesIO(file.read())).module()
 
     def run(tensor: Tensor) -> Sequence[Tensor]:
-        given = module(tensor)
-        return [given] if isinstance(given, Tensor) else list(given)
+        output = module(tensor)
+        return [output] if isinstance(output, Tensor) else list(output)
 
     return run
 
 
 class Format(NamedTuple):
-    """How the two halves are written and read in a format, and the packages that it takes."""
+    """How to write and read the two halves in a format, and the packages that it needs."""
 
     suffix: str
     write: Callable[[Half, torch.export.ExportedProgram, Path], None]
@@ -137,10 +139,10 @@ SAFETENSORS = "safetensors"
 
 
 def check_packages(formats: Iterable[str]) -> None:
-    """That what the formats take is installed.
+    """Check that the packages that the formats need are installed.
 
     Raises:
-        ExportError: if not.
+        ExportError: if one is missing.
     """
     for name in formats:
         wanted = FORMATS[name].packages if name in FORMATS else ()
@@ -153,11 +155,11 @@ def check_packages(formats: Iterable[str]) -> None:
 
 
 def export_halves(model: vae.VAE, format: str, folder: Path) -> dict[str, float]:
-    """Write encoder and decoder of a model in evaluation mode; gives each file's largest difference from the model.
+    """Write encoder and decoder of a model in evaluation mode; returns each file's largest difference from the model.
 
     Raises:
-        ExportError: if a half cannot be written in the format, or is another one when it is read again. The file is
-            then as it was.
+        ExportError: if a half cannot be written in the format, or differs after it is read again. An existing file is
+            then kept.
         OSError: if a file cannot be written.
     """
     kind = FORMATS[format]
@@ -180,7 +182,7 @@ def export_halves(model: vae.VAE, format: str, folder: Path) -> dict[str, float]
                 run = kind.read(path)
             except OSError:
                 raise
-            except Exception as error:  # exporters raise errors of many kinds over what they do not know
+            except Exception as error:  # exporters raise many types for unsupported models
                 raise ExportError(
                     f"the {type(half).__name__.lower()} cannot be written as {format} "
                     f"({type(error).__name__}: {_short(error)})"
@@ -195,7 +197,7 @@ def _short(error: Exception) -> str:
 
 
 def _example(shape: tuple[int, ...], count: int) -> Float[Tensor, "b ..."]:
-    """Images with values in [0, 1], or latent vectors of the prior; always the same ones."""
+    """Random images with values in [0, 1], or latent vectors from N(0, I); the same in every call."""
     generator = torch.Generator().manual_seed(count)
     draw = torch.rand if len(shape) == 3 else torch.randn
     return draw(count, *shape, generator=generator)
@@ -205,16 +207,16 @@ def _check(half: Half, run: Run, shape: tuple[int, ...], name: str) -> float:
     """The largest difference between the half and its export.
 
     Raises:
-        ExportError: if it is beyond the tolerance, or the export does not take such batches.
+        ExportError: if it exceeds the tolerance, or the export does not accept a batch size.
     """
     largest = 0.0
     for count in BATCHES:
-        given = _example(shape, count)
-        expected = half(given)
+        example = _example(shape, count)
+        expected = half(example)
         expected = [expected] if isinstance(expected, Tensor) else expected
         try:
-            got = run(given)
-        except Exception as error:  # runtimes raise errors of their own
+            got = run(example)
+        except Exception as error:  # runtimes raise their own types
             raise ExportError(f"{name} does not take a batch of {count} ({_short(error)})") from error
         for output, one, other in zip(half.outputs, expected, got, strict=True):
             if one.shape != other.shape:
@@ -222,23 +224,23 @@ def _check(half: Half, run: Run, shape: tuple[int, ...], name: str) -> float:
                 raise ExportError(f"{name} gives {output} of shape {shapes}")
             difference = ((one - other).abs() / one.abs().clamp(min=1)).max().item()
             if not difference <= TOLERANCE:
-                told = f"{difference:.2g} for a batch of {count}, and may by {TOLERANCE:g}"
-                raise ExportError(f"{name} is not the model: {output} differs by up to {told}")
+                size = f"{difference:.2g} for a batch of {count}, and may by {TOLERANCE:g}"
+                raise ExportError(f"{name} is not the model: {output} differs by up to {size}")
             largest = max(largest, difference)
     return largest
 
 
 def export_weights(model: nn.Module, folder: Path) -> None:
-    """Write the weights as safetensors, in 32-bit floats, and hold what is read again against the model.
+    """Write the weights as safetensors, in 32-bit floats, read them again and compare them with the model.
 
     Raises:
-        ExportError: if a tensor is missing or another one.
+        ExportError: if a tensor is missing or differs.
         OSError: if the file cannot be written.
     """
     save_weights(model, folder / results.WEIGHTS)
     stored = load_file(folder / results.WEIGHTS)
     addresses = {tensor.data_ptr(): name for name, tensor in model.state_dict().items() if name in stored}
-    for name, tensor in model.state_dict().items():  # of tensors that are shared one is stored
+    for name, tensor in model.state_dict().items():  # of shared tensors only one is stored
         other = stored.get(name, stored.get(addresses.get(tensor.data_ptr(), "")))
         if other is None or not torch.equal(other, tensor):
             (folder / results.WEIGHTS).unlink()
@@ -249,7 +251,7 @@ def export_weights(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters talk about themselves: on the output, as warnings, in logs."""
+    """Suppress what exporters print, warn and log."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -276,22 +278,22 @@ def export(
     root: str | None = None,
     license: str = "other",
 ) -> Exported:
-    """Write a finished run's model in some formats, with a model card, so that the folder can be uploaded as it is.
+    """Write a finished run's model in some formats, with a model card, to a folder that can be uploaded as it is.
 
-    The run's folder may come from somebody else, as in `load`; no file of it is copied.
+    The run's folder may be untrusted, as in `load`; none of its files is copied.
 
     Args:
-        run: a run's folder; with `best` a sweep's or a cell's.
-        formats: of `onnx`, `torch_export`, `safetensors`.
-        out: the folder for the files; `export` in the run's unless given.
+        run: a run's folder; with `best`, that of a sweep or a cell.
+        formats: any of `onnx`, `torch_export`, `safetensors`.
+        out: the folder for the files; by default `export` in the run's folder.
         best: see `load`.
         allow: see `load`.
-        device: where the model computes while its figures are drawn; it is written and checked on the CPU.
-        root: the folder of the data set's files, in place of the configuration's `data.root`.
-        license: of the weights, as model hubs spell it.
+        device: the device that draws the pictures; the model is written and checked on the CPU.
+        root: the folder of the data set's files, instead of the configuration's `data.root`.
+        license: licence of the weights, as model hubs spell it.
 
     Raises:
-        ExportError: if a format lacks its packages, or what is written is another model.
+        ExportError: if packages of a format are missing, or an exported model differs from the run's.
         LoadError: if there is no model, see `load`.
         OSError: if a file cannot be written.
     """
@@ -302,18 +304,18 @@ def export(
     folder, result = foreign.choose(run, best)
     model = load(folder, allow, device)
     settings = read_settings(folder)
-    place = folder / results.EXPORT if out is None else out
-    if place.exists() and not place.is_dir():
-        raise ExportError(f"--out: must be a folder, but {place} is a file")
-    if place.exists() and place.resolve() == folder.resolve():
-        raise ExportError(f"--out: {place} is the run's own folder; choose another one")
-    # A lock in the export's own folder would be uploaded with it.
+    target = folder / results.EXPORT if out is None else out
+    if target.exists() and not target.is_dir():
+        raise ExportError(f"--out: must be a folder, but {target} is a file")
+    if target.exists() and target.resolve() == folder.resolve():
+        raise ExportError(f"--out: {target} is the run's own folder; choose another one")
+    # A lock file in the export's folder would be uploaded with it.
     with results.locked(folder) if out is None else contextlib.nullcontext() as owner:
         if owner is not None:
             raise ExportError(f"{folder} is in the hands of {owner}; export it when that has ended, or name --out")
-        place.mkdir(parents=True, exist_ok=True)
-        _check_same(place, result)
-        return _export(folder, result, settings, model, place, formats, root, license)
+        target.mkdir(parents=True, exist_ok=True)
+        _check_same(target, result)
+        return _export(folder, result, settings, model, target, formats, root, license)
 
 
 def _export(
@@ -321,31 +323,31 @@ def _export(
     result: results.Result,
     settings: Config,
     model: vae.VAE,
-    place: Path,
+    target: Path,
     formats: Sequence[str],
     root: str | None,
     license: str,
 ) -> Exported:
     sentences = []
-    figures, lacking = _figures(folder, model, place, root)
-    if lacking:
-        sentences.append(f"! the card has no reconstructions: {lacking}")
+    pictures, problem = _draw_pictures(folder, model, target, root)
+    if problem:
+        sentences.append(f"! the card has no reconstructions: {problem}")
     console = Console(stderr=True)
-    model.cpu().to(memory_format=torch.contiguous_format)  # formats know no other order of the values in memory
+    model.cpu().to(memory_format=torch.contiguous_format)  # the formats support this memory layout only
     for name in dict.fromkeys(formats):
         with console.status(f"writing {name}") if console.is_terminal else contextlib.nullcontext():
             if name == SAFETENSORS:
-                export_weights(model, place)
+                export_weights(model, target)
                 sentences.append(f"{results.WEIGHTS}: the weights, read again and equal to the model's")
                 continue
-            for file, difference in export_halves(model, name, place).items():
+            for file, difference in export_halves(model, name, target).items():
                 sentences.append(f"{file}: read again, differs from the model by {difference:.1g} at most")
-    written = [file for file in card.FILES if (place / file).is_file()]
-    files = {results.WEIGHTS: _sum(place / results.WEIGHTS)} if results.WEIGHTS in written else {}
+    written = [file for file in card.FILES if (target / file).is_file()]
+    files = {results.WEIGHTS: _sha256(target / results.WEIGHTS)} if results.WEIGHTS in written else {}
     container = _portable(settings)
     overrides = [one for one in result.overrides if not LOCAL.search(one)]
-    results.write_config(place, container)
-    results.write_result(place, result.model_copy(update={"files": files, "overrides": overrides}))
+    results.write_config(target, container)
+    results.write_result(target, result.model_copy(update={"files": files, "overrides": overrides}))
     text = card.card(
         card.Facts(
             result,
@@ -353,51 +355,51 @@ def _export(
             model.image_shape or (),
             model.latent_dim,
             written,
-            figures,
+            pictures,
             license,
             model.posterior.outputs,
         )
     )
-    results.write_text(place / card.CARD, text)
-    return Exported(place, sentences)
+    results.write_text(target / card.CARD, text)
+    return Exported(target, sentences)
 
 
 def _portable(settings: Config) -> dict[str, Any]:
-    """A configuration without the folders of the machine that it ran on."""
+    """The configuration without local folders."""
     container = settings.container() | {"logger": {}, "callbacks": {}}
     if "root" in container["data"]:
         container["data"]["root"] = "." if isinstance(settings.data, FolderConfig) else None
     return container
 
 
-def _check_same(place: Path, result: results.Result) -> None:
-    """That a folder holds no export of another run, which a card would be wrong about."""
-    there = results.read_result(place)
+def _check_same(target: Path, result: results.Result) -> None:
+    """Check that a folder does not contain the export of another run, which the new card would not describe."""
+    existing = results.read_result(target)
 
     def identity(one: results.Result) -> tuple[Any, ...]:
         return one.config_sha256, one.seed, one.train, one.timing.train_seconds
 
-    if there is not None and identity(there) != identity(result):
-        raise ExportError(f"{place} holds the export of another run; choose another folder by --out, or remove it")
+    if existing is not None and identity(existing) != identity(result):
+        raise ExportError(f"{target} holds the export of another run; choose another folder by --out, or remove it")
 
 
-def _sum(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _figures(folder: Path, model: vae.VAE, place: Path, root: str | None) -> tuple[list[str], str]:
-    """Draw what the card shows; gives the files, and why there are no reconstructions if there are none."""
+def _draw_pictures(folder: Path, model: vae.VAE, target: Path, root: str | None) -> tuple[list[str], str]:
+    """Draw the card's pictures; returns the files, and why one could not be drawn, or an empty string."""
     test = sheets.TestImages(folder, root, model)
-    drawn, lacking = [], ""
+    drawn, problem = [], ""
     for kind, file in FIGURES.items():
         try:
             pictures = sheets.draw(model, sheets.Wanted(kind, rows=1 if kind == "reconstructions" else 4), test)
         except (DataError, LoadError, sheets.SheetError, ValueError) as error:
-            lacking = str(error)
+            problem = str(error)
             with contextlib.suppress(FileNotFoundError):
-                (place / file).unlink()
+                (target / file).unlink()
             continue
-        sheets.write_sheet(place / file, sheets.sheet(pictures))
+        sheets.write_sheet(target / file, sheets.sheet(pictures))
         drawn.append(file)
-    return drawn, lacking
+    return drawn, problem

@@ -1,4 +1,4 @@
-"""The files of a run that may be somebody else's: read so that they can do no harm. Imports no torch."""
+"""Read the files of an untrusted run safely. Imports no torch."""
 
 import hashlib
 import math
@@ -19,16 +19,16 @@ from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
 from vae_lab.results.plain import PlainError, load_plain
 
 LARGEST = {CONFIG: 2**20, RESULT: 2**24}
-"""Bytes beyond which a file is none of ours, and not read."""
+"""Size limits in bytes: vae_lab writes no larger files, and does not read them."""
 MOST_LETTERS = 500
-"""Of an error, which may quote a file."""
+"""Length limit of an error message, which may quote a file."""
 
 SPLITS = ("train", "val", "test")
 OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
 
 
 class LoadError(ValueError):
-    """A folder of which no model can be made, or none that may be."""
+    """A run folder from which a model cannot be loaded, or must not be."""
 
     def __init__(self, text: str) -> None:
         words = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
@@ -42,7 +42,7 @@ def choose(folder: Path, best: str | None = None) -> tuple[Path, Result]:
     """The folder of a finished run, and its result: `folder` itself or, with `best`, the best run in it.
 
     Args:
-        folder: a run's; with `best` a sweep's or a cell's.
+        folder: a run's folder; with `best`, that of a sweep or a cell.
         best: a dotted figure of `result.json`.
 
     Raises:
@@ -80,7 +80,7 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
     for run in runs:
         try:
             finished.append((run, _result(run)))
-        except LoadError:  # a hole in the sweep
+        except LoadError:  # an unfinished run
             continue
     if not finished:
         raise LoadError(f"{folder} has no finished run")
@@ -92,7 +92,7 @@ def _best(folder: Path, runs: Iterable[Path], metric: str) -> tuple[Path, Result
         raise LoadError(f"best: neither less nor more of {metric} is better; {config.choices(metric, known)}")
     if direction is None or not candidates:
         raise LoadError(f"best: no finished run in {folder} has {metric!r}; {config.choices(metric, known)}")
-    _check_comparable([run for _, run, _ in candidates], metric)
+    _check_comparable([(run, result) for _, run, result in candidates], metric)
     _, run, result = (min if direction == "lower" else max)(candidates, key=lambda one: one[0])
     return run, result
 
@@ -103,24 +103,36 @@ def _row(name: str, result: Result) -> figures.Figure:
     return figures.find(name, further, result.terms)
 
 
-def _check_comparable(runs: Iterable[Path], metric: str) -> None:
-    """That a figure means the same in all runs: on the same images and, where it hangs on that, of one objective."""
-    of_images = OF_IMAGES if metric.partition(".")[0] in SPLITS else ()
-    about = (*of_images, *(("objective", "likelihood") if figures.find(metric).hangs_on else ()))
+def _check_comparable(runs: Iterable[tuple[Path, Result]], metric: str) -> None:
+    """Check that a figure means the same in all runs: the same images and, if it depends on it, the same objective."""
+    family, _, name = metric.partition(".")
     seen: dict[str, Any] = {}
-    for run in runs:
+    for run, result in runs:
         try:
             settings = config.flatten(upgraded(read_plain_config(run)))
-        except LoadError:  # if it is the best, this is told
+        except LoadError:  # raised later if this run is the best
             continue
-        for key in settings:
-            if re.split(r"[.\[]", key)[0] in about or key.partition("[")[0] in about:
-                other = seen.setdefault(key, settings[key])
-                if other != settings[key]:
-                    raise LoadError(
-                        f"best: {metric} does not mean the same in all runs: {key} is {other!r} in one, "
-                        f"{settings[key]!r} in another; name one run's folder"
-                    )
+        hangs_on = _row(metric, result).hangs_on
+        sections = [*(OF_IMAGES if family in SPLITS else ())]
+        if hangs_on == "objective":
+            sigma_follows_beta = settings.get("objective._target_") == "vae_lab.MseKl"
+            sections += ["objective", "likelihood._target_" if sigma_follows_beta else "likelihood"]
+        conditions = {
+            key: value
+            for key, value in settings.items()
+            if {key, key.partition("[")[0], re.split(r"[.\[]", key)[0]} & {*sections}
+        }
+        if hangs_on == "units":
+            conditions["its unit"] = result.terms.get(name)
+        if hangs_on:
+            conditions["the data of the likelihood"] = result.nats
+        for key, value in conditions.items():
+            other = seen.setdefault(key, value)
+            if other != value:
+                raise LoadError(
+                    f"best: {metric} does not mean the same in all runs: {key} is {other!r} in one, {value!r} in "
+                    "another; name one run's folder"
+                )
 
 
 def _figures(result: Result) -> dict[str, float]:
@@ -144,7 +156,7 @@ def _result(folder: Path) -> Result:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a small file; a pipe or a device is not waited for."""
+    """The content of a small file; pipes and devices are rejected, so that reading cannot block."""
     try:
         _check_is_file(path)
         with open(path, "rb") as file:
@@ -164,10 +176,10 @@ def _check_is_file(path: Path) -> None:
 
 
 def read_plain_config(folder: Path) -> dict[Any, Any]:
-    """What `config.yaml` says: plain containers, no deeper than people nest them, none of them in two places.
+    """The content of `config.yaml`: plain containers of limited depth, each in one place.
 
     Raises:
-        LoadError: if it is missing, or no such file.
+        LoadError: if it is missing, or not such a configuration.
     """
     path = folder / CONFIG
     content = _read(path)
@@ -189,10 +201,10 @@ def _yaml_reason(error: Exception) -> str:
 
 
 def check_weights(folder: Path, result: Result) -> Path:
-    """The path of the weights, held against the checksum that the run left of them, if it left one.
+    """The path of the weights, after their checksum is compared with the one that the run recorded, if any.
 
     Raises:
-        LoadError: if they are missing, or others.
+        LoadError: if they are missing or differ.
     """
     path = folder / WEIGHTS
     _check_is_file(path)

@@ -1,4 +1,4 @@
-"""A run folder to the model that it holds. The folder may be a stranger's: none of its code is run."""
+"""Load the model of a run folder. The folder may be untrusted: none of its code is run."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ from vae_lab.trained.trust import Allowed, Buildable, Trust
 __all__ = ["LoadError", "load"]
 
 LONGEST_HEADER = 2**24
-"""Bytes of the weights that tell their names and shapes; about a hundred a tensor."""
+"""Size limit of the header with the names and shapes of the weights; about 100 bytes per tensor."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 WHOLE = ("BOOL", "U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64")
 
@@ -36,24 +36,24 @@ def load(
 ) -> vae.VAE:
     """The model of a finished run, in evaluation mode, in 32-bit floats.
 
-    The folder may come from somebody else. Weights are read from `model.safetensors`, which cannot hold code. Of
-    `config.yaml` only the model's parts are built, of `torch.nn.Module` classes of this package, of
-    `torch.nn` and of `allow`; nothing else that it names is imported.
+    The folder may be untrusted. Weights are read from `model.safetensors`, which cannot contain code. Only the model's
+    parts in `config.yaml` are built, and only from classes of this package, of `torch.nn` and of `allow`. Nothing else
+    that it names is imported.
 
     Args:
-        run: a run's folder, `outputs/<name>/<cell>/seed-<n>`; with `best` a sweep's or a cell's.
-        allow: what else the model may be made of: classes of yours, or names of packages, modules or classes, which are
+        run: a run's folder, `outputs/<name>/<cell>/seed-<n>`; with `best`, that of a sweep or a cell.
+        allow: further classes that the model may use: classes, or names of packages, modules or classes, which are
             then imported from Python's path.
-        device: where the model goes.
-        best: a dotted figure of `result.json` such as `val.total`: of the finished runs the one where it is best.
+        device: the model's device.
+        best: a dotted figure of `result.json` such as `val.total`; loads the finished run with the best value.
 
     Raises:
-        LoadError: saying what is wrong: no such folder, no finished run, files that are missing, damaged or do not fit
-            each other, a class that is not allowed.
+        LoadError: if the folder does not exist or has no finished run, if files are missing, damaged or inconsistent,
+            or if a class is not allowed.
     """
     try:
         trust = Trust(allow)
-        place = _device(device)
+        target = _device(device)
     except ValueError as error:
         raise LoadError(str(error)) from error
     folder, result = foreign.choose(Path(run), best)
@@ -65,8 +65,8 @@ def load(
     except (FitError, ConfigError) as error:
         raise LoadError(f"{folder / CONFIG}: {_first(error)}") from error
     try:
-        return model.to(memory_format=torch.channels_last).to(place).eval()
-    except (RuntimeError, AssertionError) as error:  # torch says so where it was built without CUDA
+        return model.to(memory_format=torch.channels_last).to(target).eval()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise LoadError(f"the model cannot go to device {str(device)!r}: {error}") from error
 
 
@@ -85,12 +85,12 @@ def _first(error: ValueError) -> str:
 
 
 def read_settings(folder: Path) -> Config:
-    """The configuration of a folder that may be a stranger's; nothing that it names is imported.
+    """The configuration of an untrusted folder; nothing that it names is imported.
 
     Raises:
         LoadError: if it is missing, damaged or not valid.
     """
-    # What a later version has beside the model does not concern it.
+    # Sections that a later version adds do not affect the model.
     known = {key: value for key, value in foreign.read_plain_config(folder).items() if key in Config.model_fields}
     try:
         return config.validate(known)
@@ -102,7 +102,7 @@ def read_settings(folder: Path) -> Config:
 
 
 class Stored(NamedTuple):
-    """A tensor as the header of the weights tells it."""
+    """Shape and type of a tensor, from the header of the weights."""
 
     shape: tuple[int, ...]
     kind: str
@@ -112,19 +112,19 @@ class Stored(NamedTuple):
 
 
 def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> vae.VAE:
-    """The model with its weights; memory is taken only once they are known to fit."""
+    """Build the model and load its weights; memory is allocated only after their shapes are checked."""
     stored = _header(path)
     with config.found_by(classes.__getitem__), torch.random.fork_rng(devices=[]), torch.no_grad():
         with shapes_only():
             sketch = vae.build(settings)
             if not all(isinstance(half, config.Network) for half in (settings.encoder, settings.decoder)):
-                vae.check_shapes(sketch, settings.data.image_shape)  # lists of blocks have planned theirs
+                vae.check_shapes(sketch, settings.data.image_shape)  # lists of blocks check their own shapes
             _check_weights(sketch, stored, path)
         with torch.device("cpu"):
             model = vae.build(settings).float()
         try:
             model.load_state_dict(load_file(path), strict=False)
-        except Exception as error:  # safetensors and torch raise many kinds over an altered file
+        except Exception as error:  # safetensors and torch raise many types for a damaged file
             raise LoadError(f"{path} cannot be read ({_first_line(error)})") from error
     for name, parameter in model.named_parameters():
         if parameter.numel() and not all(one.isfinite() for one in parameter.aminmax()):
@@ -133,7 +133,7 @@ def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> va
 
 
 def _header(path: Path) -> dict[str, Stored]:
-    """Name → shape and type of every tensor, without reading them."""
+    """Name → shape and type of every tensor, without reading its values."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -156,14 +156,14 @@ def _check_weights(model: nn.Module, stored: Mapping[str, Stored], path: Path) -
     wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
     written = {id(tensor) for name, tensor in wanted.items() if name in stored}
     for name, tensor in wanted.items():
-        if compat.is_lazy_tensor(tensor):  # of a layer that its own class does not use
+        if compat.is_lazy_tensor(tensor):  # of a layer that forward() does not use
             raise _misfit(path, f"{name} has no shape before it is used")
         shape = tuple(tensor.shape)
         if name in stored:
             kinds, usual = (FLOATING, "F32") if tensor.is_floating_point() else (WHOLE, "I64")
             if stored[name].shape != shape or stored[name].kind not in kinds:
                 raise _misfit(path, f"{name} is {stored[name]} in the weights, but {usual} {shape} in the model")
-        elif id(tensor) not in written:  # of tensors that are shared one is stored
+        elif id(tensor) not in written:  # of shared tensors only one is stored
             raise _misfit(path, f"{name} is missing in the weights, but {shape} in the model")
     left = next((name for name in stored if name not in wanted), None)
     if left is not None:

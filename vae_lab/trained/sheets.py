@@ -1,4 +1,4 @@
-"""Sheets of pictures that show what a model does: a run folder to a PNG."""
+"""Draw sheets of a model's images as PNG files, from a run folder."""
 
 import itertools
 import math
@@ -27,35 +27,36 @@ from vae_lab.trained.trust import Allowed
 T = TypeVar("T")
 
 MARGIN = 2
-"""Pixels between images, of a sheet's own."""
+"""Pixels between images, at scale 1."""
 USUAL_HEIGHT, USUAL_SIDE = 96, 2000
-"""Pixels that an image, and a sheet, has at most where no scale is asked for."""
+"""The most pixels of an image, and of a sheet, if no scale is given."""
 LARGEST = 100_000_000
-"""Pixels of a sheet: 300 MB in memory."""
+"""The most pixels of a sheet: 300 MB in memory."""
 MOST_CODES = 2000
-"""Test images that are encoded to learn in which directions the codes vary."""
+"""The most test images that are encoded to find the directions in which the codes vary."""
 AT_ONCE = 250
-"""Images that are decoded between two looks at the progress bar."""
+"""Images that are decoded per update of the progress bar."""
 
 
 class SheetError(ValueError):
-    """A sheet that cannot be drawn, for what was asked."""
+    """A sheet that cannot be drawn as requested."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a sheet is to show; None is what suits the kind, see `vae-lab generate --help`.
+    """The contents of a sheet; None uses the default of the kind, see `vae-lab generate --help`.
 
     Args:
-        what: a kind of `KINDS`.
-        rows: rows of images; of reconstructions a row is two, the images and what is made of them.
+        what: a kind, one of `KINDS`.
+        rows: rows of images; for reconstructions, pairs of rows: the images and their reconstructions.
         columns: images in a row.
-        count: of samples and reconstructions how many, in place of `rows`.
-        seed: of the random stream of samples; elsewhere of the test images, which are the first ones without.
-        index: which test images, counted from 0.
-        dims: which latent dimensions, counted from 0.
-        span: how far from the middle, in standard deviations: of the prior, or of the codes along a component.
-        scale: pixels of the sheet for a pixel of an image, in both directions.
+        count: number of samples or reconstructions, instead of `rows`.
+        seed: seed of the samples; for other kinds, of the choice of test images. None takes the first test images.
+        index: the test images, counted from 0.
+        dims: the latent dimensions, counted from 0.
+        span: the largest distance from the middle, in standard deviations of the prior, or of the codes along a
+            principal component.
+        scale: pixels of the sheet per pixel of an image, in both directions.
     """
 
     what: str = "samples"
@@ -70,14 +71,14 @@ class Wanted:
 
 
 class Drawn(NamedTuple):
-    """Images of a sheet, and how they lie on it."""
+    """Images of a sheet, and their layout."""
 
     images: Float[Tensor, "n c h w"]
     columns: int
     note: str
-    """What the terminal says about it."""
+    """A description to print."""
     together: int | None = 1
-    """Rows that belong together, with a wider margin around them; None for no margin at all."""
+    """Number of rows in a group; groups have a wider margin between them. None for no margins at all."""
 
 
 def generate(
@@ -89,23 +90,23 @@ def generate(
     device: str = "cpu",
     root: str | None = None,
 ) -> str:
-    """Draw a sheet of a finished run's model into a PNG file; gives a sentence on what it shows.
+    """Draw a sheet of a finished run's model to a PNG file; returns a sentence that describes it.
 
-    The folder may come from somebody else, as in `load` and `evaluate`.
+    The folder may be untrusted, as in `load` and `evaluate`.
 
     Args:
-        run: a run's folder; with `best` a sweep's or a cell's.
-        wanted: what the sheet is to show.
-        out: the file, which ends in `.png`.
+        run: a run's folder; with `best`, that of a sweep or a cell.
+        wanted: the contents of the sheet.
+        out: the file; its name ends in `.png`.
         best: see `load`.
         allow: see `load`.
-        device: where the model computes.
-        root: the folder of the data set's files, in place of the configuration's `data.root`.
+        device: the device that computes.
+        root: the folder of the data set's files, instead of the configuration's `data.root`.
 
     Raises:
-        SheetError: if the model cannot give what is wanted, or the file is none to write to.
+        SheetError: if the model cannot give these contents, or the file must not be written.
         LoadError: if there is no model, see `load`.
-        DataError: if the test images are not to be had.
+        DataError: if the test images cannot be read.
         OSError: if the file cannot be written.
     """
     _check_numbers(wanted)
@@ -138,7 +139,7 @@ def _check_numbers(wanted: Wanted) -> None:
 
 
 class TestImages:
-    """The test images of a run, read when they are asked for."""
+    """The test images of a run, read on first use."""
 
     def __init__(self, folder: Path, root: str | None, model: vae.VAE) -> None:
         self.folder = folder
@@ -147,11 +148,11 @@ class TestImages:
         self._batches: Iterable[object] | None = None
 
     def batches(self) -> Iterator[Float[Tensor, "b c h w"]]:
-        """All of them, on the CPU, in the order of the files.
+        """All test images in batches, on the CPU, in the order of the files.
 
         Raises:
-            LoadError: if they would be read by code that is not trusted.
-            DataError: if they are not to be had.
+            LoadError: if untrusted code would read them.
+            DataError: if they cannot be read.
         """
         if self._batches is None:
             settings = with_trusted_images(self.folder, read_settings(self.folder), self.root)
@@ -160,10 +161,10 @@ class TestImages:
             yield images_of(batch)
 
     def take(self, count: int, wanted: Wanted) -> tuple[Float[Tensor, "n c h w"], list[int]]:
-        """So many images, or those whose numbers are asked for; and the numbers.
+        """The first or a random choice of `count` images, or those of `wanted.index`; and their numbers.
 
         Raises:
-            SheetError: if there are not as many, or a number does not exist.
+            SheetError: if there are too few images, or a number does not exist.
         """
         if wanted.seed is None or wanted.index:
             numbers = list(wanted.index) or list(range(count))
@@ -183,7 +184,7 @@ class TestImages:
         return torch.stack([found[number] for number in numbers]), numbers
 
     def _find(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
-        """Those of these numbers that exist; and how many were looked at until all were found."""
+        """The images with these numbers that exist, and how many images were read until all were found."""
         found: dict[int, Tensor] = {}
         seen = 0
         for batch in self.batches():
@@ -194,7 +195,7 @@ class TestImages:
         return found, seen
 
     def codes(self) -> Float[Tensor, "n z"]:
-        """Posterior means of the first test images, on the CPU."""
+        """Posterior means of the first `MOST_CODES` test images, on the CPU."""
         means, seen = [], 0
         for batch in _tracked(self.batches(), "encoding the test images"):
             means.append(self.model.encode(batch[: MOST_CODES - seen]).mean.cpu())
@@ -211,14 +212,14 @@ def _tracked(sequence: Iterable[T], text: str, total: int | None = None) -> Iter
     return track(sequence, text, total, console=errors, transient=True, disable=not errors.is_terminal)
 
 
-# --- What is drawn -----------------------------------------------------------------------------------------
+# --- Kinds of sheets ---------------------------------------------------------------------------------------
 
 
 def draw(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """The images of a sheet.
+    """Compute the images of a sheet.
 
     Raises:
-        SheetError: if the model or the test images cannot give what is wanted.
+        SheetError: if the model or the test images cannot give these contents.
     """
     if wanted.what not in KINDS:
         raise SheetError(f"--what: there is no {wanted.what!r}; known: {', '.join(KINDS)}")
@@ -231,7 +232,7 @@ def draw(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def samples(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """Images of z drawn from the prior."""
+    """Decoded samples of the prior."""
     columns = wanted.columns or 8
     count = wanted.count or columns * (wanted.rows or 8)
     seed = wanted.seed or 0
@@ -241,7 +242,7 @@ def samples(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """Test images above what the model makes of them."""
+    """Test images above their reconstructions."""
     columns = wanted.columns or min(10, len(wanted.index) or wanted.count or 10)
     count = len(wanted.index) or wanted.count or columns * (wanted.rows or 1)
     _check_size(model, 2 * count, columns, wanted.scale)
@@ -256,7 +257,7 @@ def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def interpolation(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """A row for each test image and the next: the straight line between the means of their posteriors."""
+    """A row for each pair of successive test images: the straight line between their posterior means."""
     if len(wanted.index) == 1:
         raise SheetError(
             f"--index: an interpolation goes from one test image to the next, but {wanted.index[0]} is one"
@@ -273,7 +274,7 @@ def interpolation(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def traversal(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """A row for each of some latent dimensions, from −span to span; the others stay as a test image has them."""
+    """A row for each of some latent dimensions, from −span to span; the others keep a test image's values."""
     if len(wanted.index) > 1:
         raise SheetError(f"--index: a traversal starts from one test image, but {len(wanted.index)} are named")
     steps = wanted.columns or 9
@@ -292,16 +293,17 @@ def traversal(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def manifold(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """A plane of codes, its images side by side.
+    """The decoded images of a plane of codes, side by side.
 
-    Of two latent dimensions it is the whole space, and with `dims` the plane of these two, the others 0. Else it goes
-    through the mean of the test images' codes along their first two principal components.
+    With two latent dimensions the plane is the whole space. With `dims` it is the plane of these two dimensions, and
+    the others are 0. Otherwise it goes through the mean of the test images' codes along their first two principal
+    components.
     """
     if model.latent_dim < 2:
         raise SheetError("--what manifold: takes two latent dimensions or more, but the model has 1; take traversal")
     if wanted.dims and len({*wanted.dims}) != 2:
         raise SheetError(f"--dims: a manifold has two different dimensions, but got {' '.join(map(str, wanted.dims))}")
-    rows, columns = (given or 20 for given in (wanted.rows, wanted.columns))
+    rows, columns = (number or 20 for number in (wanted.rows, wanted.columns))
     _check_size(model, rows * columns, columns, wanted.scale)
     if wanted.dims or model.latent_dim == 2:
         dims = list(wanted.dims) or [0, 1]
@@ -327,18 +329,18 @@ KINDS: dict[str, Callable[[vae.VAE, Wanted, TestImages], Drawn]] = {
 
 
 def most_active(codes: Float[Tensor, "n z"]) -> list[int]:
-    """All latent dimensions, those first in which the codes vary most."""
+    """All latent dimensions, in descending order of the variance of the codes."""
     return codes.var(0, correction=0).argsort(descending=True).tolist()
 
 
 def principal_axes(codes: Float[Tensor, "n z"]) -> tuple[Float[Tensor, " z"], Float[Tensor, "2 z"]]:
-    """The mean of the codes, and their first two principal components, each a standard deviation long.
+    """The mean of the codes, and their first two principal components, each one standard deviation long.
 
-    The largest part of each is positive, so that it is the same on every machine.
+    The largest entry of each component is positive, so that the signs are the same on every machine.
     """
     middle = codes.double().mean(0)
-    away = codes.double() - middle
-    variances, directions = torch.linalg.eigh(away.T @ away / len(codes))  # in ascending order
+    centred = codes.double() - middle
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(codes))  # in ascending order
     two = directions.T[-2:].flip(0)
     signs = two.gather(1, two.abs().argmax(1, keepdim=True)).sign()
     deviations = variances[-2:].flip(0).clamp(min=0).sqrt()
@@ -354,7 +356,7 @@ def _in_parts(tensor: Tensor, text: str) -> Iterable[Tensor]:
 
 
 def _filled(images: Float[Tensor, "n c h w"], count: int) -> Float[Tensor, "m c h w"]:
-    """As many images: white ones behind."""
+    """Append white images up to `count` images."""
     return torch.cat([images, images.new_ones(count - len(images), *images.shape[1:])])
 
 
@@ -378,7 +380,7 @@ def _named(numbers: Sequence[int]) -> str:
 def sheet(drawn: Drawn, scale: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Images side by side on white, each pixel a square of one colour."""
     images = drawn.images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    colour = images[:, :3] if images.shape[1] >= 3 else images[:, [0, 0, 0]]  # as many as people see
+    colour = images[:, :3] if images.shape[1] >= 3 else images[:, [0, 0, 0]]  # at most three channels can be shown
     height, width = colour.shape[2:]
     scale = scale or usual_scale(height, width, len(images), drawn.columns)
     tiles = np.kron(colour.permute(0, 2, 3, 1).numpy(), np.ones((scale, scale, 1), dtype=np.uint8))
@@ -399,14 +401,14 @@ def sheet(drawn: Drawn, scale: int | None = None) -> UInt8[np.ndarray, "height w
 
 
 def usual_scale(height: int, width: int, count: int, columns: int) -> int:
-    """The largest with which neither an image nor the sheet is larger than usual; 1 if there is none."""
+    """The largest scale that keeps an image and the sheet within the usual sizes; at least 1."""
     of_image = USUAL_HEIGHT // height
     of_sheet = min(USUAL_SIDE // (width * columns), USUAL_SIDE // (height * -(-count // columns)))
     return max(1, min(of_image, of_sheet))
 
 
 def _check_size(model: vae.VAE, count: int, columns: int, scale: int | None) -> None:
-    """Before anything is computed, that the sheet is one that can be looked at."""
+    """Check the size of the sheet before anything is computed."""
     height, width = (model.image_shape or (1, 1, 1))[-2:]
     scale = scale or usual_scale(height, width, count, columns)
     size = height * scale * -(-count // columns), width * scale * columns

@@ -1,4 +1,4 @@
-"""Which classes the names in somebody else's configuration may stand for."""
+"""Which classes an untrusted configuration may name."""
 
 import importlib
 import inspect
@@ -13,28 +13,28 @@ from vae_lab.config import HYDRAS, Config, ConfigError, Problem
 from vae_lab.model.interfaces import Latent
 
 HOMES = ("vae_lab", "torch.nn")
-"""Where a class may come from without being allowed."""
+"""Packages whose classes are always allowed."""
 KEPT_OUT = ("torch.nn.parallel",)
-"""Wrappers that talk to other processes."""
+"""Excluded: wrappers that communicate with other processes."""
 SIDES = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood")
 MOST_MODULES = 10_000
 BUILT = (nn.Module, Latent)
-"""What a model is made of."""
+"""The base classes of a model's parts."""
 
 Buildable = type[nn.Module] | type[Latent]
 Allowed = Buildable | str
 
 
 class Trust:
-    """The classes of `vae_lab`, of `torch.nn` and those that the caller allows.
+    """The allowed classes: those of `vae_lab`, of `torch.nn`, and those that the caller allows.
 
-    Nothing is imported before its name is found to be allowed.
+    A module is imported only after its name is found to be allowed.
 
     Args:
         allow: classes, and names of packages, modules or classes.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if `allow` contains anything else.
     """
 
     def __init__(self, allow: Allowed | Iterable[Allowed] = ()) -> None:
@@ -48,10 +48,10 @@ class Trust:
         self.homes = (*HOMES, *(one for one in given if isinstance(one, str)))
 
     def classes_of(self, settings: Config) -> dict[str, Buildable]:
-        """Every `_target_` of a configuration's encoder, latent and decoder, in arguments too, with its class.
+        """The class of every `_target_` of a configuration's model parts, including those in arguments.
 
         Raises:
-            ConfigError: for one that is not allowed, or asks for what a file has not to decide.
+            ConfigError: if one is not allowed, or sets an argument that an untrusted file must not set.
         """
         found = {}
         for side in SIDES:
@@ -65,7 +65,7 @@ class Trust:
         return found
 
     def find(self, key: str, name: Any) -> Buildable:
-        """The class of a name.
+        """Find the class of a name.
 
         Raises:
             ConfigError: with the key, if it is not allowed.
@@ -110,7 +110,7 @@ def _within(name: str, homes: Iterable[str]) -> bool:
 
 
 def _names(name: str, kind: type) -> bool:
-    """Whether a name is a class's own, or one that a module which is imported already has for it."""
+    """Whether a name is the full name of a class, or an alias of it in a module that is already imported."""
     module, _, attribute = name.rpartition(".")
     known = getattr(sys.modules.get(module), "__dict__", {})
     return name == f"{kind.__module__}.{kind.__qualname__}" or known.get(attribute) is kind
@@ -129,10 +129,10 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _arguments(node: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """A node's arguments by their names.
+    """The arguments of a node by name.
 
     Raises:
-        TypeError: if the class takes no such arguments.
+        TypeError: if the class does not accept these arguments.
     """
     named = {key: value for key, value in node.items() if key not in (*HYDRAS, "repeat", "grows")}
     positional = node.get("_args_", [])
@@ -150,14 +150,14 @@ def _check_arguments(key: str, node: Mapping[str, Any], kind: type) -> None:
         arguments = _arguments(node, kind)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(key, f"cannot be built ({error})")) from error
-    if "device" in arguments:  # it would be allocated there before its size is known to be the weights'
+    if "device" in arguments:  # it would be allocated there before its size is compared with the weights
         raise ConfigError(Problem(f"{key}.device", "is not for a file to choose; remove it"))
     if issubclass(kind, nn.RNNBase) and node.get("_args_"):
         raise ConfigError(Problem(f"{key}._args_", "must be given by their names"))
 
 
 def _modules(value: Any, classes: Mapping[str, type]) -> int:
-    """About how many modules a network is: nodes, times how often each is repeated or layered."""
+    """Estimate a network's number of modules: its nodes, each multiplied by its repeats and layers."""
     if isinstance(value, list):
         return sum(_modules(one, classes) for one in value)
     if not isinstance(value, Mapping):

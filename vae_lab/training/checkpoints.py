@@ -1,4 +1,4 @@
-"""The checkpoints from which an interrupted training goes on."""
+"""The checkpoints from which an interrupted run resumes."""
 
 import io
 import zipfile
@@ -20,16 +20,16 @@ OURS = "vae_lab"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be gone on from, with its path and the reason."""
+    """A checkpoint that cannot be resumed, with its path and the reason."""
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` after every epoch, `best.ckpt` with the lowest total so far of one split.
+    """Writes `last.ckpt` after every epoch, and `best.ckpt` at the lowest total of one split so far.
 
     Args:
         folder: where they go.
-        origin: what a run must share with the one that wrote a checkpoint, to end as that one would have ended.
-        split: `val`, or `train` where nothing is validated.
+        origin: what must match between the run that wrote a checkpoint and the run that resumes from it.
+        split: `val`, or `train` without validation.
     """
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], split: str = "val") -> None:
@@ -47,24 +47,24 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and self.split == "val":
-            self._judge(pl_module)
+            self._update_best(pl_module)
             if self._is_best and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-                trainer.save_checkpoint(self.folder / BEST)  # in the midst of an epoch: the last one will be another
+                trainer.save_checkpoint(self.folder / BEST)  # mid-epoch: `last.ckpt` will differ from it
                 self._is_best = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.split == "train":
-            self._judge(pl_module)
+            self._update_best(pl_module)
         is_best, self._is_best = self._is_best, False
         if not is_best:
             trainer.save_checkpoint(self.folder / LAST)
             return
-        # The best one first: a process that dies between the two repeats the epoch, and finds the best one again.
+        # Best first: if the process dies between the two, the resumed run repeats the epoch and writes the best again.
         trainer.save_checkpoint(self.folder / BEST)
         if trainer.is_global_zero:
             results.write_same(self.folder / LAST, self.folder / BEST)
 
-    def _judge(self, module: LightningModule) -> None:
+    def _update_best(self, module: LightningModule) -> None:
         assert isinstance(module, LitVAE)
         total = module.averages[self.split].value()["total"]
         self._is_best = self.best is None or total < self.best
@@ -74,7 +74,7 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for count in progress.values():
-            count["completed"] = count["processed"]  # Lightning counts the epoch later than it saves it
+            count["completed"] = count["processed"]  # Lightning counts the epoch after saving it
         epochs = progress["current"]["processed"]
         checkpoint[OURS] = {"origin": self.origin, "epochs": epochs, "stopped": trainer.should_stop}
 
@@ -86,10 +86,10 @@ class Checkpoints(Checkpoint):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's way to the files: written as a whole or not at all, read without running what they hold."""
+    """Checkpoint files for Lightning: written atomically, read without running code in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = io.BytesIO()  # torch's own writer hides a full disk behind errors of its own
+        content = io.BytesIO()  # torch's own writer hides a full disk behind other errors
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         results.write_bytes(Path(path), content.getbuffer())
@@ -99,15 +99,15 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU: tensors and plain containers, no code of its file is run.
+    """Read a checkpoint to the CPU: tensors and plain containers; none of its code is run.
 
     Raises:
-        CheckpointError: if it is damaged, or holds what torch does not take for safe.
+        CheckpointError: if it is damaged, or contains objects that torch does not consider safe.
     """
     check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a file that is not what it was
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is damaged (it holds a {type(loaded).__name__})")
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Hold every record of a checkpoint against its CRC-32; torch writes them and does not look at them.
+    """Check every record of a checkpoint against its CRC-32; torch writes these checksums but does not check them.
 
     Raises:
         CheckpointError: if one differs, or the file cannot be read.
@@ -123,17 +123,17 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # zipfile raises many kinds over an altered file
+    except Exception as error:  # zipfile raises many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged (the checksum of {damaged} differs)")
 
 
 def epochs_kept(folder: Path, origin: Mapping[str, Any]) -> int:
-    """The epochs after which a run can go on from the checkpoints in `folder`; 0 if it left none.
+    """The epoch after which a run can resume from the checkpoints in `folder`; 0 without a checkpoint.
 
     Raises:
-        CheckpointError: if there is one that is damaged, or that another configuration, machine or version wrote.
+        CheckpointError: if one is damaged, or was written by another configuration, machine or version.
     """
     path = folder / LAST
     if not path.exists():

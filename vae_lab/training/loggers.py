@@ -1,4 +1,4 @@
-"""What loggers are told beside the losses: hyperparameters, final figures and images, each in the logger's own way."""
+"""Log hyperparameters, final metrics and images, in each logger's own way. The losses are logged elsewhere."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from vae_lab import compat, config
 from vae_lab.config import Node, Run
 
 USUAL = ("latent.dim", "objective.beta", "optimizer.lr", "trainer.max_epochs", "trainer.threads")
-"""Values that are told also where nobody set them. TensorBoard shows five columns at first, in the order of the
-alphabet: decoder, encoder and the first three of these."""
+"""Values that are logged even if nobody set them. TensorBoard first shows five columns, in alphabetical order: decoder,
+encoder and the first three of these."""
 
 
 def hyperparameters(run: Run) -> dict[str, Any]:
-    """The variants that a run chose, the usual values, and whatever else its command line set: one value each."""
+    """The run's encoder, decoder and seed, the usual values, and all that its command line sets: one value each."""
     values = run.config.identity()
     chosen = {"encoder": run.encoder, "decoder": run.decoder, "seed": run.config.seed}
     usual = {key: values[key] for key in USUAL if key in values}
@@ -32,10 +32,10 @@ def _plain(value: Any) -> str | int | float | bool:
 
 @contextmanager
 def opened(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> Iterator[list[Logger]]:
-    """The loggers of a run, told what is about to be trained, and closed after it.
+    """Build the loggers of a run, log its hyperparameters, and close the loggers after the run.
 
-    TensorBoard hears of the hyperparameters at the end: its HPARAMS page wants the figures that belong to them, and
-    takes -1 for those that are not there yet.
+    TensorBoard gets the hyperparameters at the end: its HPARAMS page needs the metrics that belong to them, and shows
+    -1 for a metric that is missing.
     """
     loggers = [config.build(node) for node in nodes]
     try:
@@ -45,7 +45,7 @@ def opened(nodes: Iterable[Node], parameters: Mapping[str, Any]) -> Iterator[lis
         yield loggers
     finally:
         for logger in loggers:
-            if isinstance(logger, WandbLogger):  # it has one run at a time, which would go on into the next one
+            if isinstance(logger, WandbLogger):  # one run at a time: else the next run would continue this one
                 logger.experiment.finish()
 
 
@@ -56,14 +56,14 @@ def log_end(
     figures: Mapping[str, Any],
     step: int,
 ) -> None:
-    """Tell the test metrics, and TensorBoard's HPARAMS page the values that they belong to.
+    """Log the test metrics; on TensorBoard's HPARAMS page also the hyperparameters that they belong to.
 
     Args:
-        loggers: who is told.
-        parameters: what `hyperparameters` gave.
-        terms: those of the objective, which the test itself has logged.
-        figures: the test metrics by name; what is not a number is left out.
-        step: the epochs trained.
+        loggers: the loggers.
+        parameters: the result of `hyperparameters`.
+        terms: the terms of the objective, which the test itself has logged.
+        figures: the test metrics by name; values that are not numbers are left out.
+        step: the number of epochs trained.
     """
     numbers = {f"test/{name}": float(value) for name, value in figures.items() if type(value) in (int, float)}
     names = [*(f"test/{term}" for term in terms), *numbers]
@@ -74,7 +74,7 @@ def log_end(
 
 
 def log_image(loggers: Iterable[Logger], name: str, image: UInt8[Tensor, "3 height width"], step: int) -> None:
-    """Show an image on the page of each logger that has one for images."""
+    """Log an image to each logger that takes images."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, image, step)

@@ -12,12 +12,12 @@ from vae_lab.training.module import LitVAE
 
 
 def lighten(trainer: Trainer, module: LitVAE) -> None:
-    """Leave out of a training's steps what does nothing in them; the results are the same bit for bit."""
+    """Skip the parts of a training step that do nothing; the results are bitwise the same."""
     compat.lighten(trainer, module, _is_ours)
 
 
 def _is_ours(trainer: Trainer) -> bool:
-    # A profile names what Lightning's own path does.
+    # A profiler needs Lightning's own path, whose actions it names.
     return (
         type(trainer.lightning_module) is LitVAE
         and isinstance(trainer.datamodule, ImageModule)  # type: ignore[attr-defined]  # set by the Trainer's connector
@@ -26,7 +26,7 @@ def _is_ours(trainer: Trainer) -> bool:
 
 
 class Unprofiled(PassThroughProfiler):
-    """Lightning's default, which profiles nothing, without the generator that it makes around every hook for that."""
+    """Lightning's default profiler, which profiles nothing, without its cost of one generator per hook."""
 
     def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         return _NOTHING

@@ -22,7 +22,7 @@ from vae_lab.data.devices import on_gpu
 
 
 def environment(settings: Config) -> results.Environment:
-    """What a run's figures depend on beside its configuration."""
+    """What a run's results depend on besides its configuration."""
     return results.Environment(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -35,7 +35,7 @@ def environment(settings: Config) -> results.Environment:
 
 
 def device_name(settings: Config) -> str:
-    """The GPU or the processor that a run is trained on."""
+    """The name of the GPU or processor that trains a run."""
     return torch.cuda.get_device_name() if on_gpu(settings) else _processor()
 
 
@@ -66,17 +66,17 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-# Parameters of mallopt(3), and the largest threshold that it takes for blocks of their own.
+# Parameters of mallopt(3), and the largest mmap threshold that it accepts.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_BLOCK = 2**25
 TUNABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what tensors free for the next ones; False where it is not glibc, or the user has set it.
+    """Let the C library keep freed memory for the next tensors; False if it is not glibc, or the user has set it.
 
-    By default glibc gives large blocks back to the system, and each training step gets them anew, page by page: some
-    3,000 page faults, a fifth of a step's time. `reset_peak_memory` gives back what an ended run left.
+    By default glibc returns large blocks to the system, and each training step requests them again, page by page: about
+    3,000 page faults, a fifth of a step's time. `reset_peak_memory` returns the memory of finished runs.
     """
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None or any(name in os.environ for name in TUNABLES):
@@ -85,9 +85,9 @@ def keep_freed_memory() -> bool:
 
 
 def search_no_gpu() -> None:
-    """Where there is no GPU, spare torch's optimisers the search for its driver's library in every step.
+    """Without a GPU, stop torch's optimisers from searching for the GPU driver's library in every step.
 
-    Lightning asks torch to look there, so as not to start the driver, which is not there to be started.
+    Lightning asks torch to search there instead of starting the driver. Without a GPU there is no driver to start.
     """
     if not torch.cuda.is_available():
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -99,21 +99,21 @@ def _c_library() -> ctypes.CDLL | None:
 
 @cache
 def freeze_imports() -> None:
-    """Let the garbage collector pass by what is there now, modules above all: each look through it takes 0.15 s.
+    """Exclude all current objects, mostly modules, from garbage collection: each full collection takes 0.15 s.
 
-    Once in a process. For the commands and their workers, which hold nothing else yet; a notebook may hold what it
-    wants collected later.
+    Runs once per process. It is for the commands and their workers, which hold no other objects yet; a notebook may
+    hold objects that should be collected later.
     """
     gc.freeze()
     atexit.register(gc.unfreeze)
 
 
 def reset_peak_memory() -> None:
-    """Start the high-water mark of memory anew: on Linux the process's, on a GPU the allocator's."""
-    gc.collect()  # an earlier run's trainer and module refer to each other
+    """Reset the peak of memory: on Linux the peak of the process, on a GPU that of the allocator."""
+    gc.collect()  # the trainer and module of an earlier run refer to each other
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
-        trim(0)  # what they freed is still held
+        trim(0)  # return the freed memory to the system
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -121,9 +121,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Highest memory in bytes since the mark was reset: allocated on a GPU, resident elsewhere; None if unknown.
+    """Peak memory in bytes since the last reset: allocated on a GPU, resident elsewhere; None if unknown.
 
-    Of several processes that train a run it is the sum; all call it.
+    If several processes train a run, it is their sum; all of them call it.
     """
     own = _own_peak_memory(device)
     every = [memory for (memory,) in shards.gathered([-1 if own is None else own])]

@@ -1,4 +1,4 @@
-"""The only LightningModule: losses, their averages, optimiser and scheduler around a plain model."""
+"""The only LightningModule: it adds losses, their averages, optimiser and scheduler to a plain model."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -24,14 +24,14 @@ from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
 
 EVALUATION_SEED = 20140214
-"""Start of the noise stream of every validation and test, the same for all runs."""
+"""Seed of the noise of every validation and test, the same for all runs."""
 
-LOOK_EVERY = 20
-"""Steps between two looks at the losses, each of which keeps a device waiting."""
+CHECK_EVERY = 20
+"""Steps between two checks of the losses. Each check waits for the device."""
 
 
 class LossError(ArithmeticError):
-    """A loss that is no longer a finite number."""
+    """A loss is not a finite number."""
 
     def __init__(self, split: str, term: str, value: float, place: str) -> None:
         super().__init__(
@@ -41,9 +41,9 @@ class LossError(ArithmeticError):
 
 
 class Average:
-    """Mean of the loss terms over the images of an epoch, each image weighted alike.
+    """Mean of the loss terms over the images of an epoch; all images have equal weight.
 
-    The terms of a batch stay on the device until somebody looks, and are then added up in 64 bits.
+    The terms of a batch stay on the device until they are fetched, and are then summed in 64 bits.
     """
 
     def __init__(self) -> None:
@@ -52,16 +52,16 @@ class Average:
         self.batches = 0
         self.terms: tuple[str, ...] = ()
         self._sums: dict[str, float] = {}
-        self._waiting: list[tuple[int, list[Tensor]]] = []
-        self._first_wrong: tuple[int, str, float] | None = None
+        self._pending: list[tuple[int, list[Tensor]]] = []
+        self._first_invalid: tuple[int, str, float] | None = None
         self._kl: Tensor | None = None
 
     def add(self, losses: dict[str, Tensor], images: int, kl: Tensor | None = None) -> None:
-        """Count a batch, with the KL divergence (b, z) of each image and dimension where kept; waits for nothing."""
+        """Add a batch, and its KL divergence (b, z) per image and dimension if given; does not wait for the device."""
         if not self.terms:
             self.terms = tuple(losses)
             self._sums = dict.fromkeys(self.terms, 0.0)
-        self._waiting.append((images, [losses[term].detach() for term in self.terms]))
+        self._pending.append((images, [losses[term].detach() for term in self.terms]))
         self.images += images
         if not self.batches:
             self.first_images = images
@@ -70,31 +70,31 @@ class Average:
             self._kl = kl.detach().sum(0) if self._kl is None else self._kl + kl.detach().sum(0)
 
     def _fetch(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        rows = torch.stack([torch.stack(terms) for _, terms in waiting]).tolist()
-        for batch, (row, (images, _)) in enumerate(zip(rows, waiting, strict=True), self.batches - len(waiting) + 1):
+        rows = torch.stack([torch.stack(terms) for _, terms in pending]).tolist()
+        for batch, (row, (images, _)) in enumerate(zip(rows, pending, strict=True), self.batches - len(pending) + 1):
             values = dict(zip(self.terms, row, strict=True))
             term = not_finite(values)
-            if term is not None and self._first_wrong is None:
-                self._first_wrong = batch, term, values[term]
+            if term is not None and self._first_invalid is None:
+                self._first_invalid = batch, term, values[term]
             for term, value in values.items():
                 self._sums[term] += images * value
 
     def first_not_finite(self) -> tuple[int, str, float] | None:
-        """The first batch (from 1) with a loss that is no number: which, its term and that value; fetches.
+        """The first batch with a loss that is not finite: its number (from 1), the term and the value; fetches.
 
-        Several processes look together, and find the same one.
+        All processes call it together and get the same answer.
         """
         self._fetch()
-        wrong = self._first_wrong
+        wrong = self._first_invalid
         own = [math.inf, 0, 0.0] if wrong is None else [wrong[0], self.terms.index(wrong[1]), wrong[2]]
         number, index, value = min(shards.gathered(own), key=lambda found: found[0])
         return None if math.isinf(number) else (int(number), self.terms[int(index)], value)
 
     def bring_together(self) -> None:
-        """Count what the other processes have counted; all call it, once, when the epoch has ended."""
+        """Add the sums of the other processes. All processes call it once, at the end of the epoch."""
         self._fetch()
         every = shards.gathered([self.images, self.first_images, *self._sums.values()])
         images, first_images, *sums = (sum(numbers) for numbers in zip(*every, strict=True))
@@ -109,12 +109,12 @@ class Average:
         return {term: total / self.images for term, total in self._sums.items()} if self.images else {}
 
     def kl_per_dimension(self) -> Float[Tensor, " z"] | None:
-        """The mean KL divergence of each latent dimension in nats, where it was kept."""
+        """The mean KL divergence of each latent dimension in nats; None if it was not given."""
         return None if self._kl is None else self._kl / self.images
 
 
 def not_finite(values: dict[str, float]) -> str | None:
-    """The term that makes losses not finite, the total only where no other does; None if all are finite."""
+    """The name of a term that is not finite, the total only if no other is; None if all are finite."""
     terms = sorted(values, key=lambda term: term == "total")
     return next((term for term in terms if not math.isfinite(values[term])), None)
 
@@ -124,13 +124,13 @@ class LitVAE(LightningModule):
 
     Args:
         vae: the model.
-        objective: model, images and progress to named terms.
-        optimizer: parameters to an optimiser.
-        scheduler: optimiser to a scheduler that advances once a training step, or None.
-        seed: seed of the noise. Each epoch has a stream of its own, so that an epoch can be repeated.
+        objective: maps model, images and progress to named terms.
+        optimizer: maps parameters to an optimiser.
+        scheduler: maps an optimiser to a scheduler that advances once per training step, or None.
+        seed: seed of the noise. Each epoch has its own stream, so that an epoch can be repeated.
 
-    Several processes that train one run each compute their part of a batch (`share`). All draw the z of the whole batch
-    and take the rows of their part, so that an image has the z that it has with one process.
+    If several processes train one run, each computes its part of a batch. Each draws the z of the whole batch and takes
+    the rows of its part, so that an image gets the same z as with one process.
     """
 
     def __init__(
@@ -159,23 +159,23 @@ class LitVAE(LightningModule):
             super().__setattr__(name, value)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch to the loss that is minimised."""
+        """The loss of one batch, which is minimised."""
         if self._part.processes > 1:
-            losses, images, weight = self._shared(images_of(batch), batch_idx)
+            losses, images, weight = self._losses_of_part(images_of(batch), batch_idx)
             self.averages["train"].add(losses, images)
             total = losses["total"] * weight
         else:
             losses = self.objective(self.vae, images_of(batch), self._progress(batch_idx))
             self.averages["train"].add(losses, len(images_of(batch)))
             total = losses["total"]
-        if (batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
-            self._look()
+        if (batch_idx + 1) % CHECK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
+            self._check_losses()
         return total
 
-    def _shared(self, images: Float[Tensor, "b c h w"], batch_idx: int) -> tuple[dict[str, Tensor], int, float]:
-        """The losses of this process's part of a batch, its images, and what they weigh in the mean over processes.
+    def _losses_of_part(self, images: Float[Tensor, "b c h w"], batch_idx: int) -> tuple[dict[str, Tensor], int, float]:
+        """The losses of this process's part of a batch, its images, and its weight in the mean over processes.
 
-        Our own loaders give the part, a user's the whole batch.
+        Our own loaders give the part; a user's loader gives the whole batch.
         """
         loader, part, epoch = self.trainer.train_dataloader, self._part, self.current_epoch
         if isinstance(loader, Batches | Streamed):
@@ -184,8 +184,8 @@ class LitVAE(LightningModule):
             count = len(images)
             images = images[part.taken(count)]
         if self._train_noise is None or batch_idx == 0:
-            # What a single process draws z from. All else that is drawn at random, such as what is dropped out, is
-            # another stream in each process, whose images differ.
+            # z comes from the stream that a single process would use. All other random numbers, such as dropout, come
+            # from a separate stream per process, since the processes see different images.
             on_gpu = images.device.type == "cuda"
             state = torch.cuda.get_rng_state(images.device) if on_gpu else torch.get_rng_state()
             self._train_noise = torch.Generator(images.device)
@@ -196,17 +196,17 @@ class LitVAE(LightningModule):
         own = part.rows(count)
         return losses, own.stop - own.start, part.weight(count)
 
-    def _look(self) -> None:
+    def _check_losses(self) -> None:
         average = self.averages["train"]
-        found = average.first_not_finite()
-        if found is not None:
-            batch, term, value = found
+        invalid = average.first_not_finite()
+        if invalid is not None:
+            batch, term, value = invalid
             step = self.trainer.fit_loop.total_batch_idx + 1 - (average.batches - batch)
             place = f"step {step} (epoch {self.epochs_done}, step {batch} of {self.trainer.num_training_batches})"
             raise LossError("train", term, value, place)
 
     def on_train_epoch_start(self) -> None:
-        """Start this epoch's streams: the order of the images, and Python's, NumPy's and torch's generators."""
+        """Seed this epoch: the order of the images, and the generators of Python, NumPy and torch."""
         self.averages["train"] = Average()
         if isinstance(self.trainer.train_dataloader, Batches | Streamed):
             self.trainer.train_dataloader.set_epoch(self.current_epoch)
@@ -249,16 +249,16 @@ class LitVAE(LightningModule):
         own, taken = self._part.rows(len(whole)), self._part.taken(len(whole))
         images, count = whole[taken], own.stop - own.start
         with (
-            torch.autocast(images.device.type, enabled=False),  # in 32 bits, however the model was trained
+            torch.autocast(images.device.type, enabled=False),  # evaluate in 32 bits, whatever the training precision
             drawn_from(self._noise, taken, len(whole), len(self.vae.latent_shape)),
-            _noticed(self.vae.posterior) as posteriors,
+            _captured(self.vae.posterior) as posteriors,
         ):
             losses = self.objective(self.vae, images, 1.0 if split == "test" else self._progress())
         dimensions = by_dimension(posteriors[-1], self.vae.prior()) if posteriors else None
         self.averages[split].add(losses, count, None if dimensions is None else dimensions[:count].flatten(1))
 
     def _progress(self, batch_idx: int | None = None) -> float:
-        """The part of the training that is done, from 0 to 1; after the last step of an epoch without `batch_idx`."""
+        """The fraction of training that is done, from 0 to 1; without `batch_idx`, at the end of the current epoch."""
         trainer, batches = self.trainer, self.trainer.num_training_batches
         if not trainer.max_epochs or trainer.max_epochs < 0 or batches in (0, math.inf):
             return 0.0
@@ -271,7 +271,7 @@ class LitVAE(LightningModule):
 
     @property
     def epochs_done(self) -> int:
-        """Epochs trained, the current one included."""
+        """The number of epochs trained, including the current one."""
         return self.current_epoch + 1 if self.trainer.state.fn == "fit" else self.current_epoch
 
     def configure_gradient_clipping(
@@ -280,10 +280,10 @@ class LitVAE(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as `trainer.gradient_clip_val` and `gradient_clip_algorithm` say, by norm unless told otherwise.
+        """Clip as `trainer.gradient_clip_val` and `gradient_clip_algorithm` say; the default is by norm.
 
-        In mixed precision Lightning refuses fused optimisers, which could unscale gradients themselves; where nothing
-        is scaled, as in bfloat16, there is no reason to.
+        In mixed precision Lightning refuses to clip with fused optimisers, because they may unscale gradients
+        themselves. Without a scaler, as in bfloat16, there is no reason to refuse.
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_val:
             clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
@@ -292,7 +292,7 @@ class LitVAE(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
-        """The optimiser, and the scheduler that advances with each step."""
+        """The optimiser, and the scheduler, which advances with each step."""
         optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:
             return optimizer
@@ -303,8 +303,8 @@ class LitVAE(LightningModule):
 
 
 @contextmanager
-def _noticed(posterior: nn.Module) -> Iterator[list[Distribution]]:
-    """The posteriors that are made within, by whatever objective."""
+def _captured(posterior: nn.Module) -> Iterator[list[Distribution]]:
+    """Collect the posteriors that the objective computes inside this context."""
     found: list[Distribution] = []
     handle = posterior.register_forward_hook(lambda module, given, output: found.append(output))
     try:

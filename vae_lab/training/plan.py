@@ -1,4 +1,4 @@
-"""What a command is about to do: which runs have finished, which go on, how long it may take."""
+"""The plan of a command: which runs have finished, which resume, and how long it may take."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from vae_lab import results
 from vae_lab.config import Run
 
 MOST_LINES = 10
-"""Runs about which a sweep says more than their number; `plan=true` tells all."""
+"""Largest number of runs that a sweep lists one by one; `plan=true` lists all."""
 
 STAGES = {
     "finished": "finished",
@@ -25,7 +25,7 @@ STAGES = {
 
 
 class Stage(NamedTuple):
-    """Where a run stands: the epochs it goes on after, and a word about it."""
+    """The state of a run: its name, the epoch after which it resumes, and a note."""
 
     run: Run
     name: Literal["finished", "to measure", "elsewhere", "goes on", "again", "new"]
@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 
 
 def finished(run: Run) -> results.Result | None:
-    """The result of this run if it has come to its end before, in this configuration, with its files as they were."""
+    """The result of this run if it has finished with this configuration and its files are undamaged."""
     result = results.read_result(run.directory)
     if result is None or not result.finished or result.config_sha256 != run.config.sha256():
         return None
@@ -45,19 +45,19 @@ def finished(run: Run) -> results.Result | None:
 
 
 def measured(run: Run, result: results.Result) -> bool:
-    """Whether a finished run has all the test metrics that are asked for now."""
+    """Whether a finished run has all the test metrics that its configuration asks for now."""
     known = result.measured()
     return known is not None and known.covers(run.config.metrics)
 
 
 def all_finished(runs: Sequence[Run]) -> list[results.Result | None]:
-    """What `finished` gives for each run; their files are read side by side, which is most of the time it takes."""
+    """`finished` of each run; reading the files takes most of the time, so they are read in parallel."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(finished, runs))
 
 
 def damage(run: Run) -> str:
-    """Which files of an earlier attempt are damaged, with their paths; empty if none is."""
+    """A phrase that names the damaged files of an earlier attempt; empty if there are none."""
     result = results.read_result(run.directory)
     if result is not None:
         files = results.damaged(run.directory, result)
@@ -67,15 +67,15 @@ def damage(run: Run) -> str:
 
 
 def stage(run: Run) -> Stage:
-    """Where a run stands; torch is imported if it has left a checkpoint."""
+    """The state of a run; imports torch if the run has a checkpoint."""
     result = finished(run)
     if result is not None:
         return Stage(run, "finished") if measured(run, result) else Stage(run, "to measure", note="to measure again")
     owner = results.holder(run.directory)
     if owner is not None:
         return Stage(run, "elsewhere", note=f"in the hands of {owner}")
-    harm = damage(run)
-    why = f", since {harm}" if harm else ""
+    damaged_files = damage(run)
+    why = f", since {damaged_files}" if damaged_files else ""
     if any((run.directory / results.CHECKPOINTS).glob("*.ckpt")):
         from vae_lab.training import checkpoints, runner
 
@@ -86,7 +86,7 @@ def stage(run: Run) -> Stage:
         if epochs:
             return Stage(run, "goes on", epochs, f"goes on after epoch {epochs} of {_epochs(run)}{why}")
     earlier = results.read_result(run.directory)
-    if harm:
+    if damaged_files:
         return Stage(run, "again", note=f"to do again{why}")
     if earlier is not None and not earlier.finished:
         return Stage(run, "again", note=f"to do again, since it failed: {earlier.error}")
@@ -94,11 +94,11 @@ def stage(run: Run) -> Stage:
 
 
 def lines(stages: Sequence[Stage], folder: str, *, all_runs: bool = False) -> Iterator[str]:
-    """The plan in words: a sentence about all runs, one about the time, and lines about single runs."""
+    """The plan as text: a sentence about all runs, one about the time, and one line per run of interest."""
     counts = Counter[str](one.name for one in stages)
-    told = ", ".join(f"{counts[name]} {words}" for name, words in STAGES.items() if counts[name])
+    summary = ", ".join(f"{counts[name]} {words}" for name, words in STAGES.items() if counts[name])
     runs = f"{len(stages)} run{'s' if len(stages) > 1 else ''}"
-    yield f"Plan: {runs} under {folder}: {told}. {_time(stages)}".rstrip()
+    yield f"Plan: {runs} under {folder}: {summary}. {_time(stages)}".rstrip()
     single = [one for one in stages if all_runs or one.note]
     most = len(single) if all_runs else MOST_LINES
     yield from (f"  {one}" for one in single[:most])
@@ -123,7 +123,7 @@ def _time(stages: Sequence[Stage]) -> str:
 
 
 def wall(folder: Path) -> float | None:
-    """The seconds that a finished run took from its start to its end, in one sitting."""
+    """The wall time of a finished run in seconds; None if it was interrupted."""
     result = results.read_result(folder)
     return None if result is None or result.resumed else result.wall_seconds
 

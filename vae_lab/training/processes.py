@@ -1,4 +1,4 @@
-"""One run trained by several processes: started for that run alone, watched, and ended together."""
+"""Train one run in several processes: start them for that run, watch them, and end them together."""
 
 import os
 import pickle
@@ -20,63 +20,64 @@ from rich.console import Console
 from vae_lab.config import SWEEP_POSITION, SWEEP_RUNS, Config, ConfigError, Position, Problem, Run, cores
 
 MODULE = "vae_lab.training.worker"
-LOOK_EVERY = 0.05
-"""Seconds between two looks at the processes."""
+POLL_EVERY = 0.05
+"""Seconds between two polls of the processes."""
 GRACE = 3.0
-"""Seconds after the end of one process in which the others may say what they saw of it."""
-LONGEST_TOLD = 300
+"""Seconds that the others have to report their own errors after one process has ended."""
+LONGEST_QUOTE = 300
+"""Characters of a process's last line that an error quotes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process must know to take its part in a run."""
+    """What a process needs to know to train its part of a run."""
 
     run: Run
     settings: Config
     goes_on: bool
     rank: int
     exchange: Path
-    """A folder on this machine's own disk, where the processes find each other and leave their outcomes."""
+    """A folder on a local disk, where the processes find each other and write their outcomes."""
     logging: Mapping[str, Any] | None
-    """How Hydra has set up Python's logging."""
+    """Hydra's configuration of Python's logging."""
 
     @property
     def outcome(self) -> Path:
-        """The file in which the process leaves its outcome."""
+        """The file to which the process writes its outcome."""
         return self.exchange / f"outcome-{self.rank}"
 
     @property
     def errors(self) -> Path:
-        """The file to which a further process writes what it has to say; the first one has the terminal."""
+        """The file for a process's stderr; the first process writes to the terminal instead."""
         return self.exchange / f"errors-{self.rank}"
 
 
 @dataclass
 class Outcome:
-    """How far a process has come; the first one writes it after every epoch."""
+    """The progress and result of a process; the first process writes it after every epoch."""
 
     measured: dict[str, Any] | None = None
     history: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     traceback: str = ""
     is_consequence: bool = False
-    """Whether the error is only that another process was no longer there."""
+    """Whether the error only says that another process has ended."""
 
 
 class RankError(RuntimeError):
-    """A run that ended with one of its processes: `error` is that one's, or how it ended, `told` its traceback."""
+    """A process of the run failed: `error` is its error or how it ended, `traceback` its traceback."""
 
-    def __init__(self, error: str, told: str) -> None:
+    def __init__(self, error: str, traceback: str) -> None:
         super().__init__(error)
         self.error = error
-        self.told = told
+        self.traceback = traceback
 
 
 def check(settings: Config) -> None:
-    """Whether this machine can train the run in several processes.
+    """Check that this machine can train the run in several processes.
 
     Raises:
-        ConfigError: if there are fewer cores or GPUs than processes, or others have been started beside this one.
+        ConfigError: if there are fewer cores or GPUs than processes, or a launcher has started several commands.
     """
     processes, kind = settings.trainer.processes, settings.trainer.accelerator
     if processes == 1:
@@ -94,7 +95,7 @@ def check(settings: Config) -> None:
 
 
 def _other_starter() -> str | None:
-    """Who has started several processes of this command, as far as the environment tells."""
+    """The launcher that has started several processes of this command, according to the environment."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun has started this process"
     for name, who in (
@@ -111,15 +112,15 @@ def _other_starter() -> str | None:
 def train(
     run: Run, settings: Config, *, goes_on: bool, on_history: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
-    """Train a run in `trainer.devices` processes; gives what the first one measured.
+    """Train a run in `trainer.devices` processes; returns the measurements of the first one.
 
-    The processes end with this one, however it ends, and with each other.
+    If one process ends, the others end too. They also end with this process, however it ends.
 
     Args:
-        run: the run, whose folder this process holds.
-        settings: its configuration, with the widths that were found for it.
-        goes_on: whether it goes on from its last checkpoint.
-        on_history: told the state of the first process's clock and record, however the run ends.
+        run: the run, whose folder this process has locked.
+        settings: its configuration, with the matched widths.
+        goes_on: whether to resume from its last checkpoint.
+        on_history: called with the state of the first process's `History`, however the run ends.
 
     Raises:
         RankError: if one fails or dies.
@@ -132,7 +133,7 @@ def train(
             with _started(jobs) as processes:
                 _wait(processes, jobs)
         finally:
-            first = _outcome(jobs[0])
+            first = _read_outcome(jobs[0])
             if first is not None:
                 on_history(first.history)
         if first is None or first.measured is None:
@@ -144,39 +145,39 @@ def train(
 def _started(jobs: Sequence[Job]) -> Iterator[list[subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes.extend(map(_start, jobs))  # where one cannot be started, those before it are in the list
+        processes.extend(map(_start, jobs))  # if one fails to start, those before it are in the list
         yield processes
     finally:
         was_killed = [_kill(process) for process in processes]
         if any(was_killed):
-            Console(stderr=True).show_cursor()  # which the progress bar of a process that was killed has hidden
+            Console(stderr=True).show_cursor()  # a killed progress bar leaves it hidden
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
     with open(os.devnull if job.rank == 0 else job.errors, "wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE],
-            stdin=subprocess.PIPE,  # the process ends when this end of it is closed
+            stdin=subprocess.PIPE,  # the process ends when this end is closed
             stdout=None if job.rank == 0 else subprocess.DEVNULL,
             stderr=None if job.rank == 0 else errors,
             env=_environment(job),
-            start_new_session=True,  # a key such as Ctrl-C is for this process, which ends the others
+            start_new_session=True,  # Ctrl-C goes to this process only, which ends the others
         )
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has died already, as is seen at once
+    with suppress(BrokenPipeError):  # it has died already, which `_wait` notices
         pickle.dump(job, process.stdin)
         process.stdin.flush()
     return process
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """That of this process, with its path for imports and its place in a sweep."""
-    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    """The environment of this process, with its import path and its position in a sweep."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     position = Position.current()
-    told = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.settings.trainer.threads)}
+    variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.settings.trainer.threads)}
     if position is not None:
-        told[SWEEP_POSITION] = f"{position.number}/{position.runs}"
-    return {key: value for key, value in os.environ.items() if key != SWEEP_RUNS} | told
+        variables[SWEEP_POSITION] = f"{position.number}/{position.runs}"
+    return {key: value for key, value in os.environ.items() if key != SWEEP_RUNS} | variables
 
 
 def _logging() -> dict[str, Any] | None:
@@ -187,9 +188,9 @@ def _logging() -> dict[str, Any] | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> bool:
-    """End a process and those that it has started; False if it had ended by itself."""
+    """Kill a process and its children; False if it had already ended by itself."""
     running = process.poll() is None
-    with suppress(ProcessLookupError, PermissionError):  # the workers of a dead process may be left
+    with suppress(ProcessLookupError, PermissionError):  # the children of a dead process may be left
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         elif running:
@@ -202,10 +203,10 @@ def _kill(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], jobs: Sequence[Job]) -> None:
-    """Wait for all, or until one fails.
+    """Wait until all have ended.
 
     Raises:
-        RankError: then.
+        RankError: if one fails.
     """
     while True:
         codes = [process.poll() for process in processes]
@@ -213,28 +214,28 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], jobs: Sequence[Job]) -> 
             break
         if all(code == 0 for code in codes):
             return
-        time.sleep(LOOK_EVERY)
+        time.sleep(POLL_EVERY)
     latest = time.monotonic() + GRACE
     while any(process.poll() is None for process in processes) and time.monotonic() < latest:
-        time.sleep(LOOK_EVERY)
-    raise _blamed(jobs, [process.poll() for process in processes])
+        time.sleep(POLL_EVERY)
+    raise _root_error(jobs, [process.poll() for process in processes])
 
 
-def _blamed(jobs: Sequence[Job], codes: Sequence[int | None]) -> RankError:
-    """The error that the others follow from: one that a process told, else that one died without a word."""
-    outcomes = [(_outcome(job) or Outcome()) for job in jobs]
-    told = [one for one in outcomes if one.error and not one.is_consequence]
-    if told:
-        return RankError(told[0].error or "", told[0].traceback)
+def _root_error(jobs: Sequence[Job], codes: Sequence[int | None]) -> RankError:
+    """The error that caused the others: one that a process reported, else the silent death of a process."""
+    outcomes = [(_read_outcome(job) or Outcome()) for job in jobs]
+    reported = [one for one in outcomes if one.error and not one.is_consequence]
+    if reported:
+        return RankError(reported[0].error or "", reported[0].traceback)
     for job, code, outcome in zip(jobs, codes, outcomes, strict=True):
         if code and not outcome.error:
             who = f"process {job.rank + 1} of {len(jobs)}"
-            return RankError(f"{who} {_how(code)}{_last_words(job)}; the others were ended", "")
-    follows = next(one for one in outcomes if one.error)
-    return RankError(follows.error or "", follows.traceback)
+            return RankError(f"{who} {_exit_text(code)}{_last_line(job)}; the others were ended", "")
+    consequence = next(one for one in outcomes if one.error)
+    return RankError(consequence.error or "", consequence.traceback)
 
 
-def _how(code: int) -> str:
+def _exit_text(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code}"
     with suppress(ValueError):
@@ -244,24 +245,24 @@ def _how(code: int) -> str:
     return f"was killed (signal {-code})"
 
 
-def _last_words(job: Job) -> str:
+def _last_line(job: Job) -> str:
     try:
         lines = job.errors.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return f", its last words {lines[-1][:LONGEST_TOLD]!r}" if lines else ""
+    return f", its last words {lines[-1][:LONGEST_QUOTE]!r}" if lines else ""
 
 
 def leave(job: Job, outcome: Outcome) -> None:
-    """Write a process's outcome, whole or not at all."""
+    """Write a process's outcome atomically."""
     part = job.outcome.with_suffix(".part")
     part.write_bytes(pickle.dumps(outcome))
     part.replace(job.outcome)
 
 
-def _outcome(job: Job) -> Outcome | None:
+def _read_outcome(job: Job) -> Outcome | None:
     try:
-        found: Outcome = pickle.loads(job.outcome.read_bytes())  # of a process of our own
+        found: Outcome = pickle.loads(job.outcome.read_bytes())  # written by our own process
     except (OSError, EOFError, pickle.UnpicklingError):
         return None
     return found

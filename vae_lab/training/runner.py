@@ -36,24 +36,24 @@ from vae_lab.training.module import LitVAE
 
 log = logging.getLogger(__name__)
 
-# Lightning's advice that does not apply: images are on the device already, and the logging interval is an epoch.
+# Lightning's warnings that do not apply: images are on the device already, and the logging interval is one epoch.
 QUIET = (
     "smaller than the logging interval",
     "Checkpoint directory .* exists",
     "You defined a `validation_step` but have no `val_dataloader`",  # data.num_val=0
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    "It is recommended to use `self.log\\(.*sync_dist=True",  # averages are brought together before they are logged
-    "Grad strides do not match bucket view strides",  # weights lie channels last
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # averages are combined before they are logged
+    "Grad strides do not match bucket view strides",  # weights are channels last
 )
 
 
-# Lightning's loggers that write by a package which is an extra of this project.
+# Lightning's loggers that need a package which is an extra of this project.
 LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 
 TERMS = ("total", "reconstruction", "kl")
 """The terms that every objective has."""
 
-# Our own progress bar and files stand in for these.
+# Our own progress bar and files replace these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -67,10 +67,10 @@ def _quiet() -> Iterator[None]:
 
 
 def check(settings: Config) -> None:
-    """What can be wrong with a valid configuration whose blocks fit: targets and their arguments.
+    """Check the targets of a valid configuration and their arguments.
 
     Raises:
-        ConfigError: with what is wrong.
+        ConfigError: if one cannot be built or does not fit.
     """
     config.check_targets(settings)
     with _quiet():
@@ -79,10 +79,10 @@ def check(settings: Config) -> None:
 
 
 def check_data(settings: Config) -> None:
-    """Find, fetch and read the images once.
+    """Find, download and read the images once.
 
     Raises:
-        ConfigError: if they cannot be had.
+        ConfigError: if that fails.
     """
     try:
         config.build(settings.data).prepare_data()
@@ -109,13 +109,13 @@ def _check_trainer(settings: Config) -> None:
 
 
 def _check_parts(settings: Config) -> None:
-    """Build once what is made in a run, over one weight, and take the loss of one output on the meta device."""
-    with _told("objective"), shapes_only():
+    """Build every part of a run once, the optimiser with one weight, and compute one loss on the meta device."""
+    with _reported_under("objective"), shapes_only():
         _check_objective(settings)
-    with _told("optimizer"):
+    with _reported_under("optimizer"):
         optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
     if settings.scheduler is not None:
-        with _told("scheduler"):
+        with _reported_under("scheduler"):
             config.build(settings.scheduler)(optimizer)
     for name, node in (settings.logger or {}).items():
         package = LOGGERS.get(node.target.rpartition(".")[2])
@@ -123,7 +123,7 @@ def _check_parts(settings: Config) -> None:
             problem = f"needs the package {package}, which is not installed: pip install 'vae-lab[{package}]'"
             raise ConfigError(Problem(f"logger.{name}", f"{problem}, or pip install {package}"))
     for name, node in (settings.callbacks or {}).items():
-        with _told(f"callbacks.{name}"):
+        with _reported_under(f"callbacks.{name}"):
             config.build(node)
 
 
@@ -156,20 +156,20 @@ def _check_objective(settings: Config) -> None:
 
 
 @contextmanager
-def _told(key: str) -> Iterator[None]:
+def _reported_under(key: str) -> Iterator[None]:
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # whatever the target makes of its arguments
+    except Exception as error:  # a target may raise anything
         raise ConfigError(Problem(key, f"cannot be built ({type(error).__name__}: {error})")) from error
 
 
 def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     """Train, validate, test and record one run; an error is recorded, not raised.
 
-    An interrupted run goes on after its last whole epoch, and ends as if it had not been interrupted. Callbacks that
-    are `watching` come after those of the configuration.
+    An interrupted run resumes after its last complete epoch, and its results are as if it had not been interrupted. The
+    callbacks in `watching` come after those of the configuration.
 
     Raises:
         OSError: if its files cannot be written.
@@ -194,13 +194,13 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
             measured = processes.train(run, settings, goes_on=epochs > 0, on_history=history.take)
         else:
             measured = attempt(run, settings, history, watching, goes_on=epochs > 0)
-        measured["model"] = _size(described, _told_match(settings, match))
+        measured["model"] = _size(described, _match_record(settings, match))
         error = None
     except processes.RankError as failure:
         with suppress(OSError):
-            results.write_text(folder / results.TRACEBACK, failure.told or f"{failure.error}\n")
+            results.write_text(folder / results.TRACEBACK, failure.traceback or f"{failure.error}\n")
         measured, error = {}, failure.error
-    except Exception as failure:  # whatever a user's block or the machine does, the other runs go on
+    except Exception as failure:  # whatever a user's block or the machine raises, the other runs continue
         with suppress(OSError):
             results.write_text(folder / results.TRACEBACK, traceback.format_exc())
         measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
@@ -226,7 +226,7 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
 
 
 def _recorded(history: History) -> dict[str, Any]:
-    """What is known of a run whether or not it came to its end: its clock and the last losses of each split."""
+    """The fields that every run has, finished or failed: its timing and the last losses of each split."""
     timing = results.Timing(
         train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
         epoch_seconds=history.epoch_seconds,
@@ -243,18 +243,18 @@ def _losses(history: History, split: str) -> dict[str, float]:
 
 
 def origin(run: Run) -> dict[str, Any]:
-    """What a run must share with the one that wrote a checkpoint: beside these, its figures depend on nothing."""
+    """What must match to resume from a checkpoint: the results depend on nothing else."""
     return {
         "configuration": run.config.sha256(),
         "seed": run.config.seed,
         "vae_lab": __version__,
-        "torch": str(torch.__version__),  # a class of torch's own, which its safe loading refuses
+        "torch": str(torch.__version__),  # else a class of torch, which safe loading refuses
         "device": device_name(run.config),
     }
 
 
 def epochs_kept(run: Run) -> int:
-    """The epochs after which a run goes on: those of an earlier attempt that was interrupted, not one that failed.
+    """The epoch after which a run resumes: 0 unless an earlier attempt was interrupted; a failed one starts again.
 
     Raises:
         CheckpointError: if its checkpoint cannot be used.
@@ -266,7 +266,7 @@ def epochs_kept(run: Run) -> int:
 
 
 class _Group(LightningEnvironment):
-    """Tells Lightning of the processes that `group` has started."""
+    """Informs Lightning about the processes that `processes` has started."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -277,7 +277,7 @@ class _Group(LightningEnvironment):
 
 
 def _arguments(settings: Config) -> dict[str, Any]:
-    """What goes to Lightning's `Trainer`; several processes share batches and statistics in our way."""
+    """The arguments of Lightning's `Trainer`; our own code splits batches between processes, so Lightning must not."""
     arguments = settings.trainer.arguments()
     if settings.trainer.processes == 1:
         return arguments
@@ -287,17 +287,17 @@ def _arguments(settings: Config) -> dict[str, Any]:
 def attempt(
     run: Run, settings: Config, history: History, watching: Sequence[Callback] = (), *, goes_on: bool
 ) -> dict[str, Any]:
-    """Train, validate and test a run in this process, alone or together with others of a group.
+    """Train, validate and test a run in this process, alone or as one of several processes.
 
     Args:
         run: the run.
-        settings: its configuration, with the widths that were found for it.
+        settings: its configuration, with the matched widths.
         history: its clock and record.
         watching: further callbacks.
-        goes_on: whether it goes on from its last checkpoint.
+        goes_on: whether to resume from its last checkpoint.
 
     Returns:
-        What was measured, as fields of `results.Result`; nothing in a group's further processes.
+        The measured fields of `results.Result`; empty in all processes but the first.
     """
     folder, part = run.directory, shards.mine()
     keep_freed_memory()
@@ -340,9 +340,9 @@ def attempt(
         if isinstance(trainer.precision_plugin, DoublePrecision):
             trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
         lighten(trainer, module)
-        told = shards.apart(model) if not arguments.get("sync_batchnorm") else []
-        for sentence in told if part.is_first else ():
-            log.warning("%s: %s", run, sentence)
+        stats_warnings = shards.apart(model) if not arguments.get("sync_batchnorm") else []
+        for warning in stats_warnings if part.is_first else ():
+            log.warning("%s: %s", run, warning)
         last = str(checkpoint_folder / checkpoints.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         trainer.test(module, datamodule=data, verbose=False)
@@ -350,7 +350,7 @@ def attempt(
         return {}
     save_weights(model, folder / results.WEIGHTS)
     recorded = _recorded(history)
-    trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # not only what came after the last epoch
+    trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # else only the test ran here
     return {
         "test": recorded["test"].model_copy(update=quality.figures),
         "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
@@ -363,7 +363,7 @@ def attempt(
                     results.read_history(folder), kl_divisor(module.objective.units, model.latent_dim)
                 ),
             ),
-            *told,
+            *stats_warnings,
         ],
         "terms": dict(module.objective.units),
         "nats": model.likelihood.data if module.objective.measures(model) else None,
@@ -383,8 +383,8 @@ def _size(described: Description, match: dict[str, Any] | None) -> results.Model
     )
 
 
-def _told_match(settings: Config, found: Matched | None) -> dict[str, Any] | None:
+def _match_record(settings: Config, found: Matched | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    named = settings.match.model_dump(include={"cost", "encoder", "decoder"})
-    return named | {f"{side}_ratio": ratio for side, ratio in found.ratios.items()}
+    record = settings.match.model_dump(include={"cost", "encoder", "decoder"})
+    return record | {f"{side}_ratio": ratio for side, ratio in found.ratios.items()}

@@ -1,4 +1,4 @@
-"""One of the processes that train a run together: `python -m vae_lab.rank`, started by `vae_lab.group` alone."""
+"""One of the processes that train a run together; only `vae_lab.training.processes` starts it."""
 
 import logging
 import os
@@ -20,31 +20,31 @@ from vae_lab.config import register_resolvers
 from vae_lab.training import processes
 
 LONGEST_WAIT = timedelta(days=30)
-"""How long a process waits for the others: `group` ends it when one of them dies."""
+"""Timeout of the process group. It is long, because `processes` ends all processes when one dies."""
 
 
 def main() -> None:
-    """Read what the run is, take part in it, and leave the outcome."""
+    """Read the job, train this process's part of the run, and write the outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job: processes.Job = pickle.load(sys.stdin.buffer)  # of the process that started this one
-    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    job: processes.Job = pickle.load(sys.stdin.buffer)  # from the parent process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     register_resolvers()
-    _listen(job)
+    _set_up_logging(job)
     outcome = processes.Outcome()
     try:
-        _take_part(job, outcome)
+        _train(job, outcome)
     except BaseException as error:
         outcome.error = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
         outcome.traceback = traceback.format_exc()
         outcome.is_consequence = _is_consequence(error)
         processes.leave(job, outcome)
-        _end(1)
+        _exit_now(1)
     processes.leave(job, outcome)
-    _end(0)
+    _exit_now(0)
 
 
-def _end(code: int) -> None:
-    """End at once: what is left to do at a usual end waits for processes that may be gone."""
+def _exit_now(code: int) -> None:
+    """Exit at once: a normal exit would wait for processes that may have died."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
@@ -52,18 +52,18 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-def _end_with_the_starter() -> None:
-    """Wait until the process that started this one has gone, and end with all that was started here."""
+def _exit_with_parent() -> None:
+    """Wait until the parent process ends, then kill this process and its children."""
     with suppress(OSError):
         while os.read(0, 1):
             pass
     if hasattr(os, "killpg"):
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # of a session of its own
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # this process has its own session
     os._exit(1)
 
 
-def _listen(job: processes.Job) -> None:
-    """Log as the process that started this one does; a further process tells errors only, once each is enough."""
+def _set_up_logging(job: processes.Job) -> None:
+    """Log as the parent process does. Processes other than the first log errors only, to avoid duplicates."""
     if job.rank > 0:
         logging.basicConfig(level=logging.ERROR)
         warnings.simplefilter("ignore")
@@ -71,7 +71,7 @@ def _listen(job: processes.Job) -> None:
         configure_log(OmegaConf.create(dict(job.logging)))
 
 
-def _take_part(job: processes.Job, outcome: processes.Outcome) -> None:
+def _train(job: processes.Job, outcome: processes.Outcome) -> None:
     import torch
     from torch import distributed
 
@@ -85,7 +85,7 @@ def _take_part(job: processes.Job, outcome: processes.Outcome) -> None:
     torch.set_num_threads(job.settings.trainer.threads)
     gpu = on_gpu(job.settings)
     if not gpu:
-        _talk_within_this_machine()
+        _use_loopback()
     distributed.init_process_group(
         "nccl" if gpu else "gloo",
         init_method=f"file://{job.exchange / 'meeting'}",
@@ -106,8 +106,8 @@ def _take_part(job: processes.Job, outcome: processes.Outcome) -> None:
     outcome.measured = runner.attempt(job.run, job.settings, history, goes_on=job.goes_on)
 
 
-def _talk_within_this_machine() -> None:
-    """Let gloo use the loopback: it would else ask what the machine's name stands for, which need not be known."""
+def _use_loopback() -> None:
+    """Let gloo use the loopback interface. By default it resolves the host name, which can fail."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
     if loopback is not None:
@@ -115,10 +115,10 @@ def _talk_within_this_machine() -> None:
 
 
 def _is_consequence(error: BaseException) -> bool:
-    """Whether an error says only that another process has gone."""
-    told = str(error).lower()
-    gone = ("connection closed by peer", "connection reset", "socket", "broken pipe", "gloo", "nccl", "remote process")
-    return isinstance(error, RuntimeError) and any(word in told for word in gone)
+    """Whether an error only says that another process has ended."""
+    message = str(error).lower()
+    signs = ("connection closed by peer", "connection reset", "socket", "broken pipe", "gloo", "nccl", "remote process")
+    return isinstance(error, RuntimeError) and any(word in message for word in signs)
 
 
 if __name__ == "__main__":

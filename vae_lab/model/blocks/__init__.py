@@ -1,1 +1,1 @@
-"""The vocabulary of an architecture file: a file for each word, and what their modules are made of."""
+"""The words of an architecture file, one file each, and the modules that they build."""

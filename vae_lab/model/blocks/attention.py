@@ -8,7 +8,7 @@ from vae_lab.config.vocabulary import Block, FitError, Normalization, Place, des
 
 @word("attention")
 class Attention(Block):
-    """Self-attention between all positions of the map (Vaswani et al. 2017); the number is that of the heads."""
+    """Self-attention between all positions of the map (Vaswani et al. 2017); the number is the number of heads."""
 
     attention: Width
     normalization: Normalization = "layer"
@@ -16,11 +16,11 @@ class Attention(Block):
     scales = False
 
     def divisor_before(self) -> int:
-        """The heads share the channels evenly."""
+        """The number of heads must divide the number of channels."""
         return self.attention
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from vae_lab.model.blocks.modules import SelfAttention
 
         heads, channels = self.attention, place.channels

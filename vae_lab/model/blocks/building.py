@@ -1,4 +1,4 @@
-"""From a block and its place to its module."""
+"""Build the module of a block."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from vae_lab.model.blocks.modules import Skip
 
 
 def build(block: config.AnyBlock, place: Place) -> nn.Module:
-    """The module of one block; lists of blocks are for `networks`.
+    """Build the module of one block; `networks` builds lists of blocks.
 
     Raises:
-        FitError: if it cannot take what comes to its place.
+        FitError: if the block does not accept its input shape.
     """
     if isinstance(block, config.ForeignBlock):
         module = config.build(block)
@@ -32,9 +32,10 @@ def build(block: config.AnyBlock, place: Place) -> nn.Module:
 
 
 def complete(module: nn.Module, shape: Shape) -> nn.Module:
-    """The module with all of its weights: torch's lazy classes make theirs for the first input that they get.
+    """The module with all weights initialised: torch's lazy classes create theirs at their first input.
 
-    They get one of `shape` without values, for maps on the way may be of any size; so are the other weights meanwhile.
+    That input has shape `shape` and lies on the meta device, because intermediate maps may be of any size. The other
+    weights are moved to the meta device for the forward pass and restored after it.
     """
     lazy = [part for part in module.modules() if compat.is_lazy_module(part)]
     if not lazy:
@@ -52,7 +53,8 @@ def complete(module: nn.Module, shape: Shape) -> nn.Module:
 
     for part in module.modules():
         set_aside(part)
-    hooks = [part.register_forward_pre_hook(set_aside) for part in lazy]  # after torch's own, which makes the weights
+    # These hooks run after torch's own, which create the weights.
+    hooks = [part.register_forward_pre_hook(set_aside) for part in lazy]
     try:
         with torch.device("meta"), torch.no_grad():
             module.eval()(torch.zeros(2, *shape))
@@ -66,10 +68,10 @@ def complete(module: nn.Module, shape: Shape) -> nn.Module:
 
 
 def enclose(block: config.Group, modules: Sequence[nn.Module], before: Shape, after: Shape) -> nn.Module:
-    """The module of a list of blocks whose own modules are made.
+    """The module of a list of blocks, given the modules of the blocks.
 
     Raises:
-        FitError: if there is a way around them and they change the shape.
+        FitError: if the list has a skip connection but changes the shape.
     """
     body = nn.Sequential(*modules)
     if not block.skip:

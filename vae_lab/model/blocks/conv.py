@@ -21,7 +21,7 @@ from vae_lab.config.vocabulary import (
 
 @word("conv")
 class Conv(Strided):
-    """Convolution; without a stride it keeps the size of the map."""
+    """Convolution; with stride 1 it keeps the size of the map."""
 
     conv: Width
     kernel: StridedKernel = 3
@@ -29,25 +29,25 @@ class Conv(Strided):
     groups: Width = 1
 
     def divisor(self) -> int:
-        """The groups."""
+        """The number of groups must divide the output channels."""
         return self.groups
 
     def divisor_before(self) -> int:
-        """The groups."""
+        """The number of groups must divide the input channels."""
         return self.groups
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
+        """`conv` channels; the size divided by the stride."""
         return (self.conv, *strided(shape[1:], self.stride, self.kernel, self.dilation))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from vae_lab.model.blocks.layers import convolution
 
-        for what, channels in (("that come in", place.channels), ("that it makes", self.conv)):
+        for which, channels in (("that come in", place.channels), ("that it makes", self.conv)):
             if channels % self.groups:
                 raise FitError(
-                    f"groups: {self.groups} must divide the channels {what}, but they are {channels}; "
+                    f"groups: {self.groups} must divide the channels {which}, but they are {channels}; "
                     f"{divisors(channels)} would"
                 )
         takes_kernel(self.kernel, place, self.dilation)

@@ -10,7 +10,7 @@ from vae_lab.config.vocabulary import Activation, Block, Normalization, OddKerne
 
 @word("convnext")
 class ConvNext(Block):
-    """ConvNeXt block (Liu et al. 2022), with its own activation and normalisation unless the block names others."""
+    """ConvNeXt block (Liu et al. 2022), with GELU and layer normalisation unless the block sets others."""
 
     convnext: Width
     kernel: OddKernel = 7
@@ -19,11 +19,11 @@ class ConvNext(Block):
     normalization: Normalization = "layer"
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size as it was."""
+        """`convnext` channels; the size does not change."""
         return (self.convnext, *shape[1:])
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
-        from vae_lab.model.blocks.modules import convnext as make_convnext
+        """Build the module of this block."""
+        from vae_lab.model.blocks import modules
 
-        return make_convnext(place.channels, self.convnext, self.kernel, self.expansion, place.style)
+        return modules.convnext(place.channels, self.convnext, self.kernel, self.expansion, place.style)

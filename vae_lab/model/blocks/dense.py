@@ -9,18 +9,18 @@ from vae_lab.config.vocabulary import Place, Shape, Size, Styled, word
 
 @word("dense")
 class Dense(Styled):
-    """Fully connected layer; a map is flattened for it."""
+    """Fully connected layer; flattens a map first."""
 
     dense: Width
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """A vector."""
+        """A vector of `dense` numbers."""
         return (self.dense,)
 
     takes = "either"
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         from vae_lab.model.blocks.layers import after

@@ -8,17 +8,17 @@ from vae_lab.config.vocabulary import Place, Shape, Size, Strided, StridedKernel
 
 @word("depthwise")
 class Depthwise(Strided):
-    """Depthwise-separable convolution (Howard et al. 2017): one filter a channel, then a 1×1 convolution."""
+    """Depthwise-separable convolution (Howard et al. 2017): one filter per channel, then a 1×1 convolution."""
 
     depthwise: Width
     kernel: StridedKernel = 3
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
+        """`depthwise` channels; the size divided by the stride."""
         return (self.depthwise, *strided(shape[1:], self.stride, self.kernel))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         from vae_lab.model.blocks.layers import convolution

@@ -14,15 +14,15 @@ class Down(Styled):
     kernel: AnyKernel = 3
 
     def size_before(self, size: Size) -> Size:
-        """Twice as large."""
+        """Twice the size."""
         return tuple(2 * side for side in size)
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, half the size."""
+        """`down` channels; half the size."""
         return (self.down, *strided(shape[1:], 2, self.kernel))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from vae_lab.model.blocks.layers import convolution
 
         halvable(self, place)

@@ -9,7 +9,7 @@ from vae_lab.config.vocabulary import Block, Place, word
 
 @word("dropout")
 class Dropout(Block):
-    """Each number set to zero with this probability while training (Srivastava et al. 2014)."""
+    """Sets each number to zero with this probability during training (Srivastava et al. 2014)."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,7 +18,7 @@ class Dropout(Block):
     takes = "either"
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         return nn.Dropout(self.dropout)

@@ -10,7 +10,7 @@ from vae_lab.config.vocabulary import OddKernel, Place, Styled, halvable, word
 
 @word("encdec")
 class EncDec(Styled):
-    """Encoder-decoder block: strided convolutions to `encdec` channels and transposed ones back."""
+    """Encoder-decoder block: strided convolutions to `encdec` channels, then transposed convolutions back."""
 
     encdec: Width
     kernel: OddKernel = 3
@@ -20,7 +20,7 @@ class EncDec(Styled):
     keeps_channels = True
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from vae_lab.model.blocks.modules import Hourglass
 
         halvable(self, place, self.depth)

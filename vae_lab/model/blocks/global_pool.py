@@ -7,18 +7,18 @@ from vae_lab.config.vocabulary import Block, Place, Shape, Size, word
 
 @word("global_pool")
 class GlobalPool(Block):
-    """Maximum or average over the whole map: a vector of its channels."""
+    """Maximum or average over the whole map: one number per channel."""
 
     global_pool: Literal["max", "avg"]
 
     scales = False
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """The channels alone."""
+        """The channels only."""
         return shape[:1]
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
-        from vae_lab.model.blocks.modules import GlobalPool as make_GlobalPool
+        """Build the module of this block."""
+        from vae_lab.model.blocks import modules
 
-        return make_GlobalPool(self.global_pool)
+        return modules.GlobalPool(self.global_pool)

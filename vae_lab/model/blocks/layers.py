@@ -1,4 +1,4 @@
-"""What blocks are made of: shapes, the style of a network, convolutions with what follows them."""
+"""The layers that blocks use: normalisation, activation and convolutions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +22,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-# Wu & He (2018) find 32 groups best, and no fewer than a few channels in each.
+# Wu & He (2018) find that 32 groups work best, with at least a few channels per group.
 MOST_GROUPS, SMALLEST_GROUP = 32, 4
 
 
-# What puts out a tensor like the one that it gets, which torch needs a millisecond to find without values.
+# Functions that keep the shape of their input. On the meta device torch needs a millisecond for each of them.
 _KEEPING_SHAPE = {functional.leaky_relu, functional.relu, functional.elu, functional.gelu, functional.silu, torch.tanh}
 
 
@@ -39,7 +39,7 @@ class _Shortcuts(TorchFunctionMode):
         if is_float and func in _KEEPING_SHAPE:
             return x
         if is_float and func is functional.batch_norm and mean is not None and len(mean) == x.shape[1] < x.numel():
-            return x  # else torch says what is wrong
+            return x  # otherwise torch raises the error
         return func(*args, **kwargs or {})
 
 
@@ -51,7 +51,7 @@ def shapes_only() -> Iterator[None]:
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels at each position (Ba et al. 2016), as ConvNeXt has it.
+    """Layer normalisation over the channels at each position (Ba et al. 2016), as in ConvNeXt.
 
     (b, c, h, w) → (b, c, h, w), with a weight and a bias for each channel.
     """
@@ -65,7 +65,7 @@ class ChannelNorm(nn.Module):
 
 
 class Rescale(nn.Module):
-    """Enlarge a map to `size` (h, w) as a picture is: (b, c, ·, ·) → (b, c, h, w)."""
+    """Resize a map to `size` (h, w) by interpolation: (b, c, ·, ·) → (b, c, h, w)."""
 
     def __init__(self, size: Size, mode: str) -> None:
         super().__init__()
@@ -79,17 +79,17 @@ class Rescale(nn.Module):
 
 
 def norm(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
-    """The normalisation of a map or, not `spatial`, of a vector; empty for none.
+    """The normalisation of a map or, if not `spatial`, of a vector; empty for none.
 
     Raises:
-        FitError: if it would leave nothing of its input.
+        FitError: if its output would always be zero.
     """
     match style.normalization:
         case "none":
             return []
         case "batch":
             return [nn.BatchNorm2d(channels) if spatial else nn.BatchNorm1d(channels)]
-    if channels == 1:  # normalised by itself alone, a number is zero
+    if channels == 1:  # a single number normalises to zero
         raise FitError(
             f"normalization: {style.normalization} needs 2 channels or more, but gets 1; take batch or none, or "
             "more channels"
@@ -105,12 +105,12 @@ def act(style: Style) -> list[nn.Module]:
 
 
 def after(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
-    """What follows a layer: normalisation and activation."""
+    """The normalisation and activation after a layer."""
     return [*norm(style, channels, spatial=spatial), *act(style)]
 
 
 def groups(channels: int) -> int:
-    """The most groups, up to 32, that share the channels evenly and have 4 or more each; else one."""
+    """The largest number of groups, up to 32, that divides the channels with at least 4 per group; else one."""
     most = max(1, min(MOST_GROUPS, channels // SMALLEST_GROUP))
     return next(count for count in range(most, 0, -1) if channels % count == 0)
 
@@ -132,11 +132,11 @@ def convolution(
 
 
 def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias: bool = True) -> nn.ConvTranspose2d:
-    """A transposed convolution with stride 2: a map of `start` (h, w) onto one of `end`.
+    """A transposed convolution with stride 2: from a map of size `start` (h, w) to one of size `end`.
 
     Each side of `end` is twice that of `start`, or one less.
     """
-    # An output is 2n - 2 - 2 · padding + kernel long, and at most one more can be asked for.
+    # The output length is 2n - 2 - 2 · padding + kernel, plus an output padding of 0 or 1.
     height, width = (goal - 2 * side + 2 - kernel for side, goal in zip(start, end, strict=True))
     padding, extra = (-(height // 2), -(width // 2)), (height % 2, width % 2)
     return nn.ConvTranspose2d(into, out, kernel, 2, padding, extra, bias=bias)

@@ -1,4 +1,4 @@
-"""The modules of those blocks that are more than a few layers in a row."""
+"""The modules of blocks that are more than a short sequence of layers."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from vae_lab.model.blocks.layers import act, after, convolution, convolve, norm,
 
 
 class Skip(nn.Module):
-    """A block with a way around it: x + body(x), or shortcut(x) + body(x) where the shape changes."""
+    """A block with a skip connection: x + body(x), or shortcut(x) + body(x) where the shape changes."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class Skip(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """The encoder-decoder block: halve the map by a strided convolution, restore it by a transposed one.
+    """The encoder-decoder block: a strided convolution halves the map, a transposed one restores it.
 
-    (b, c, h, w) → (b, c, h, w) with `channels` at the narrow place, as the published `encdec` models have it. Deeper
-    ones halve the map `depth` times, with `channels` at every size below the first, and with `skip` add to what they
-    restore at each size what they had there (Newell et al. 2016).
+    (b, c, h, w) → (b, c, h, w) with `channels` in the middle, as in the published `encdec` models. Deeper blocks halve
+    the map `depth` times, with `channels` at every size below the first. With `skip`, the map before halving is added
+    to the restored map at each size (Newell et al. 2016).
     """
 
     def __init__(
@@ -53,21 +53,23 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
     """A residual block: (b, into, h, w) → (b, out, ⌈h / stride⌉, ⌈w / stride⌉).
 
     Args:
-        into: channels in.
-        out: channels out; where they differ, or with a stride, the way around is a 1×1 convolution.
-        kernel: of the convolutions that have one.
-        kind: `post`, activation after the sum, or `bottleneck`, the same with the kernel between two 1×1 convolutions
-            and a quarter of the channels, 2 at least (He et al. 2016, Deep residual learning); `pre`, normalisation and
-            activation before each convolution (He et al. 2016, Identity mappings).
+        into: input channels.
+        out: output channels. If they differ from the input channels, or with a stride, the shortcut is a 1×1
+            convolution.
+        kernel: kernel size of the convolutions other than 1×1.
+        kind: `post` puts the activation after the sum; `bottleneck` does so too, with the kernel between two 1×1
+            convolutions and a quarter of the channels, at least 2 (He et al. 2016, Deep residual learning); `pre` puts
+            normalisation and activation before each convolution (He et al. 2016, Identity mappings).
         style: activation and normalisation.
-        stride: of the first convolution with a kernel.
+        stride: stride of the first convolution that uses `kernel`.
     """
     same = into == out and stride == 1
-    # Normalised where the sum is activated, so that both terms are of one scale; plain where the sum is the output.
+    # The shortcut is normalised where the sum is activated, so that both terms have the same scale; under `pre` the sum
+    # is the output and the shortcut is plain.
     plain = kind == "pre"
-    around: list[nn.Module] = [] if same else [convolve(into, out, 1, stride=stride, bias=plain or style.bias)]
+    shortcut: list[nn.Module] = [] if same else [convolve(into, out, 1, stride=stride, bias=plain or style.bias)]
     if not same and not plain:
-        around += norm(style, out)
+        shortcut += norm(style, out)
     if plain:
         body = [
             *after(style, into),
@@ -75,7 +77,7 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
             *after(style, out),
             convolve(out, out, kernel),
         ]
-        return Skip(nn.Sequential(*body), nn.Sequential(*around))
+        return Skip(nn.Sequential(*body), nn.Sequential(*shortcut))
     if kind == "post":
         body = [
             *convolution(into, out, kernel, style, stride),
@@ -90,15 +92,15 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
             convolve(inner, out, 1, bias=style.bias),
             *norm(style, out),
         ]
-    return Skip(nn.Sequential(*body), nn.Sequential(*around), nn.Sequential(*act(style)))
+    return Skip(nn.Sequential(*body), nn.Sequential(*shortcut), nn.Sequential(*act(style)))
 
 
 def convnext(into: int, out: int, kernel: int, expansion: int, style: Style) -> Skip:
     """A ConvNeXt block (Liu et al. 2022): (b, into, h, w) → (b, out, h, w).
 
-    A depthwise convolution, normalisation, a 1×1 convolution to `expansion` times the channels, activation, another
-    back; around them x, or a 1×1 convolution where the channels change. Without the paper's scale of the sum, which
-    matters for networks much deeper than these.
+    A depthwise convolution, normalisation, a 1×1 convolution to `expansion` times the channels, activation and a 1×1
+    convolution back. The shortcut is x, or a 1×1 convolution where the channels change. The paper's layer scale is left
+    out: it matters for much deeper networks only.
     """
     wide = expansion * out
     body = [
@@ -112,9 +114,9 @@ def convnext(into: int, out: int, kernel: int, expansion: int, style: Style) -> 
 
 
 class SqueezeExcitation(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018): each channel times a weight in (0, 1) that all channels decide.
+    """Squeeze and excitation (Hu et al. 2018): multiplies each channel by a weight in (0, 1).
 
-    (b, c, h, w) → (b, c, h, w); the weights come from the channels' means through `channels / reduction` units.
+    (b, c, h, w) → (b, c, h, w); a layer of `channels / reduction` units computes the weights from all channels' means.
     """
 
     def __init__(self, channels: int, reduction: int, style: Style) -> None:
@@ -133,17 +135,17 @@ class SqueezeExcitation(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) over the positions of a map, with a way around it.
+    """Multi-head self-attention (Vaswani et al. 2017) over the positions of a map, with a skip connection.
 
-    (b, c, h, w) → (b, c, h, w), normalised before and without an encoding of the position: convolutions before it tell
-    positions apart.
+    (b, c, h, w) → (b, c, h, w). The input is normalised first. There is no position encoding: the convolutions before
+    this block make positions distinguishable.
     """
 
     def __init__(self, channels: int, heads: int, style: Style) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.Sequential(*norm(style, channels))
-        # No bias: that of the keys would cancel in the softmax.
+        # No bias: a bias of the keys would cancel in the softmax.
         self.queries_keys_values = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.output = nn.Conv2d(channels, channels, 1)
 

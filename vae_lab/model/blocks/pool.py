@@ -14,7 +14,7 @@ class Pool(Block):
     scales = False
 
     def size_before(self, size: Size) -> Size:
-        """Twice as large."""
+        """Twice the size."""
         return tuple(2 * side for side in size)
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
@@ -22,7 +22,7 @@ class Pool(Block):
         return (shape[0], *halved(shape[1:]))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         halvable(self, place)

@@ -8,18 +8,18 @@ from vae_lab.config.vocabulary import OddKernel, Place, Shape, Size, Strided, st
 
 @word("residual")
 class Residual(Strided):
-    """Residual block (He et al. 2016): two or three convolutions and a way around them."""
+    """Residual block (He et al. 2016): two or three convolutions and a skip connection."""
 
     residual: Width
     kernel: OddKernel = 3
     kind: Literal["post", "pre", "bottleneck"] = "post"
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, the size by the stride."""
+        """`residual` channels; the size divided by the stride."""
         return (self.residual, *strided(shape[1:], self.stride))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
-        from vae_lab.model.blocks.modules import residual as make_residual
+        """Build the module of this block."""
+        from vae_lab.model.blocks import modules
 
-        return make_residual(place.channels, self.residual, self.kernel, self.kind, place.style, self.stride)
+        return modules.residual(place.channels, self.residual, self.kernel, self.kind, place.style, self.stride)

@@ -8,7 +8,7 @@ from vae_lab.config.vocabulary import OddKernel, Place, Shape, Size, Styled, dou
 
 @word("resize")
 class Resize(Styled):
-    """Resize-convolution (Odena et al. 2016): the map is enlarged as a picture is, then convolved."""
+    """Resize-convolution (Odena et al. 2016): interpolates the map to twice its size, then convolves it."""
 
     resize: Width
     kernel: OddKernel = 3
@@ -17,15 +17,15 @@ class Resize(Styled):
     grows = 2
 
     def size_before(self, size: Size) -> Size:
-        """Half as large."""
+        """Half the size."""
         return halved(size)
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, twice the size."""
+        """`resize` channels; twice the size."""
         return (self.resize, *(size or doubled(shape[1:])))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         from vae_lab.model.blocks.layers import Rescale, convolution

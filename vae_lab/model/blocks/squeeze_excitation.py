@@ -8,7 +8,7 @@ from vae_lab.config.vocabulary import Activation, Block, Place, word
 
 @word("squeeze_excitation")
 class SqueezeExcitation(Block):
-    """Each channel weighted by what all say together (Hu et al. 2018); the number is the reduction."""
+    """Weights each channel by a function of all channels (Hu et al. 2018); the number is the reduction."""
 
     squeeze_excitation: Width
     activation: Activation | None = None
@@ -16,7 +16,7 @@ class SqueezeExcitation(Block):
     scales = False
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
-        from vae_lab.model.blocks.modules import SqueezeExcitation as make_SqueezeExcitation
+        """Build the module of this block."""
+        from vae_lab.model.blocks import modules
 
-        return make_SqueezeExcitation(place.channels, self.squeeze_excitation, place.style)
+        return modules.SqueezeExcitation(place.channels, self.squeeze_excitation, place.style)

@@ -1,4 +1,4 @@
-"""`unflatten: 16`: a dense layer from a vector onto a map."""
+"""`unflatten: 16`: a dense layer from a vector to a map."""
 
 import math
 from typing import Any
@@ -9,18 +9,18 @@ from vae_lab.config.vocabulary import FitError, Place, Shape, Size, Styled, desc
 
 @word("unflatten")
 class Unflatten(Styled):
-    """Dense layer from a vector onto a map of `unflatten` channels, which the blocks after it grow to the image."""
+    """Dense layer from a vector to a map of `unflatten` channels, which later blocks enlarge to the image size."""
 
     unflatten: Width
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """A map of its channels."""
+        """A map of `unflatten` channels."""
         return (self.unflatten, *(size or (1, 1)))
 
     takes = "vector"
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from torch import nn
 
         from vae_lab.model.blocks.layers import after

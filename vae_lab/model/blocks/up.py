@@ -8,7 +8,7 @@ from vae_lab.config.vocabulary import AnyKernel, Place, Shape, Size, Styled, dou
 
 @word("up")
 class Up(Styled):
-    """Transposed convolution with stride 2: doubles the map, or ends one short where the image asks for it."""
+    """Transposed convolution with stride 2: doubles the map, minus one where the image size requires it."""
 
     up: Width
     kernel: AnyKernel = 3
@@ -16,15 +16,15 @@ class Up(Styled):
     grows = 2
 
     def size_before(self, size: Size) -> Size:
-        """Half as large."""
+        """Half the size."""
         return halved(size)
 
     def after(self, shape: Shape, size: Size | None) -> Shape:
-        """Its channels, twice the size."""
+        """`up` channels; twice the size."""
         return (self.up, *(size or doubled(shape[1:])))
 
     def build(self, place: Place) -> Any:
-        """The module of the block at its place."""
+        """Build the module of this block."""
         from vae_lab.model.blocks.layers import transposed
 
         return transposed(place.channels, self.up, self.kernel, place.style, place.sides, place.end)

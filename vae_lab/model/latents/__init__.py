@@ -1,1 +1,1 @@
-"""Shapes of codes, one file each."""
+"""Shapes of latent codes, one file each."""

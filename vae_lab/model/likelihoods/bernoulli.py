@@ -10,7 +10,7 @@ from vae_lab.model.interfaces import Likelihood
 
 
 class BernoulliLikelihood(Likelihood):
-    """p(x | z) = Π pᵢ^xᵢ (1 − pᵢ)^(1 − xᵢ), the decoder's output being the log-odds of p; for binary images.
+    """p(x | z) = Π pᵢ^xᵢ (1 − pᵢ)^(1 − xᵢ), where the decoder puts out the log-odds of p; for binary images.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -19,6 +19,6 @@ class BernoulliLikelihood(Likelihood):
     data: ClassVar = "binary"
 
     def forward(self, parameters: Float[Tensor, "b c h w"]) -> Distribution:
-        """Distributions of images by their log-odds, in 32 bits at least."""
+        """Distributions of images from their log-odds, in at least 32 bits."""
         logits = parameters.float() if parameters.element_size() < 4 else parameters
         return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)

@@ -18,8 +18,9 @@ class GaussianLikelihood(Likelihood):
     Args:
         image_shape: channels, height and width of the images.
         sigma: σ, in grey levels from 0 to 1; `learned` trains one number with the networks. In a configuration `auto`
-            is what β stands for under `mse_kl` and `learned` elsewhere. None, of β = 0, is no likelihood: σ is 1.
-        link: from the decoder's output to x̂: `sigmoid`, into [0, 1], or `identity`.
+            is the σ that β implies under `mse_kl`, and `learned` elsewhere. None, for β = 0, means that there is no
+            likelihood: σ is 1.
+        link: maps the decoder's output to x̂: `sigmoid`, into [0, 1], or `identity`.
     """
 
     data: ClassVar = "real"
@@ -37,7 +38,7 @@ class GaussianLikelihood(Likelihood):
         self.sigma = float(sigma) if isinstance(sigma, int | float) else 1.0
 
     def forward(self, parameters: Float[Tensor, "b c h w"]) -> Distribution:
-        """Distributions of images around their means, in 32 bits at least."""
+        """Distributions of images around their means, in at least 32 bits."""
         mean = torch.sigmoid(parameters) if self.link == "sigmoid" else parameters
         mean = mean.float() if mean.element_size() < 4 else mean
         sigma = self.sigma if self.log_sigma is None else self.log_sigma.exp()

@@ -25,7 +25,7 @@ class DiagonalPosterior(Posterior):
         return 2 * math.prod(latent_shape)
 
     def forward(self, parameters: Float[Tensor, "b p"]) -> DiagonalNormal:
-        """The posteriors of a batch; their arithmetic is in 32 bits at least."""
+        """The posteriors of a batch, computed in at least 32 bits."""
         if parameters.dtype in (torch.bfloat16, torch.float16):
             parameters = parameters.float()
         mean, log_variance = parameters.chunk(2, dim=1)

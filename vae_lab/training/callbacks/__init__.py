@@ -1,4 +1,4 @@
-"""What watches a training and a test: clock, progress bar, monitor, pictures, metrics, TensorBoard's pages."""
+"""Callbacks of training and test: clock, progress bar, monitor, pictures, metrics, TensorBoard's pages."""
 
 from vae_lab.training.callbacks.history import History, Row
 from vae_lab.training.callbacks.monitor import Monitor

@@ -12,7 +12,7 @@ from vae_lab.training.module import LitVAE, LossError, not_finite
 
 
 class Row(NamedTuple):
-    """One line of history.csv: the terms of the objective, and the seconds of the split's steps in that epoch."""
+    """One row of history.csv: the terms of the objective, and the seconds of the split's steps in that epoch."""
 
     epoch: int
     split: str
@@ -23,11 +23,11 @@ class Row(NamedTuple):
 class History(Callback):
     """Clock and record of every epoch.
 
-    An epoch's seconds are those of its training steps, loading included; validation (also in the middle of an epoch)
-    and checkpoints are not. The first step of a process (compilation, caches) is timed apart. Where the device works on
-    its own, the clock waits for it where it stops only.
+    The seconds of an epoch are those of its training steps, including data loading. Validation (also in the middle of
+    an epoch) and checkpoints do not count. The first step of a process (compilation, caches) is timed separately. On an
+    asynchronous device, the clock waits for the device only when it stops.
 
-    The record is part of every checkpoint: a run that goes on from one has the epochs before it too.
+    The record is part of every checkpoint, so a resumed run has the earlier epochs too.
 
     Args:
         on_epoch: called with all rows so far after each epoch.
@@ -49,7 +49,7 @@ class History(Callback):
 
     @property
     def images_per_second(self) -> float:
-        """Images trained on in a second of `epoch_seconds`."""
+        """Training images per second, over `epoch_seconds`."""
         return sum(self.epoch_images) / sum(self.epoch_seconds) if sum(self.epoch_seconds) > 0 else math.nan
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class History(Callback):
         self.resumed.append(len(self.epoch_seconds))
 
     def take(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what another clock has recorded, nothing if it has not begun."""
+        """Take over the record of another `History`; an empty one changes nothing."""
         if not state_dict:
             return
         self.rows = [Row(*row) for row in state_dict["rows"]]
@@ -78,7 +78,7 @@ class History(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
             return
-        self.on_epoch(self.rows)  # what the epochs before a checkpoint left, files and logs, is written anew
+        self.on_epoch(self.rows)  # write files and logs of the epochs before the checkpoint again
         for row in self.rows:
             values = {f"{row.split}/{term}": value for term, value in row.terms.items()}
             if row.split == "train" and row.seconds > 0:
@@ -148,13 +148,13 @@ class History(Callback):
     def _record(self, module: LitVAE, split: str, seconds: float) -> None:
         epoch, value = module.epochs_done, module.averages[split].value()
         self.rows.append(Row(epoch, split, seconds, value))
-        wrong = not_finite(value)
-        if wrong is not None:
+        invalid = not_finite(value)
+        if invalid is not None:
             self.on_epoch(self.rows)
-            raise LossError(split, wrong, value[wrong], f"epoch {epoch}")
+            raise LossError(split, invalid, value[invalid], f"epoch {epoch}")
 
     def last(self, split: str) -> Row | None:
-        """The latest row of a split, None if it was never evaluated."""
+        """The latest row of a split; None if there is none."""
         return next((row for row in reversed(self.rows) if row.split == split), None)
 
 

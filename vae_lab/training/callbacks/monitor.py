@@ -1,4 +1,4 @@
-"""What of a training can be followed beside its losses: learning rate, gradient norm, memory, the latent dimensions."""
+"""Log more than the losses: learning rate, gradient norm, memory and the KL divergence per latent dimension."""
 
 import logging
 from typing import Any
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class Monitor(Callback):
-    """Logs once an epoch, and tells an exploding KL divergence at once; a run that goes on logs the epochs before anew.
+    """Logs once per epoch, and warns at once if the KL divergence explodes; a resumed run logs earlier epochs again.
 
-    - `optimizer/learning_rate`: that of the epoch's last step.
-    - `optimizer/gradient_norm`: Euclidean norm over all weights that are trained, before clipping, averaged over the
-      epoch's first step and every tenth after it; steps that overflow in 16 bits, and are not taken, do not count.
-    - `memory/peak_megabytes`: as `peak_bytes` of `result.json`, so far.
+    - `optimizer/learning_rate`: the learning rate of the epoch's last step.
+    - `optimizer/gradient_norm`: Euclidean norm over all trained weights, before clipping, averaged over the
+      epoch's first step and every tenth step after it; steps that overflow in 16 bits, and are skipped, do not count.
+    - `memory/peak_megabytes`: the highest memory so far, measured as `peak_bytes` of `result.json`.
     - `val/kl_per_dimension`, in TensorBoard: histogram of the validation images' mean KL divergence of each latent
       dimension, in nats.
 
     Args:
-        every_steps: steps from one gradient norm to the next; it costs a pass over all gradients.
+        every_steps: steps between two gradient norms; each one is a pass over all gradients.
 
     Raises:
         ValueError: if `every_steps` is not at least 1.
@@ -44,15 +44,15 @@ class Monitor(Callback):
         self._norms: list[Tensor] = []
         self._steps = 0
         self._learning_rate = 0.0
-        self._told = False
+        self._warned = False
         self._logged: dict[int, dict[str, float]] = {}
         self._kl: dict[int, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"logged": {**self._logged}, "kl": {**self._kl}, "told": self._told}
+        return {"logged": {**self._logged}, "kl": {**self._kl}, "told": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._logged, self._kl, self._told = ({**state_dict["logged"]}, {**state_dict["kl"]}, state_dict["told"])
+        self._logged, self._kl, self._warned = ({**state_dict["logged"]}, {**state_dict["kl"]}, state_dict["told"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for epoch, figures in self._logged.items():
@@ -79,7 +79,7 @@ class Monitor(Callback):
             figures["memory/peak_megabytes"] = memory / 1e6
         pl_module.log_dict(figures)
         self._logged[pl_module.epochs_done] = figures
-        self._tell(pl_module)
+        self._warn_if_exploding(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
@@ -88,11 +88,11 @@ class Monitor(Callback):
             self._kl[pl_module.epochs_done] = kl.cpu()
             _log_histogram(trainer, kl, pl_module.epochs_done)
 
-    def _tell(self, module: LitVAE) -> None:
+    def _warn_if_exploding(self, module: LitVAE) -> None:
         kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
         kl /= kl_divisor(module.objective.units, module.vae.latent_dim)
-        if kl > MOST_KL and not self._told:
-            self._told = True
+        if kl > MOST_KL and not self._warned:
+            self._warned = True
             log.warning("%s", exploding(module.epochs_done, kl))
 
 

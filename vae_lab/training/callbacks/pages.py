@@ -1,4 +1,4 @@
-"""Pages of TensorBoard that want more than a number an epoch."""
+"""TensorBoard pages that need more than one number per epoch."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vae_lab import results
 from vae_lab.config.base import CountOrNone
 from vae_lab.data.batches import images_of, labels_of
-from vae_lab.training.callbacks.spared import spared
+from vae_lab.training.callbacks.tolerant import failures_logged
 from vae_lab.training.module import LitVAE
 
 CHARTS = {
@@ -26,20 +26,20 @@ CHARTS = {
 
 
 LARGEST_SPRITE = 64
-"""Height and width beyond which the projector's images are made smaller: browsers take a sheet of 8,192 pixels."""
+"""Largest height and width of the projector's images: browsers support sheets of up to 8,192 pixels."""
 
 
 class TensorBoardPages(Callback):
-    """TensorBoard's custom scalars, all runs in one chart, and its projector, the test images' codes.
+    """TensorBoard's custom scalars, with all runs in one chart, and its projector, with the codes of test images.
 
-    The layout of the charts is the same in every run, and TensorBoard makes one page of it. A point of the projector is
-    the posterior mean of a test image, with the image as its sprite and the name of its class as its label.
+    The layout of the charts is the same in every run, so TensorBoard merges it into one page. A point of the projector
+    is the posterior mean of a test image, with the image as its sprite and the name of its class as its label.
 
     Args:
-        points: how many test images, the first ones; 0 for none.
+        points: number of test images, the first ones; 0 for none.
 
     Raises:
-        ValueError: for fewer than none.
+        ValueError: if `points` is negative.
     """
 
     changes_results = False
@@ -72,7 +72,7 @@ class TensorBoardPages(Callback):
         if wanted <= 0 or not _writers(trainer):
             return
         images, labels, vae = images_of(batch)[:wanted], labels_of(batch), pl_module.vae
-        with spared("the projector"), torch.no_grad():
+        with failures_logged("the projector"), torch.no_grad():
             self._codes.append(vae.posterior(vae.encoder(images)).mean.flatten(1))
             self._sprites.append(_sprites(images))
             if labels is not None:
@@ -83,7 +83,7 @@ class TensorBoardPages(Callback):
         self._codes, self._sprites, self._labels = [], [], []
         if not codes or not trainer.is_global_zero:
             return
-        with spared("the projector"):
+        with failures_logged("the projector"):
             names = None
             if len(labels) == len(codes):
                 classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
@@ -94,7 +94,7 @@ class TensorBoardPages(Callback):
 
 
 def _sprites(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
-    """Square and small, as the projector draws images."""
+    """Pad images to squares and shrink large ones, as the projector needs."""
     height, width = images.shape[2:]
     size = max(height, width)
     left, top = (size - width) // 2, (size - height) // 2

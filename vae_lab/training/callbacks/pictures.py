@@ -17,12 +17,12 @@ from vae_lab.config.base import Count
 from vae_lab.data.batches import images_of
 from vae_lab.model.distributions import by_dimension
 from vae_lab.model.vae import VAE
-from vae_lab.training.callbacks.spared import spared
+from vae_lab.training.callbacks.tolerant import failures_logged
 from vae_lab.training.loggers import log_image
 from vae_lab.training.module import LitVAE
 
 PRIOR_SEED = 20131220
-"""Start of the stream of z from which every run's samples of the prior are decoded."""
+"""Seed of the z from which every run decodes its samples of the prior."""
 
 STEPS = 9
 """Images in a row of a traversal or an interpolation."""
@@ -32,21 +32,21 @@ class Pictures(Callback):
     """Reconstructions, samples of the prior, traversals and interpolations.
 
     After the test, the first test images with their reconstructions and samples of the prior go to `pictures.npz`, to
-    the sheets `reconstructions.png` and `samples.png`, and to the loggers. While the model is trained, the loggers see
-    every few epochs what it makes of the first validation images: reconstructions, walks along the latent dimensions
-    with the largest KL divergence (a row each, from −3 to 3), straight lines between the posterior means of one image
-    and the next; and samples of the prior. z has a stream of its own, the same for every run with as many latent
-    dimensions; a reconstruction is that of the posterior's mean.
+    the sheets `reconstructions.png` and `samples.png`, and to the loggers. During training, every few epochs, the
+    loggers get pictures of the first validation images: reconstructions, walks along the latent dimensions with the
+    largest KL divergence (one row per dimension, from −3 to 3), straight lines between the posterior means of one image
+    and the next; and samples of the prior. z has its own stream, which is the same for every run with the same number
+    of latent dimensions. Reconstructions decode the posterior's mean.
 
     Args:
         folder: where the files go.
-        images: how many test images.
-        samples: how many samples.
-        every_epochs: epochs between two looks at a model that is trained; the last epoch has one too.
-        rows: how many latent dimensions, and how many pairs of images.
+        images: number of test images.
+        samples: number of samples.
+        every_epochs: epochs between two sets of pictures during training; the last epoch has one too.
+        rows: number of latent dimensions, and of pairs of images.
 
     Raises:
-        ValueError: for fewer than one of any.
+        ValueError: if any of the numbers is less than 1.
     """
 
     changes_results = False
@@ -84,7 +84,7 @@ class Pictures(Callback):
         due = epoch % self.every_epochs == 0 or epoch == trainer.max_epochs
         if seen is None or not due or not trainer.loggers or not trainer.is_global_zero:
             return
-        with spared(f"pictures of epoch {epoch}"):
+        with failures_logged(f"pictures of epoch {epoch}"):
             taken = take_pictures(pl_module.vae, seen[: self.images], self.samples)
             log_image(trainer.loggers, "val/reconstructions", _pairs(taken), epoch)
             log_image(trainer.loggers, "latent/samples", _sheet(taken.samples, 10), epoch)
@@ -107,7 +107,7 @@ class Pictures(Callback):
         if self._originals is None or not trainer.is_global_zero:
             return
         originals, self._originals = self._originals, None
-        with spared("pictures of the test"):
+        with failures_logged("pictures of the test"):
             self._keep(trainer, pl_module, originals)
 
     def _keep(self, trainer: Trainer, pl_module: LitVAE, originals: Tensor) -> None:
@@ -124,7 +124,7 @@ class Pictures(Callback):
 
 
 class TakenPictures(NamedTuple):
-    """Images of a model, (n, c, h, w) with a byte a pixel."""
+    """Images of a model, (n, c, h, w) with one byte per channel of a pixel."""
 
     originals: UInt8[np.ndarray, "n c h w"]
     reconstructions: UInt8[np.ndarray, "n c h w"]
@@ -133,7 +133,7 @@ class TakenPictures(NamedTuple):
 
 @torch.no_grad()
 def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -> TakenPictures:
-    """Reconstructions of images through the posterior's mean, and samples of the prior from the fixed stream of z."""
+    """Reconstructions of images from the posterior's mean, and samples of the prior from the fixed stream of z."""
     z = vae.draw(samples, torch.Generator().manual_seed(PRIOR_SEED))
     return TakenPictures(
         _as_bytes(originals), _as_bytes(vae.reconstruct(originals.clamp(0, 1))), _as_bytes(vae.decode(z))
@@ -142,8 +142,8 @@ def take_pictures(vae: VAE, originals: Float[Tensor, "n c h w"], samples: int) -
 
 @torch.no_grad()
 def take_walks(vae: VAE, images: Float[Tensor, "n c h w"], rows: int) -> dict[str, UInt8[np.ndarray, "m c h w"]]:
-    """Walks through the latent space, nine images a row: `traversals` and, of two images or more, `interpolations`."""
-    images = images.clamp(0, 1)  # as they are drawn; a user's may lie beyond
+    """Walks in latent space, nine images per row: `traversals` and, for two images or more, `interpolations`."""
+    images = images.clamp(0, 1)  # as they are drawn; a user's images may lie outside
     posterior = vae.encode(images)
     dimensions = by_dimension(posterior, vae.prior())
     order = posterior.mean.var(0) if dimensions is None else dimensions.mean(0)

@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bar of training."""
 
 import math
 import os
@@ -19,9 +19,10 @@ SHORT = {"reconstruction": "rec", "kl": "KL"}
 
 
 class Progress(Callback):
-    """A bar with the objective's terms, on a terminal; in a multirun also which run of how many and the time left.
+    """A progress bar with the objective's terms, on a terminal; in a multirun also the run's number and the time left.
 
-    The terms are those of the epoch so far. They are fetched from the device a few times a second, not each step.
+    The terms are averages over the epoch so far. They are fetched from the device a few times per second, not each
+    step.
 
     Args:
         interval: seconds between two updates.
@@ -39,7 +40,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         console = Console(stderr=True)
-        if not console.is_terminal or not trainer.is_global_zero or WORKER in os.environ:  # several would share it
+        if not console.is_terminal or not trainer.is_global_zero or WORKER in os.environ:  # several bars would collide
             return
         self._started = time.perf_counter()
         self._bar = RichProgress(
@@ -52,7 +53,7 @@ class Progress(Callback):
         )
         batches = trainer.num_training_batches * (trainer.max_epochs or 1)
         self._total = float(batches) if math.isfinite(batches) else None
-        self._earlier = trainer.current_epoch / (trainer.max_epochs or 1)  # the part that an interrupted run had done
+        self._earlier = trainer.current_epoch / (trainer.max_epochs or 1)  # done before an interruption
         self._task = self._bar.add_task(_title(), total=self._total, state="")
         self._bar.start()
 
@@ -87,7 +88,7 @@ class Progress(Callback):
 
 
 def remaining(fraction: float, position: Position | None, earlier: float = 0.0) -> float:
-    """What is left of the sweep, as a multiple of the time that this run has taken from `earlier` to `fraction`."""
+    """The time left in the sweep, as a multiple of the time that this run took from `earlier` to `fraction`."""
     runs_after = position.runs - position.number if position else 0
     return (1 - fraction + runs_after) / (fraction - earlier)
 

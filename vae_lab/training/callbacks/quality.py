@@ -1,4 +1,4 @@
-"""The test metrics, taken at the end of the test."""
+"""The test metrics, measured at the end of the test."""
 
 import logging
 import time
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class Quality(Callback):
-    """Measures what the configuration asks for and tells the loggers; `figures` and `seconds` hold it.
+    """Measures and logs the metrics of the configuration; `figures` has their values, `seconds` their time.
 
     `is_exact` says whether the KL divergence has a closed form.
 
-    If that fails, for want of memory or over a class of the user's, `error` says why: the model is kept, and the same
-    command measures it again. `peak_bytes` is the highest memory before it.
+    If a metric fails, for example for lack of memory or in a user's class, `error` gives the reason. The model is kept,
+    and the same command measures it again. `peak_bytes` is the highest memory before the metrics.
 
     Args:
         settings: the run's configuration.
-        parameters: its hyperparameters, as the loggers are told them.
-        history: its record of the test's losses.
+        parameters: its hyperparameters, as they are logged.
+        history: its record, which has the test's losses.
     """
 
     def __init__(self, settings: Config, parameters: dict[str, Any], history: History) -> None:

@@ -1,4 +1,4 @@
-"""What several processes of one run must agree on."""
+"""Synchronise the processes of one run."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -7,10 +7,10 @@ from vae_lab.training.module import LitVAE
 
 
 class Together(Callback):
-    """Makes the averages of all processes one, and evaluates one model: the other callbacks come after it.
+    """Combines the averages of all processes, and lets all evaluate the same model. Other callbacks come after it.
 
-    Batch normalisation keeps running statistics of what a process has seen. The first process's are taken, which are
-    also those of the checkpoints.
+    The running statistics of batch normalisation differ between processes. All take those of the first process, which
+    are also the ones in the checkpoints.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
-from test_experiment import SMALL
+from test_runner import SMALL
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lab.config import ConfigError
@@ -95,7 +95,8 @@ class Noise(LightningDataModule):
 
 def of_noise(*image_shape: int) -> tuple[str, ...]:
     others = (
-        "dataset", "root", "train_images", "test_images", "num_val", "num_test", "subset", "subset_seed",
+        "dataset", "root", "train_images", "test_images", "num_val", "num_test", "subset", "subset_seed", "binarize",
+        "binarize_seed",
     )  # fmt: skip
     return (
         f"data._target_={__name__}.Noise", *(f"~data.{key}" for key in others), "data.num_train=20",
@@ -176,7 +177,7 @@ def test_several_loggers_at_once(run_of: Compose, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("logger", "package"), [("mlflow", "mlflow"), ("wandb", "wandb")])
-def test_a_logger_whose_package_is_missing_is_told(
+def test_a_logger_whose_package_is_missing_is_reported(
     logger: str, package: str, run_of: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -203,10 +204,10 @@ def test_hyperparameters_are_the_variants_the_usual_values_and_what_was_set(run_
     [
         (lambda: Monitor(every_steps=0), "every_steps must be at least 1, but is 0"),
         (lambda: TensorBoardPages(points=-1), "points must be at least 0, but is -1"),
-        (lambda: Pictures(".", every_epochs=0), "every_epochs must be at least 1, but is 0"),
-        (lambda: Pictures(".", rows=0), "rows must be at least 1, but is 0"),
+        (lambda: Pictures(folder=".", every_epochs=0), "every_epochs must be at least 1, but is 0"),
+        (lambda: Pictures(folder=".", rows=0), "rows must be at least 1, but is 0"),
     ],
 )
-def test_arguments_out_of_range_are_told(make: Any, words: str) -> None:
+def test_arguments_out_of_range_are_reported(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()

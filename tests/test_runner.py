@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from vae_lab import config, results
 from vae_lab.model import vae, weights
+from vae_lab.objectives.base import Objective
 from vae_lab.training import runner
 from vae_lab.training.module import LitVAE
 
@@ -39,9 +41,30 @@ class Exploding(nn.Module):
         return x * 1e38
 
 
-def no_kl(output: vae.Output, images: Tensor, beta: float) -> dict[str, Tensor]:
-    loss = (output.reconstruction - images).square().mean()
-    return {"total": loss, "reconstruction": loss}
+class NoKl(Objective):
+    """An objective that forgets a term."""
+
+    units: ClassVar[dict[str, str]] = dict.fromkeys(("total", "reconstruction", "kl"), "squared error per pixel")
+    is_likelihood_trained = False
+
+    def __init__(self, *, beta: float) -> None:
+        super().__init__()
+
+    def forward(self, model: vae.VAE, images: Tensor, progress: float) -> dict[str, Tensor]:
+        loss = (model(images).likelihood.mean - images).square().mean()
+        return {"total": loss, "reconstruction": loss}
+
+
+class NoUnit(NoKl):
+    """An objective with a term whose unit it does not say."""
+
+    def forward(self, model: vae.VAE, images: Tensor, progress: float) -> dict[str, Tensor]:
+        losses = super().forward(model, images, progress)
+        return losses | {"kl": losses["total"], "sparsity": losses["total"]}
+
+
+def no_objective(*, beta: float) -> None:
+    """A function that makes none."""
 
 
 def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
@@ -230,11 +253,14 @@ def test_bf16_and_colour_go_through_the_same_path(run_of: Compose) -> None:
         ("optimizer.lr=1 +optimizer.betas=3", "optimizer", "cannot be built"),
         ("optimizer=adamw optimizer.weight_decay=abc", "optimizer", "cannot be built"),
         ("scheduler.total_steps=abc", "scheduler", "cannot be built"),
-        ("callbacks.pictures.images=0", "callbacks.pictures", "at least 1, but is 0"),
-        (f"objective._target_={__name__}.no_kl", "objective", "returns no kl"),
+        (f"objective._target_={__name__}.NoKl", "objective", "returns no kl"),
+        (f"objective._target_={__name__}.NoUnit", "objective", "returns the term 'sparsity' without a unit"),
+        (f"objective._target_={__name__}.no_objective", "objective", "must be a vae_lab.Objective"),
     ],
 )
-def test_what_only_torch_can_tell_is_told_before_training(run_of: Compose, override: str, key: str, words: str) -> None:
+def test_problems_that_only_torch_can_find_are_reported_before_training(
+    run_of: Compose, override: str, key: str, words: str
+) -> None:
     def check(settings: config.Config) -> None:
         runner.check(settings)
         runner.check_data(settings)

@@ -22,12 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from vae_lab import config, results
+from vae_lab.compat import Steps
 from vae_lab.config import ConfigError
 from vae_lab.data import shards
 from vae_lab.data.shards import Part
 from vae_lab.model import vae
 from vae_lab.training import runner
-from vae_lab.training.loop import Steps
 from vae_lab.training.module import Average, LitVAE
 
 # Without batch normalisation. Batches of 20 and one of a single image, so that a process has none; as in validation.
@@ -160,9 +160,9 @@ STREAMED = ("data=image_folder", "data.image_shape=[1,8,8]", "data.num_train=45"
         (),
         STREAMED,
         (
-            "data._target_=test_resume.Shuffled",
+            "data._target_=test_checkpoints.Shuffled",
             *(f"~data.{key}" for key in ("dataset", "root", "train_images", "test_images", "num_val", "num_test")),
-            *(f"~data.{key}" for key in ("subset", "subset_seed")),
+            *(f"~data.{key}" for key in ("subset", "subset_seed", "binarize", "binarize_seed")),
         ),
     ],
     ids=["memory", "streamed", "foreign"],
@@ -186,7 +186,7 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
             data.setup("fit")
         loader = data.train_dataloader()
         module._trainer = SimpleNamespace(  # type: ignore[assignment]
-            train_dataloader=loader, num_training_batches=10**6, current_epoch=4, state=None
+            train_dataloader=loader, num_training_batches=10**6, current_epoch=4, max_epochs=10, state=None
         )
         module.on_train_epoch_start()
         found = []
@@ -337,7 +337,8 @@ def test_a_command_that_is_killed_takes_its_processes_with_it_and_goes_on(
     undisturbed: Callable[..., Path], noted: Path
 ) -> None:
     words = ("-m", *SMALL, "trainer=ddp", "seed=0,1", "name=killed")
-    target = f"+callbacks.ending={{_target_:test_ddp.Ending,rank:0,folder:'{noted}',whom:starter}}"
+    callback = f"_target_:{__name__}.Ending,rank:0,folder:'{noted}',whom:starter,changes_results:false"
+    target = f"+callbacks.ending={{{callback}}}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     killed = subprocess.run(command(*words, target), env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -360,7 +361,7 @@ def test_a_command_that_is_killed_takes_its_processes_with_it_and_goes_on(
 
 
 def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, noted: Path) -> None:
-    run = run_of(*SMALL, "trainer=ddp", f"+callbacks.e={{_target_:test_ddp.Ending,rank:1,folder:'{noted}'}}")
+    run = run_of(*SMALL, "trainer=ddp", f"+callbacks.e={{_target_:{__name__}.Ending,rank:1,folder:'{noted}'}}")
     result = runner.run(run)
     assert result.status == "failed"
     assert (result.error or "").startswith("process 2 of 2 was killed (SIGKILL")
@@ -378,7 +379,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(run_of: Compose) -> N
 
 
 def test_a_signal_ends_all_processes(noted: Path, run_of: Compose) -> None:
-    words = (*SMALL, "trainer=ddp", "name=stopped", f"+callbacks.w={{_target_:test_ddp.Waiting,folder:'{noted}'}}")
+    words = (*SMALL, "trainer=ddp", "name=stopped", f"+callbacks.w={{_target_:{__name__}.Waiting,folder:'{noted}'}}")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
         command(*words), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 import vae_lab
-from vae_lab import cli, results, trained
+from vae_lab import cli, results
+from vae_lab.cli import generate
 from vae_lab.config import Run, config_folder
 from vae_lab.trained import sheets
 from vae_lab.trained.sheets import Wanted
@@ -128,9 +129,9 @@ def test_principal_components_are_those_of_the_codes() -> None:
 
 
 def test_the_command_knows_every_kind() -> None:
-    assert [*trained.KINDS] == [*sheets.KINDS]
-    assert {option for options in trained.KINDS.values() for option in options} <= {*Wanted.__dataclass_fields__}
-    assert all(f"  {kind} " in trained.GENERATE for kind in trained.KINDS)
+    assert [*generate.KINDS] == [*sheets.KINDS]
+    assert {option for options in generate.KINDS.values() for option in options} <= {*Wanted.__dataclass_fields__}
+    assert all(f"  {kind} " in generate.GENERATE for kind in generate.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,8 @@ def test_folders_without_a_model_and_hostile_ones_are_told(
     assert "its images come from 'antigravity.fly'" in refused(copy, "--what", "reconstructions")
     path.write_text(yaml.safe_dump(settings | {"decoder": {"_target_": "antigravity.fly"}}))
     assert "add allow=['antigravity']" in refused(copy)
-    path.write_text(yaml.safe_dump(settings | {"latent": settings["latent"] | {"dim": 5}}))
+    other = {"latent": settings["latent"] | {"dim": 5}, "likelihood": settings["likelihood"] | {"sigma": "from_beta"}}
+    path.write_text(yaml.safe_dump(settings | other))
     assert "does not fit config.yaml beside it" in refused(copy)
     shutil.copy(run / results.CONFIG, path)
     (copy / results.RESULT).unlink()
