@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vae_lab.data import ImageModule
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
 from vae_lab.model.distributions import DiagonalNormal, by_dimension, divergence
 from vae_lab.model.randomness import drawn_from
@@ -120,7 +121,7 @@ def probe(train: Codes, test: Codes) -> float | None:
 
 def labelled_training_images(data: LightningDataModule) -> Any:
     """Batches of training images, with labels if the data module has them."""
-    return data.labelled("train") if hasattr(data, "labelled") else data.train_dataloader()
+    return data.labelled("train") if isinstance(data, ImageModule) else data.train_dataloader()
 
 
 def probe_accuracy(

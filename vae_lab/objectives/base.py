@@ -16,13 +16,13 @@ class Objective(nn.Module, ABC):
     The keys of its section are the keyword-only arguments of its class.
     """
 
-    units: ClassVar[Mapping[str, str]]
+    units: ClassVar[Mapping[str, str]] = {}
     """Unit of every term, such as `nats per image`. The terms include `total`, `reconstruction` and `kl`."""
 
     only_likelihood: ClassVar[str | None] = None
     """Class name of the only likelihood that it can train; None if it can train any."""
 
-    is_likelihood_trained: ClassVar[bool]
+    is_likelihood_trained: ClassVar[bool | None] = None
     """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""
 
     @abstractmethod
@@ -41,4 +41,4 @@ class Objective(nn.Module, ABC):
 
     def measures(self, vae: VAE) -> bool:
         """Whether a model under this objective is measured in nats."""
-        return self.is_likelihood_trained
+        return bool(self.is_likelihood_trained)

@@ -132,11 +132,15 @@ def _check_objective(settings: Config) -> None:
     if not isinstance(objective, Objective):
         kind = type(objective).__name__
         raise ConfigError(Problem("objective", f"must be a vae_lab.Objective, but {name} makes a {kind}: subclass it"))
-    for attribute, meaning in (
-        ("units", "the unit of each term, such as {'total': 'nats per image'}"),
-        ("is_likelihood_trained", "whether its models are measured in nats under the model's likelihood"),
+    for attribute, is_missing, meaning in (
+        ("units", not objective.units, "the unit of each term, such as {'total': 'nats per image'}"),
+        (
+            "is_likelihood_trained",
+            objective.is_likelihood_trained is None,
+            "whether its models are measured in nats under the model's likelihood",
+        ),
     ):
-        if not hasattr(type(objective), attribute):
+        if is_missing:
             raise ConfigError(Problem("objective", f"{name} does not declare `{attribute}`: {meaning}"))
     losses = objective(vae.build(settings), torch.empty(2, *settings.data.image_shape), 0.0)
     missing = [term for term in TERMS if term not in losses]

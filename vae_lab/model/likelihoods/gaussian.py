@@ -11,6 +11,9 @@ from torch.distributions import Distribution, Independent, Normal
 from vae_lab.config.base import Positive
 from vae_lab.model.interfaces import Likelihood
 
+START = 0.3
+"""σ that is learned starts here, near the spread of grey levels: from a larger one posteriors collapse at first."""
+
 
 class GaussianLikelihood(Likelihood):
     """p(x | z) = N(x; x̂, σ²·1), one σ for all pixels.
@@ -34,7 +37,7 @@ class GaussianLikelihood(Likelihood):
     ) -> None:
         super().__init__(image_shape)
         self.link = link
-        self.log_sigma = nn.Parameter(torch.zeros(())) if sigma in ("auto", "learned") else None
+        self.log_sigma = nn.Parameter(torch.tensor(START).log()) if sigma in ("auto", "learned") else None
         self.sigma = float(sigma) if isinstance(sigma, int | float) else 1.0
 
     def forward(self, parameters: Float[Tensor, "b c h w"]) -> Distribution:
