@@ -18,7 +18,7 @@ from vae_lab.objectives.base import Objective
 from vae_lab.objectives.elbo import Elbo
 from vae_lab.objectives.mse_kl import MseKl
 from vae_lab.training.module import Average, LitVAE, LossError
-from vae_lab.training.runner import TERMS
+from vae_lab.training.parts import TERMS
 
 
 def module_of(run_of: Compose, seed: int = 0) -> LitVAE:

@@ -23,7 +23,7 @@ from vae_lab.objectives.base import Objective
 from vae_lab.objectives.elbo import Elbo
 from vae_lab.objectives.mse_kl import MseKl
 from vae_lab.report.tables import PUBLISHED
-from vae_lab.training.runner import TERMS
+from vae_lab.training.parts import TERMS
 
 
 class Constant(nn.Module):

@@ -141,3 +141,9 @@ def test_todays_configurations_are_left_as_they_are(run_of: Compose) -> None:
     container = run_of("likelihood=bernoulli", "objective=elbo", "data.binarize=dynamic").config.container()
     assert upgraded(container) == container
     assert config.validate(container).container() == container
+
+
+def test_words_of_version_0_1_that_replace_the_data_module_still_do(run_of: Compose) -> None:
+    left_out = ("dataset", "root", "train_images", "test_images", "num_val", "num_test", "subset", "subset_seed")
+    run = run_of("data._target_=mine.Images", *(f"~data.{key}" for key in left_out))
+    assert {*run.config.data.model_dump()} == {"_target_", "image_shape", "num_train", "batch_size"}

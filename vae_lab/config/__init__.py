@@ -32,7 +32,7 @@ from vae_lab.config.schema import (
     likelihood_variance,
 )
 from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
-from vae_lab.config.validation import parse_blocks, validate
+from vae_lab.config.validation import not_binary, parse_blocks, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
     AnyBlock,
@@ -101,6 +101,7 @@ __all__ = [
     "leaves",
     "likelihood_variance",
     "multiples_of",
+    "not_binary",
     "parse_blocks",
     "precision",
     "register_resolvers",

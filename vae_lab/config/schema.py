@@ -341,7 +341,7 @@ class Config(Section):
     @property
     def implied_sigma(self) -> float | None:
         """σ of the Gaussian likelihood that β implies under `mse_kl`; None where it implies none."""
-        beta = getattr(self.objective, "beta", None) if self.objective.target == "vae_lab.MseKl" else None
+        beta = getattr(self.objective, "beta", None) if signatures.beta_sets_sigma(self.objective.target) else None
         if not beta or not self.latent_dim:
             return None
         return likelihood_variance(beta, self.data.image_shape, self.latent_dim) ** 0.5
@@ -357,7 +357,7 @@ class Config(Section):
         """The value of a Gaussian's `likelihood.sigma`: `auto` is σ from β under `mse_kl`, elsewhere it is learned."""
         if asked not in ("auto", "from_beta"):
             return asked
-        return self.implied_sigma if self.objective.target == "vae_lab.MseKl" else "learned"
+        return self.implied_sigma if signatures.beta_sets_sigma(self.objective.target) else "learned"
 
     def identity(self) -> dict[str, Any]:
         """The flattened keys that determine what a run computes, without the seed."""

@@ -77,6 +77,11 @@ def attribute(family: str, target: str, name: str, default: Any = None) -> Any:
     return read(path, target.removeprefix("vae_lab.")).attributes.get(name, default)
 
 
+def beta_sets_sigma(target: Any) -> bool:
+    """Whether the β of an objective determines the σ of its Gaussian likelihood."""
+    return bool(attribute("objective", str(target), "beta_sets_sigma", default=False))
+
+
 def __getattr__(name: str) -> type[base.Section]:
     """The schema of a public name, so that pickle finds it."""
     for family in names.FAMILIES:

@@ -22,7 +22,7 @@ from vae_lab.config.schema import (
     flatten,
 )
 from vae_lab.config.versions import upgraded
-from vae_lab.config.vocabulary import BLOCKS, DUPLICATES, AnyBlock, Block, Styled
+from vae_lab.config.vocabulary import BLOCKS, DUPLICATES, AnyBlock, Block, ForeignBlock, Styled
 from vae_lab.config.widths import scaled
 
 MOST_BITS = 10_000
@@ -209,15 +209,25 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
 
 
 def _name_problems(config: Config) -> Iterable[Problem]:
-    """Names in `vae_lab` that do not exist."""
+    """Names in `vae_lab` that no section may have: those that do not exist, of another kind, or with a file in them."""
     for key, node in config.nodes().items():
+        if isinstance(node, ForeignBlock):
+            continue
         target = str(node.model_dump().get("_target_"))
-        name = target.removeprefix("vae_lab.")
-        if target.startswith("vae_lab.") and "." not in name and name not in names.homes():
-            family = key.partition(".")[0]
-            known = names.files(family) if family in names.FAMILIES else names.homes()
+        family = key.partition(".")[0]
+        known = names.files(family) if family in names.FAMILIES else names.homes()
+        if target.startswith("vae_lab.") and target.removeprefix("vae_lab.") not in known:
             offered = choices(target, [f"vae_lab.{one}" for one in known])
-            yield Problem(f"{key}._target_", f"this version of vae_lab has no {target}; {offered}")
+            yield Problem(f"{key}._target_", f"this version of vae_lab has no {target} for it; {offered}")
+
+
+def not_binary(likelihood: str) -> Problem:
+    """A likelihood for binary images on images that are not."""
+    return Problem(
+        "likelihood",
+        f"{likelihood} is for binary images, but data.binarize is none; take data.binarize=dynamic, threshold or "
+        "static, or likelihood=gaussian",
+    )
 
 
 def _likelihood_problems(config: Config) -> Iterable[Problem]:
@@ -225,11 +235,7 @@ def _likelihood_problems(config: Config) -> Iterable[Problem]:
     likelihood, objective = config.likelihood, config.objective
     wanted = signatures.attribute("likelihood", likelihood.target, "data", "real")
     if wanted == "binary" and getattr(config.data, "binarize", None) == "none":
-        yield Problem(
-            "likelihood",
-            f"{likelihood.target} is for binary images, but data.binarize is none; take data.binarize=dynamic, "
-            "threshold or static, or likelihood=gaussian",
-        )
+        yield not_binary(likelihood.target)
     only = signatures.attribute("objective", objective.target, "only_likelihood")
     if only is not None and likelihood.target != f"vae_lab.{only}":
         yield Problem(
@@ -237,7 +243,9 @@ def _likelihood_problems(config: Config) -> Iterable[Problem]:
             f"must be vae_lab.{only} for the objective {objective.target}, but is {likelihood.target}; "
             "take objective=elbo",
         )
-    elif objective.target == "vae_lab.MseKl":
+    elif signatures.beta_sets_sigma(objective.target):
+        if getattr(objective, "beta", 0) and config.implied_sigma is None:
+            yield Problem("latent", "must have a key `dim`, the numbers of a code, from which beta's σ follows")
         sigma = getattr(likelihood, "sigma", "auto")
         if sigma not in ("auto", "from_beta", config.implied_sigma):
             yield Problem(

@@ -28,8 +28,13 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
     for part, implied in _implied(new.get("decoder")).items():
         new.setdefault(part, implied)
     for group, defaults in LATER_DEFAULTS.items():
-        if isinstance(new.get(group), dict) and str(new[group].get("_target_")).startswith("vae_lab."):
-            new[group] = defaults | new[group]
+        section = new.get(group)
+        if not isinstance(section, dict):
+            continue
+        if str(section.get("_target_")).startswith("vae_lab."):
+            new[group] = defaults | section
+        else:  # left over from the file whose class a user has replaced
+            new[group] = {key: value for key, value in section.items() if (key, value) not in defaults.items()}
     return new
 
 

@@ -79,7 +79,8 @@ def _measure(
     if asked.probe and train is not None:
         figures["probe_accuracy"] = probe(train, codes)
     for name, node in asked.further.items():
-        figures[name] = config.build(node.call())(vae, (images_of(batch) for batch in test))
+        value = config.build(node.call())(vae, (images_of(batch) for batch in test))
+        figures[name] = None if value is None else float(value)
     return figures
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vae_lab.model.vae import VAE
 
 
+DataKind = Literal["real", "levels", "binary"]
+"""Real numbers, 256 grey levels, or 0 and 1."""
+
+
 class Latent(ABC):
     """The shape of a latent code. Built from the keys of its section only."""
 
@@ -82,7 +86,7 @@ class Likelihood(nn.Module, ABC):
         image_shape: channels, height and width of the images.
     """
 
-    data: ClassVar[Literal["real", "levels", "binary"]]
+    data: ClassVar[DataKind]
     """The images that it models: real numbers, 256 grey levels, or 0/1. Nats are comparable within one kind only."""
 
     def __init__(self, image_shape: Sequence[int]) -> None:

@@ -22,6 +22,9 @@ class Objective(nn.Module, ABC):
     only_likelihood: ClassVar[str | None] = None
     """Class name of the only likelihood that it can train; None if it can train any."""
 
+    beta_sets_sigma: ClassVar[bool] = False
+    """Whether the key `beta` determines the σ of its Gaussian likelihood."""
+
     is_likelihood_trained: ClassVar[bool | None] = None
     """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""
 

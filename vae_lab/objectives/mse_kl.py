@@ -31,6 +31,7 @@ class MseKl(Objective):
         "kl": "nats per latent dimension",
     }
     only_likelihood = "GaussianLikelihood"
+    beta_sets_sigma = True
     is_likelihood_trained = True
 
     def __init__(self, *, beta: NonNegative) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from vae_lab import results
-from vae_lab.config import likelihood_variance
+from vae_lab.config import likelihood_variance, signatures
 from vae_lab.report import findings, searches
 from vae_lab.report.searches import Search
 from vae_lab.report.tables import ranked, sentence_list, tables
@@ -226,7 +226,7 @@ def _value(value: Any) -> str:
 
 def _sigma(config: Mapping[str, Any]) -> float | None:
     """σ of the Gaussian likelihood for which `total` of `mse_kl` is the negative ELBO up to a constant."""
-    if config.get("objective._target_") != "vae_lab.MseKl":
+    if not signatures.beta_sets_sigma(config.get("objective._target_")):
         return None
     try:
         shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]

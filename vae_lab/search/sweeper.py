@@ -204,7 +204,7 @@ def _terms(run: Run) -> list[str] | None:
 def _is_measured(run: Run) -> bool:
     """Whether a run is measured in nats, if that is known before torch is imported."""
     target = run.config.objective.target
-    if target == "vae_lab.MseKl":
+    if signatures.beta_sets_sigma(target):
         return run.config.implied_sigma is not None
     return bool(signatures.attribute("objective", target, "is_likelihood_trained", default=True))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vae_lab.config import NOT_IDENTIFYING, flatten, identifying
+from vae_lab.config import NOT_IDENTIFYING, flatten, identifying, signatures
 from vae_lab.config.identity import BESIDE_TRAINING, changes_results
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
@@ -35,6 +35,7 @@ CLOCKED = ("timing", "memory")
 # Losses on different test images are never comparable, even if the sweep varies these keys.
 _TEST_IMAGES = (
     "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
+    "data.binarize", "data.binarize_seed",
     "trainer.limit_test_batches",
 )  # fmt: skip
 # Training data and length: cells that differ in these without being swept were not trained alike.
@@ -204,7 +205,7 @@ class Study:
         """Cell → the configuration of its objective and likelihood, which defines `total`."""
         found: dict[str, tuple[str, ...]] = {}
         for record in self.compared:
-            beta_says = record.config.get("objective._target_") == "vae_lab.MseKl"  # β determines σ
+            beta_says = signatures.beta_sets_sigma(record.config.get("objective._target_"))  # β determines σ
             about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
             own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
             found.setdefault(record.cell, tuple(own))

@@ -92,6 +92,7 @@ def check(runs: Sequence[Run]) -> None:
     from vae_lab.training import runner  # Lightning takes seconds more
 
     check_each(different, runner.check)
+    check_each({run.config.metrics.model_dump_json(): run for run in unmeasured}.values(), runner.check_metrics)
     check_each({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
 
 

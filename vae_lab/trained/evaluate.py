@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vae_lab import config, results
-from vae_lab.config import Config, DataConfig, FolderConfig, MetricsConfig
+from vae_lab.config import Config, DataConfig, FolderConfig, MetricsConfig, names
 from vae_lab.evaluation.runs import remeasure
 from vae_lab.results import Result
 from vae_lab.trained import foreign
@@ -52,7 +52,7 @@ def _evaluate(
     folder, result = foreign.choose(folder)
     model = load(folder, allow, device)
     settings = with_trusted_images(folder, read_settings(folder), root)
-    is_ours = settings.objective.target.startswith("vae_lab.")  # no foreign code is run
+    is_ours = settings.objective.target in (f"vae_lab.{name}" for name in names.files("objective"))
     objective = config.build(settings.objective) if is_ours else None
     return remeasure(folder, result, settings, model, objective, asked)
 

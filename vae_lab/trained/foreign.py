@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from vae_lab import config
+from vae_lab.config import signatures
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
 from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
@@ -24,7 +25,7 @@ MOST_LETTERS = 500
 """Length limit of an error message, which may quote a file."""
 
 SPLITS = ("train", "val", "test")
-OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape")
+OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape", "data.binarize", "data.binarize_seed")
 
 
 class LoadError(ValueError):
@@ -115,7 +116,7 @@ def _check_comparable(runs: Iterable[tuple[Path, Result]], metric: str) -> None:
         hangs_on = _row(metric, result).hangs_on
         sections = [*(OF_IMAGES if family in SPLITS else ())]
         if hangs_on == "objective":
-            sigma_follows_beta = settings.get("objective._target_") == "vae_lab.MseKl"
+            sigma_follows_beta = signatures.beta_sets_sigma(settings.get("objective._target_"))
             sections += ["objective", "likelihood._target_" if sigma_follows_beta else "likelihood"]
         conditions = {
             key: value

@@ -25,9 +25,7 @@ from vae_lab.model.describe import Description, describe, matching, text
 from vae_lab.model.distributions import unvalidated
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights
-from vae_lab.objectives.base import Objective
-from vae_lab.results.figures import OF_TEST
-from vae_lab.training import checkpoints, processes
+from vae_lab.training import checkpoints, parts, processes
 from vae_lab.training.callbacks import History, Quality, Together
 from vae_lab.training.loggers import hyperparameters, opened
 from vae_lab.training.loop import Unprofiled, lighten
@@ -49,9 +47,6 @@ QUIET = (
 
 # Lightning's loggers that need a package which is an extra of this project.
 LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
-
-TERMS = ("total", "reconstruction", "kl")
-"""The terms that every objective has."""
 
 # Our own progress bar and files replace these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
@@ -76,6 +71,16 @@ def check(settings: Config) -> None:
     with _quiet():
         _check_trainer(settings)
         _check_parts(settings)
+
+
+def check_metrics(settings: Config) -> None:
+    """Check the test metrics that a finished run lacks.
+
+    Raises:
+        ConfigError: if a function does not exist or has the name of another figure.
+    """
+    config.check_targets(settings, ("metrics",))
+    parts.check_metrics(settings)
 
 
 def check_data(settings: Config) -> None:
@@ -111,7 +116,7 @@ def _check_trainer(settings: Config) -> None:
 def _check_parts(settings: Config) -> None:
     """Build every part of a run once, the optimiser with one weight, and compute one loss on the meta device."""
     with _reported_under("objective"), shapes_only():
-        _check_objective(settings)
+        parts.check(settings)
     with _reported_under("optimizer"):
         optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
     if settings.scheduler is not None:
@@ -125,38 +130,6 @@ def _check_parts(settings: Config) -> None:
     for name, node in (settings.callbacks or {}).items():
         with _reported_under(f"callbacks.{name}"):
             config.build(node)
-
-
-def _check_objective(settings: Config) -> None:
-    objective, name = config.build(settings.objective), settings.objective.target
-    if not isinstance(objective, Objective):
-        kind = type(objective).__name__
-        raise ConfigError(Problem("objective", f"must be a vae_lab.Objective, but {name} makes a {kind}: subclass it"))
-    for attribute, is_missing, meaning in (
-        ("units", not objective.units, "the unit of each term, such as {'total': 'nats per image'}"),
-        (
-            "is_likelihood_trained",
-            objective.is_likelihood_trained is None,
-            "whether its models are measured in nats under the model's likelihood",
-        ),
-    ):
-        if is_missing:
-            raise ConfigError(Problem("objective", f"{name} does not declare `{attribute}`: {meaning}"))
-    losses = objective(vae.build(settings), torch.empty(2, *settings.data.image_shape), 0.0)
-    missing = [term for term in TERMS if term not in losses]
-    if missing:
-        raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but {name} returns no {missing[0]}"))
-    bare = [term for term in losses if not objective.units.get(term)]
-    if bare:
-        problem = f"{name} returns the term {bare[0]!r} without a unit: add it to its `units`, such as 'nats per image'"
-        raise ConfigError(Problem("objective", problem))
-    taken = [name for name in settings.metrics.further if name in (*OF_TEST, *objective.units)]
-    if taken:
-        problem = "is the name of another figure of the test; choose another one"
-        raise ConfigError(Problem(f"metrics.further.{taken[0]}", problem))
-    odd = [term for term in losses if not isinstance(losses[term], torch.Tensor) or losses[term].dim()]
-    if odd:
-        raise ConfigError(Problem("objective", f"{name} must return one number for {odd[0]!r}, a mean over the images"))
 
 
 @contextmanager

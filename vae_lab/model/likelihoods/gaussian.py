@@ -36,6 +36,8 @@ class GaussianLikelihood(Likelihood):
         link: Literal["sigmoid", "identity"] = "sigmoid",
     ) -> None:
         super().__init__(image_shape)
+        if sigma == "from_beta":
+            raise ValueError("sigma is from_beta, which a configuration replaces by a number; give the number")
         self.link = link
         self.log_sigma = nn.Parameter(torch.tensor(START).log()) if sigma in ("auto", "learned") else None
         self.sigma = float(sigma) if isinstance(sigma, int | float) else 1.0
