@@ -29,7 +29,7 @@ def test_the_interval_of_a_median_lies_between_the_order_statistics(n: int, ends
     assert found == (n, (n - 1) / 2, *ends)
 
 
-def test_a_training_of_ours_and_the_bare_loop_take_turns_and_learn_the_same(tmp_path: Path) -> None:
+def test_training_and_the_bare_loop_alternate_and_learn_the_same(tmp_path: Path) -> None:
     run = measure.composed(*measure.QUICK.overrides, *TINY, "trainer.max_epochs=4")
     loop, told = turns.bare(run.config), []
 
@@ -49,7 +49,7 @@ def test_a_training_of_ours_and_the_bare_loop_take_turns_and_learn_the_same(tmp_
         torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-6)
 
 
-def test_the_overhead_is_that_of_epochs_between_others() -> None:
+def test_overhead_compares_neighbouring_epochs() -> None:
     run = measure.composed(*measure.QUICK.overrides, *TINY, "trainer.max_epochs=1")
     result = turns.take_turn(run).result
 
@@ -73,7 +73,7 @@ def test_the_time_to_the_target_ends_with_the_epoch_that_reaches_it() -> None:
     assert (turn.to_target("ours"), turn.to_target("user"), turn.to_target("bare")) == (3.5, 3.0, None)
 
 
-def test_what_a_user_would_write_sees_the_same_images() -> None:
+def test_the_plain_loop_sees_the_same_images() -> None:
     settings = measure.settings_of("user", measure.QUICK)
     loop = plain(settings, measure.BUNDLED)
     batches = list(loop.batches(0))
@@ -163,7 +163,7 @@ def test_the_command_leaves_tables_figures_and_a_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["fast"], ["--repeats", "0"]])
-def test_what_the_command_does_not_know_it_says(tmp_path: Path, words: list[str]) -> None:
+def test_unknown_arguments_of_the_command_are_reported(tmp_path: Path, words: list[str]) -> None:
     done = call(*words, folder=tmp_path)
     assert done.returncode == 2
     assert "there is no part 'fast'" in done.stderr or "must be at least 1, but is 0" in done.stderr

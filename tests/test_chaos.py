@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "chaos.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
-def test_a_sweep_survives_and_does_not_lie(tmp_path: Path) -> None:
+def test_a_sweep_survives_kills_a_full_disk_and_many_processes(tmp_path: Path) -> None:
     few = (
         "kills",
         "disk",

@@ -158,7 +158,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
         (13, ("+trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"), [2]),
     ],
 )
-def test_a_run_that_was_killed_ends_as_one_that_was_not(
+def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(
     run_of: Compose,
     killed_at: Callable[..., None],
     undisturbed: Callable[..., Path],
@@ -175,7 +175,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     assert_same(run.directory, undisturbed(*extra))
 
 
-def test_killed_again_and_again_and_moved_in_between(
+def test_a_run_may_be_killed_repeatedly_and_moved_in_between(
     run_of: Compose, killed_at: Callable[..., None], undisturbed: Callable[..., Path]
 ) -> None:
     run = run_of(*SMALL, "name=killed")
@@ -193,7 +193,7 @@ def test_killed_again_and_again_and_moved_in_between(
     assert [event.step for event in events.Scalars("time/images_per_second")] == [1, 2, 3, 4]
 
 
-def test_what_was_followed_before_an_interruption_is_in_tensorboard_after_it(
+def test_logs_from_before_an_interruption_are_in_tensorboard_after_it(
     run_of: Compose, killed_at: Callable[..., None]
 ) -> None:
     run = run_of(*SMALL[:-1], "name=killed", "callbacks.pages.points=10")
@@ -209,7 +209,7 @@ def test_what_was_followed_before_an_interruption_is_in_tensorboard_after_it(
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "result.json", "model.safetensors"])
-def test_killed_where_a_file_takes_its_place(
+def test_a_run_may_be_killed_just_before_a_file_is_renamed(
     run_of: Compose, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """At the second epoch's checkpoint or after the whole training, before the file has its name."""
@@ -236,7 +236,7 @@ def test_killed_where_a_file_takes_its_place(
     assert not list(run.directory.rglob(".*.partial*"))
 
 
-def test_the_curves_of_the_epochs_before_are_written_anew(run_of: Compose, killed_at: Callable[..., None]) -> None:
+def test_curves_of_earlier_epochs_are_written_again(run_of: Compose, killed_at: Callable[..., None]) -> None:
     run = run_of(*SMALL, "callbacks=default", "name=killed")
     killed_at(run, 13)
     assert runner.run(run).resumed == [2]
@@ -246,7 +246,7 @@ def test_the_curves_of_the_epochs_before_are_written_anew(run_of: Compose, kille
         assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4]
 
 
-def test_a_training_that_a_callback_ended_early_stays_ended(
+def test_training_that_a_callback_stopped_early_stays_stopped(
     run_of: Compose, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/total,patience:1,mode:max}"
@@ -264,7 +264,7 @@ def test_a_training_that_a_callback_ended_early_stays_ended(
     assert_same(run.directory, whole)
 
 
-def test_what_cannot_be_gone_on_from_begins_anew_and_says_why(
+def test_a_checkpoint_that_cannot_be_resumed_starts_the_run_again_and_says_why(
     run_of: Compose,
     killed_at: Callable[..., None],
     undisturbed: Callable[..., Path],
@@ -295,7 +295,7 @@ def test_what_cannot_be_gone_on_from_begins_anew_and_says_why(
     assert_same(run.directory, undisturbed())
 
 
-def test_another_configuration_or_seed_in_the_folder_is_not_gone_on_from(
+def test_a_checkpoint_of_another_configuration_or_seed_is_not_resumed(
     run_of: Compose, killed_at: Callable[..., None]
 ) -> None:
     run = run_of(*SMALL, "name=x")
@@ -307,7 +307,7 @@ def test_another_configuration_or_seed_in_the_folder_is_not_gone_on_from(
             checkpoints.epochs_kept(folder, runner.origin(other))
 
 
-def test_a_run_that_failed_begins_anew(
+def test_a_failed_run_starts_again(
     run_of: Compose, killed_at: Callable[..., None], undisturbed: Callable[..., Path]
 ) -> None:
     run = run_of(*SMALL, "name=x")

@@ -119,7 +119,9 @@ def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["outputs", "outputs/x", "outputs/x/vanilla-vanilla/seed-1"])
-def test_a_file_where_a_folder_goes_is_told_before_anything_runs(train: Train, tmp_path: Path, place: str) -> None:
+def test_a_file_in_the_place_of_a_folder_is_reported_before_anything_runs(
+    train: Train, tmp_path: Path, place: str
+) -> None:
     file = tmp_path / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
@@ -138,7 +140,7 @@ def test_a_named_study_needs_no_flag_and_may_be_changed(train: Train, tmp_path: 
     ]
 
 
-def test_what_an_experiment_sets_makes_a_cell_and_its_name_does_not(train: Train, tmp_path: Path) -> None:
+def test_values_that_an_experiment_sets_name_the_cell_but_its_own_name_does_not(train: Train, tmp_path: Path) -> None:
     (tmp_path / "my_conf/experiment").mkdir(parents=True)
     (tmp_path / "my_conf/experiment/mine.yaml").write_text(
         "# @package _global_\n"
@@ -187,7 +189,7 @@ def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) ->
     assert "out of luck" in (tmp_path / "outputs/study" / next(iter(found)) / "traceback.txt").read_text()
 
 
-def test_a_users_yaml_and_class_from_their_own_folder(train: Train, tmp_path: Path) -> None:
+def test_yaml_and_classes_in_the_folder_of_a_user_are_found(train: Train, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "class Flat(nn.Module):\n"
@@ -279,7 +281,7 @@ def test_errors_that_need_torch_leave_nothing_either(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_text_is_named(train: Train, tmp_path: Path) -> None:
+def test_a_yaml_file_that_is_not_text_is_named(train: Train, tmp_path: Path) -> None:
     (tmp_path / "my_conf/encoder").mkdir(parents=True)
     (tmp_path / "my_conf/encoder/odd.yaml").write_bytes(b"blocks: [{down: 4}] # \xff")
     done = train("--config-dir", "my_conf", "encoder=odd", torch=False)
@@ -288,7 +290,7 @@ def test_a_file_that_is_no_text_is_named(train: Train, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_all_that_does_not_fit_is_told_at_once(train: Train, tmp_path: Path) -> None:
+def test_all_blocks_that_do_not_fit_are_reported_at_once(train: Train, tmp_path: Path) -> None:
     write(tmp_path / "my_conf/encoder/a.yaml", {"blocks": [{"dense": 4}, {"down": 4}]})
     write(tmp_path / "my_conf/encoder/b.yaml", {"blocks": [{"unflatten": 4}]})
     done = train("--config-dir", "my_conf", "-m", "encoder=a,b", "seed=0,1")
@@ -299,7 +301,9 @@ def test_all_that_does_not_fit_is_told_at_once(train: Train, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", [["seed=0"], ["-m", "seed=0,1"]])
-def test_what_cannot_be_written_is_told_and_the_others_go_on(train: Train, tmp_path: Path, mode: list[str]) -> None:
+def test_files_that_cannot_be_written_are_reported_and_other_runs_continue(
+    train: Train, tmp_path: Path, mode: list[str]
+) -> None:
     cell = "vanilla-vanilla__latent.dim-4__trainer-debug__trainer.threads-1"
     (tmp_path / "outputs/x" / cell / "seed-0" / "result.json").mkdir(parents=True)
     done = train(*mode, *SMALL, "name=x")
@@ -331,11 +335,11 @@ def test_a_job_may_change_its_folder(train: Train, tmp_path: Path) -> None:
     assert not list((tmp_path / "outputs").rglob("outputs"))
 
 
-def test_words_that_hydras_parser_refuses_exit_with_2(train: Train) -> None:
+def test_words_that_the_parser_of_hydra_refuses_exit_with_2(train: Train) -> None:
     assert train("--nonsense").returncode == 2
 
 
-def test_damaged_files_in_the_package_are_told(train: Train, tmp_path: Path) -> None:
+def test_damaged_files_in_the_package_are_reported(train: Train, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "vae_lab/assets/fashion_mnist_3k", tmp_path / "set")
     file = tmp_path / "set/FashionMNIST/raw/train-images-idx3-ubyte"
     os.truncate(file, 1000)
@@ -345,7 +349,7 @@ def test_damaged_files_in_the_package_are_told(train: Train, tmp_path: Path) -> 
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_broken_pair_of_torch_and_torchvision_is_told_in_one_sentence(train: Train, tmp_path: Path) -> None:
+def test_a_broken_pair_of_torch_and_torchvision_is_reported_in_one_sentence(train: Train, tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
@@ -377,7 +381,7 @@ def test_vae_lab_without_a_command_and_with_a_wrong_one() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a pseudo-terminal")
-def test_on_a_terminal_the_bar_moves_and_ctrl_c_ends_with_how_to_go_on(train: Train, tmp_path: Path) -> None:
+def test_on_a_terminal_the_bar_moves_and_ctrl_c_prints_how_to_resume(train: Train, tmp_path: Path) -> None:
     import pty  # not on Windows
 
     words = ("-m", "seed=0,1", "latent.dim=4", "data.num_train=1000", "trainer.threads=1", "trainer.max_epochs=500")

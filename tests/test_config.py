@@ -99,7 +99,7 @@ def test_each_problem_names_key_rule_and_value(run_of: Compose, override: str, k
     assert words in raised.value.problems[0].text
 
 
-def test_all_problems_are_told_at_once(run_of: Compose) -> None:
+def test_all_problems_are_reported_at_once(run_of: Compose) -> None:
     with pytest.raises(ConfigError) as raised:
         run_of("latent.dim=0", "seed=-1", "data.subset=last", "encoder.blocks=[{down:0},{up:0}]")
     keys = {problem.key for problem in raised.value.problems}
@@ -121,7 +121,7 @@ def test_all_problems_are_told_at_once(run_of: Compose) -> None:
         "objective.beta=1",
     ],
 )
-def test_values_at_the_edge_are_taken(run_of: Compose, override: str) -> None:
+def test_values_at_the_edge_are_accepted(run_of: Compose, override: str) -> None:
     run_of(override)
 
 
@@ -193,7 +193,7 @@ def test_a_stored_configuration_is_valid_again(run_of: Compose) -> None:
     assert config.validate(settings.container()).sha256() == settings.sha256()
 
 
-def test_words_that_have_learned_arguments_leave_earlier_configurations_as_they_were(run_of: Compose) -> None:
+def test_new_arguments_of_blocks_leave_earlier_configurations_unchanged(run_of: Compose) -> None:
     stored = run_of().config.container()
     shared = {"activation": "leaky_relu", "normalization": "batch"}
     downs = [{"down": 16, "kernel": 3}, {"down": 32, "kernel": 3}]
@@ -252,7 +252,7 @@ def test_choices_put_the_closest_first() -> None:
     assert config.choices("x", ["encdec", "vanilla"]) == "known: encdec, vanilla"
 
 
-def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
+def test_errors_of_hydra_are_explained_in_the_same_form(run_of: Compose) -> None:
     def explained(*overrides: str) -> Problem:
         with pytest.raises(Exception) as raised:  # noqa: PT011 - Hydra raises many kinds
             run_of(*overrides)
@@ -275,12 +275,12 @@ def test_explain_puts_hydras_complaints_into_our_form(run_of: Compose) -> None:
     assert explained("encoder=null").text.startswith("Config group override must be")
 
 
-def test_a_bug_of_ours_is_not_a_complaint() -> None:
+def test_a_bug_is_not_reported_as_a_mistake_of_the_user() -> None:
     with pytest.raises(KeyError) as raised:
         _ = {}["x"]
     assert not config.is_complaint(raised.value)
 
 
-def test_a_number_that_python_refuses_to_print_is_told() -> None:
+def test_a_number_too_long_for_python_to_print_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"latent\.dim: is a number of more than 10,000 bits"):
         config.validate({"latent": {"dim": 16**6000}})

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,21 @@ def test_of_a_strangers_run_no_data_set_is_imported_but_torchvisions(run: config
         (stranger / "config.yaml").write_text(yaml.safe_dump(changed))
         with pytest.raises(LoadError, match="antigravity"):
             evaluate_run(stranger, FULL)
+
+
+def test_of_a_strangers_run_no_objective_is_built_but_ours(run: config.Run, tmp_path: Path) -> None:
+    stranger = tmp_path / "seed-0"
+    shutil.copytree(run.directory, stranger)
+    settings = yaml.safe_load((stranger / "config.yaml").read_text())
+    for objective in (
+        {"_target_": "antigravity.Fly"},
+        {"_target_": "vae_lab.MseKl", "beta": {"_target_": "antigravity.Fly"}},
+        {"_target_": "vae_lab.trained.load", "folder": {"_target_": "antigravity.Fly"}},
+    ):
+        (stranger / "config.yaml").write_text(yaml.safe_dump(settings | {"objective": objective}))
+        with suppress(LoadError, config.ConfigError):
+            evaluate_run(stranger, FULL)
+        assert "antigravity" not in sys.modules
 
 
 def test_metrics_that_fail_cost_no_model_and_are_taken_by_the_same_command(

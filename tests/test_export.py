@@ -107,7 +107,7 @@ class OnlyPairs(nn.Module):
         return x.reshape(2, -1).reshape(x.shape)
 
 
-def test_a_model_that_cannot_be_exported_is_told(run_of: Compose, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_exported_is_reported(run_of: Compose, tmp_path: Path) -> None:
     words = (f"encoder.blocks=[{{dense:8}},{{_target_: {__name__}.OnlyPairs}}]", "latent.dim=4")
     model = vae.build(run_of("name=x", *words).config).eval()
     with pytest.raises(ExportError, match="the encoder cannot be written as torch_export"):
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_exported_is_told(run_of: Compose, tmp_path: Path
         (["--best", "val.total"], "is the folder of one run: leave out best='val.total'"),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_one_sentence(
+def test_mistakes_are_refused_in_one_sentence(
     run: Path,
     words: list[str],
     told: str,
@@ -143,7 +143,7 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(
     assert said.count("\n") == 1
 
 
-def test_missing_packages_are_told_with_the_command_that_installs_them(
+def test_missing_packages_are_reported_with_the_command_that_installs_them(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = export.importlib.util.find_spec
@@ -176,7 +176,7 @@ def test_formats_gather_in_a_folder_but_runs_do_not_mix(folder: Path, run: Path,
         export.export(folder, ["safetensors"], folder)
 
 
-def test_without_its_images_a_run_is_exported_all_the_same(folder: Path) -> None:
+def test_a_run_is_exported_even_without_its_images(folder: Path) -> None:
     written = export.export(folder, ["safetensors"], root="nowhere")
     assert "the card has no reconstructions: " in written.sentences[0]
     text = (written.folder / "README.md").read_text()
@@ -184,13 +184,13 @@ def test_without_its_images_a_run_is_exported_all_the_same(folder: Path) -> None
     assert "samples.png" in text
 
 
-def test_a_run_that_is_done_again_loses_its_export(folder: Path) -> None:
+def test_a_rerun_removes_the_export(folder: Path) -> None:
     export.export(folder, ["safetensors"])
     results.clear(folder)
     assert not (folder / "export").exists()
 
 
-def test_a_strangers_words_become_no_markup(folder: Path) -> None:
+def test_text_of_strangers_does_not_become_markup(folder: Path) -> None:
     result = results.read_result(folder)
     assert result is not None
     nasty = "a`b|c\n# d <script>\n---\nlicense: theirs"

@@ -275,6 +275,12 @@ BAD = {
         '        return {"total": vae(images).z.mean()}\n',
         "objective: must return total, reconstruction, kl, but bad_objective.Bad returns no reconstruction",
     ),
+    "the name of another figure": (
+        'class Bad(Objective):\n    units = dict.fromkeys(("total", "reconstruction", "kl", "mse"), "nats")\n'
+        "    is_likelihood_trained = True\n    def forward(self, vae, images, progress):\n"
+        "        return dict.fromkeys(self.units, vae(images).z.mean())\n",
+        "objective: bad_objective.Bad returns the term 'mse', which is the name of another figure",
+    ),
 }
 
 
@@ -289,6 +295,30 @@ def test_an_objective_that_does_not_say_what_it_is_is_refused(
     with pytest.raises(ConfigError) as raised:
         runner.check(run_of("objective._target_=bad_objective.Bad", "~objective.beta").config)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("pass", "likelihood: my_likelihood.Mine must say which images it is for: data is None"),
+        ('data = "binary"', "likelihood: my_likelihood.Mine is for binary images, but data.binarize is none"),
+    ],
+)
+def test_a_likelihood_says_which_images_it_is_for(
+    run_of: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, sentence: str
+) -> None:
+    (tmp_path / "my_likelihood.py").write_text(
+        "from torch import ones_like\nfrom torch.distributions import Independent, Normal\n\n"
+        "from vae_lab import Likelihood\n\n\n"
+        f"class Mine(Likelihood):\n    {body}\n\n    def forward(self, output):\n"
+        "        return Independent(Normal(output, ones_like(output), validate_args=False), 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_likelihood", raising=False)
+    words = ("objective=elbo", "~likelihood.sigma", "~likelihood.link", "likelihood._target_=my_likelihood.Mine")
+    with pytest.raises(ConfigError) as raised:
+        runner.check(run_of(*words).config)
+    assert str(raised.value).startswith(sentence)
 
 
 def test_an_objective_without_a_likelihood_is_not_measured_in_nats(
@@ -331,7 +361,7 @@ def test_an_objective_without_a_likelihood_is_not_measured_in_nats(
         (["likelihood.sigma=-1", "objective=elbo"], "likelihood.sigma"),
         (
             ["prior._target_=vae_lab.Standart"],
-            "prior._target_: this version of vae_lab has no vae_lab.Standart; did you",
+            "prior._target_: this version of vae_lab has no prior vae_lab.Standart; did you",
         ),
         (["objective.beta=-1"], "objective.beta: must be at least 0, but is -1"),
         (["callbacks.monitor.every_steps=0"], "callbacks.monitor.every_steps: must be at least 1, but is 0"),

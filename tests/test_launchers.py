@@ -98,7 +98,9 @@ def serial(train: Train) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 @pytest.mark.parametrize("engine", ["local", "submitit", "ray"])
-def test_every_engine_gives_the_same(train: Train, serial: tuple[dict[str, dict[str, Any]], str], engine: str) -> None:
+def test_every_launcher_gives_the_same_results(
+    train: Train, serial: tuple[dict[str, dict[str, Any]], str], engine: str
+) -> None:
     every, table = serial
     name = f"on_{engine[:3]}"
     words = ("-m", *ENGINES[engine], *SMALL, f"name={name}")
@@ -201,7 +203,9 @@ def members(group: int) -> set[int]:
     return alive
 
 
-def test_runs_elsewhere_have_the_commands_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runs_in_other_processes_use_the_settings_of_the_machine_that_started_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(config.CORES, "64")
     monkeypatch.setenv(config.PRECISION, "bf16-mixed")
     monkeypatch.setenv(config.SWEEP_RUNS, "9")
@@ -223,7 +227,7 @@ def test_runs_elsewhere_have_the_commands_machine(monkeypatch: pytest.MonkeyPatc
     assert len(words) == 7
 
 
-def test_a_bar_is_for_a_terminal_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_show_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(config.WORKER, "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
     bar, model = Progress(), LightningModule()
@@ -265,7 +269,7 @@ def test_local_runs_as_many_as_the_cores_hold(
     assert node.launcher.n_jobs == n_jobs
 
 
-def test_ray_and_slurm_are_told_what_a_run_takes(run_of: Compose, with_cores: Callable[[int], None]) -> None:
+def test_ray_and_slurm_get_the_cores_and_gpus_of_a_run(run_of: Compose, with_cores: Callable[[int], None]) -> None:
     with_cores(8)
     taken = Taken.by([run_of("trainer.threads=3"), run_of("trainer.threads=1")])
     assert taken == Taken(cores=3, gpus=0)
@@ -302,13 +306,13 @@ def test_plugins_load_when_chosen(words: list[str], loaded: str) -> None:
     assert done.stdout.splitlines()[-1].strip() == f"loaded: {loaded}".strip()
 
 
-def test_a_plugin_that_is_not_there_is_told_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_plugin_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "_installed", lambda plugin: False)
     with pytest.raises(ConfigError, match=r"local needs the package hydra-joblib-launcher.*'vae-lab\[local\]'"):
         prepare(["-m", "hydra/launcher=local"])
 
 
-def test_mistakes_are_told_in_a_sentence(train: Train) -> None:
+def test_mistakes_are_reported_in_one_sentence(train: Train) -> None:
     wrong = train("-m", "seed=0,1", "hydra/launcher=loca")
     assert wrong.returncode == 1
     assert "hydra/launcher: there is no choice 'loca'; did you mean 'local'?" in wrong.stderr
@@ -320,7 +324,7 @@ def test_mistakes_are_told_in_a_sentence(train: Train) -> None:
     assert "Traceback" not in no_cluster.stderr
 
 
-def test_surroundings_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_surroundings_are_read_when_a_run_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(config.SWEEP_RUNS, raising=False)
     assert Surroundings().folder == str(tmp_path)

@@ -167,7 +167,7 @@ def test_a_users_encoder_is_loaded(run_of: Compose, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("allow", [[nn.ReLU, 3], [math.sqrt], ["my package"], [dict], torch])
-def test_what_can_be_allowed_is_told(folder: Path, allow: Any) -> None:
+def test_the_values_that_allow_takes_are_listed(folder: Path, allow: Any) -> None:
     assert "allow takes torch.nn.Module classes and dotted names" in refused(folder, allow=allow)
 
 
@@ -256,7 +256,7 @@ def test_a_target_that_is_no_allowed_class_is_refused_by_name(
     assert "_target_" in message
 
 
-def test_other_targets_are_not_looked_at(folder: Path, canary: Path, images: Tensor) -> None:
+def test_targets_outside_the_model_are_ignored(folder: Path, canary: Path, images: Tensor) -> None:
     expected = vae_lab.load(folder).reconstruct(images)
 
     def change(settings: dict[str, Any]) -> None:
@@ -275,7 +275,7 @@ def test_other_targets_are_not_looked_at(folder: Path, canary: Path, images: Ten
     assert torch.equal(vae_lab.load(folder).reconstruct(images), expected)
 
 
-def test_nothing_is_left_to_hydra_which_imports_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_is_not_asked_since_it_imports_before_checking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydra.utils.instantiate", None)
     monkeypatch.setattr("hydra._internal.utils._locate", None)
     edit(
@@ -286,13 +286,15 @@ def test_nothing_is_left_to_hydra_which_imports_first(folder: Path, monkeypatch:
         vae_lab.load(folder, allow=Scaled)
 
 
-def test_a_name_of_the_callers_finds_no_other_class(folder: Path, canary: Path) -> None:
+def test_allowing_one_name_allows_no_other_class(folder: Path, canary: Path) -> None:
     edit(folder, lambda settings: settings["encoder"]["blocks"].__setitem__(1, {"_target_": f"{__name__}.Mark"}))
     for allow in ([Scaled], [OWN], ["test_loa"], ["canary"]):
         assert f"'{__name__}.Mark' is neither of vae_lab" in refused(folder, allow=allow)
 
 
-def test_a_class_goes_by_the_names_that_modules_have_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allowed_class_may_be_named_by_any_imported_module_that_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = types.ModuleType("other_home")
     other.Block = Scaled  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "other_home", other)
@@ -373,7 +375,7 @@ BOMBS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_would_take_all_memory_or_time_is_refused_before_it_does(folder: Path, name: str) -> None:
+def test_models_that_would_take_all_memory_or_time_are_refused_first(folder: Path, name: str) -> None:
     change, words = BOMBS[name]
     edit(folder, change)
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -422,13 +424,13 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_is_no_plain_configuration_is_refused(folder: Path, canary: Path, name: str) -> None:
+def test_a_file_that_is_not_a_plain_configuration_is_refused(folder: Path, canary: Path, name: str) -> None:
     text, words = TEXTS[name]
     (folder / results.CONFIG).write_text(text)
     assert words in refused(folder)
 
 
-def test_what_a_file_says_does_not_reach_the_terminal_raw(folder: Path) -> None:
+def test_text_of_a_file_is_not_printed_raw(folder: Path) -> None:
     edit(folder, lambda settings: settings["encoder"].update({"\x1b[2J\nnothing": "x" * 10**5}))
     message = refused(folder)
     assert "encoder.\ufffd[2J nothing: no such key" in message
@@ -442,7 +444,7 @@ FILES = (results.CONFIG, results.RESULT, results.WEIGHTS)
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "dangling", "nothing", "unreadable"])
-def test_what_is_no_file_is_not_read(folder: Path, name: str, kind: str) -> None:
+def test_pipes_folders_and_devices_are_not_read(folder: Path, name: str, kind: str) -> None:
     path = folder / name
     path.unlink()
     match kind:
@@ -460,7 +462,7 @@ def test_what_is_no_file_is_not_read(folder: Path, name: str, kind: str) -> None
     assert name in refused(folder)
 
 
-def test_files_may_lie_elsewhere(folder: Path, tmp_path: Path, images: Tensor) -> None:
+def test_files_may_be_symbolic_links(folder: Path, tmp_path: Path, images: Tensor) -> None:
     expected = vae_lab.load(folder).reconstruct(images)
     for name in FILES:  # as the caches of model hubs have them
         (folder / name).rename(tmp_path / name)
@@ -521,7 +523,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_are_damaged_or_do_not_fit_are_told(folder: Path, canary: Path, name: str) -> None:
+def test_weights_that_are_damaged_or_do_not_fit_are_reported(folder: Path, canary: Path, name: str) -> None:
     change, words = WEIGHTS[name]
     change(folder / results.WEIGHTS)
     assert "its SHA-256 is not the one in result.json" in refused(folder)
@@ -555,7 +557,7 @@ def test_a_run_that_left_no_checksums_is_loaded(folder: Path, images: Tensor) ->
     assert torch.equal(vae_lab.load(folder).reconstruct(images), expected)
 
 
-def test_folders_without_a_finished_run_are_told(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_finished_run_are_reported(folder: Path, tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere") == f"there is no folder {tmp_path / 'nowhere'}"
     assert refused(folder / results.RESULT) == f"{folder / results.RESULT} is not a folder"
     (tmp_path / "bare").mkdir()
@@ -570,7 +572,7 @@ def test_folders_without_a_finished_run_are_told(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", 3.5, "meta:x"])
-def test_a_device_that_is_not_there_is_told(folder: Path, device: Any) -> None:
+def test_a_device_that_does_not_exist_is_reported(folder: Path, device: Any) -> None:
     assert "device" in refused(folder, device=device)
 
 
@@ -808,6 +810,6 @@ print(imported, time.perf_counter() - started)
     assert loaded < 1
 
 
-def test_what_the_package_does_not_offer_is_an_attribute_error() -> None:
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'vae_lab' has no attribute 'nonsense'"):
         vae_lab.nonsense  # noqa: B018

@@ -22,7 +22,7 @@ with results.locked(Path(sys.argv[1])):
 """
 
 
-def test_the_second_is_told_who_holds_a_folder_and_a_dead_process_holds_none(tmp_path: Path) -> None:
+def test_the_owner_of_a_lock_is_reported_and_a_dead_process_owns_none(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -43,13 +43,13 @@ def test_the_second_is_told_who_holds_a_folder_and_a_dead_process_holds_none(tmp
 
 
 @pytest.mark.parametrize("said", ["", "{", "[]", '{"pid": "x"}'])
-def test_an_owner_who_has_not_said_who_it_is(tmp_path: Path, said: str) -> None:
+def test_a_lock_whose_owner_is_not_recorded_still_counts(tmp_path: Path, said: str) -> None:
     with results.locked(tmp_path):
         (tmp_path / ".owner.json").write_text(said)
         assert str(results.holder(tmp_path)) == "another process"
 
 
-def test_who_only_looks_does_not_keep_a_folder_from_being_held(tmp_path: Path) -> None:
+def test_looking_at_a_lock_does_not_take_it(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     over = threading.Event()
 
@@ -71,6 +71,6 @@ def test_who_only_looks_does_not_keep_a_folder_from_being_held(tmp_path: Path) -
             looker.join()
 
 
-def test_a_folder_that_nobody_held_is_free(tmp_path: Path) -> None:
+def test_a_folder_without_a_lock_is_free(tmp_path: Path) -> None:
     assert results.holder(tmp_path / "nowhere") is None
     assert results.holder(tmp_path) is None

@@ -22,7 +22,7 @@ def test_the_notebook_is_its_source_and_was_executed_without_errors() -> None:
     assert code[-1]["outputs"][0]["data"]["text/plain"] == ["True"]
 
 
-def test_the_notebook_is_small_and_tells_nothing_of_the_machine_it_ran_on() -> None:
+def test_the_notebook_is_small_and_has_no_paths_of_the_machine_it_ran_on() -> None:
     assert NOTEBOOK.stat().st_size < 400_000
     texts = []
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:

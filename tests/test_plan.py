@@ -33,7 +33,7 @@ def told(*runs: Run, all_runs: bool = False) -> list[str]:
     return list(plan.lines([plan.stage(run) for run in runs], "outputs/x", all_runs=all_runs))
 
 
-def test_each_run_stands_somewhere(sweep: Path) -> None:
+def test_the_plan_has_the_state_of_each_run(sweep: Path) -> None:
     runs = [run_of(sweep, seed) for seed in range(6)]
     left(sweep, 0, wall_seconds=20.0)
     left(sweep, 1, status="failed", error="OSError: no luck")
@@ -55,7 +55,7 @@ def test_each_run_stands_somewhere(sweep: Path) -> None:
     assert told(runs[0], runs[5], all_runs=True)[1:] == [f"  {runs[0]}: finished", f"  {runs[5]}: to do"]
 
 
-def test_a_cell_takes_as_long_as_it_took_and_an_unknown_one_as_the_others_did(sweep: Path) -> None:
+def test_times_are_estimated_from_the_same_cell_or_else_from_all_others(sweep: Path) -> None:
     left(sweep, 0, wall_seconds=10.0)
     left(sweep, 1, wall_seconds=20.0)
     left(sweep, 0, "encdec", wall_seconds=60.0)
@@ -66,7 +66,7 @@ def test_a_cell_takes_as_long_as_it_took_and_an_unknown_one_as_the_others_did(sw
     assert told(new)[0].endswith("1 to do. How long it takes is not known before a run has finished.")
 
 
-def test_of_many_runs_a_few_are_told(sweep: Path) -> None:
+def test_of_many_runs_only_a_few_are_printed(sweep: Path) -> None:
     for seed in range(12):
         left(sweep, seed, status="failed", error="OSError: no")
     runs = [run_of(sweep, seed) for seed in range(12)]

@@ -58,7 +58,7 @@ def test_colour_images_are_drawn_in_colour(tmp_path: Path) -> None:
     assert strip[0, 8].tolist() == [0, 0, 0, 0]  # between two images
 
 
-def test_the_front_joins_what_none_beats_in_both() -> None:
+def test_the_pareto_front_joins_cells_that_no_other_beats_in_both() -> None:
     points = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (3.0, 4.0), "d": (4.0, 1.0), "e": (4.0, 2.0)}
     assert pareto_front(points) == [(1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
 

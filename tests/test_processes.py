@@ -222,7 +222,9 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
         (("trainer.devices=2",), "trainer.devices", "trainer=ddp trains a run in several processes"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(run_of: Compose, words: Sequence[str], key: str, text: str) -> None:
+def test_settings_that_several_processes_cannot_have_are_refused(
+    run_of: Compose, words: Sequence[str], key: str, text: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         run_of(*SMALL, *words)
     assert [problem.key for problem in caught.value.problems] == [key]
@@ -253,7 +255,7 @@ def test_a_process_with_one_image_is_refused_where_vectors_are_normalised(run_of
         vae.check_fit(run_of(*SMALL, *words, "data.batch_size=3", "data.num_train=90").config)
 
 
-def test_threads_and_identity(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_set_threads_and_are_part_of_the_identity(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_lab.config.runs.cores", lambda: 8)
     config.register_resolvers()
     words = [word for word in SMALL if not word.startswith("trainer.threads")]
@@ -333,7 +335,7 @@ def test_in_64_bits_two_processes_match_one_to_the_last_digits(run_of: Compose) 
     assert_close(*(run.directory for run in runs), tolerance=1e-11)
 
 
-def test_a_command_that_is_killed_takes_its_processes_with_it_and_goes_on(
+def test_killing_the_command_ends_its_processes_and_the_run_can_resume(
     undisturbed: Callable[..., Path], noted: Path
 ) -> None:
     words = ("-m", *SMALL, "trainer=ddp", "seed=0,1", "name=killed")
@@ -370,7 +372,7 @@ def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, note
     assert gone(noted)
 
 
-def test_a_loss_that_is_no_number_in_one_process_stops_all(run_of: Compose) -> None:
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(run_of: Compose) -> None:
     block = f"encoder.blocks=[{{down:4}},{{_target_:{__name__}.Exploding}}]"
     result = runner.run(run_of(*SMALL, "trainer=ddp", block))
     assert result.status == "failed"

@@ -82,7 +82,7 @@ def test_a_report_leaves_the_files_that_are_promised(tmp_path: Path) -> None:
         assert f"- {sentence}" in markdown
 
 
-def test_an_earlier_reports_pictures_of_cells_that_are_gone_go_too(tmp_path: Path) -> None:
+def test_pictures_of_cells_that_no_longer_exist_are_removed(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", "encdec")
     write_run(tmp_path / "x")
     written(tmp_path / "x")
@@ -105,7 +105,7 @@ def test_several_sweeps_have_a_report_of_their_own(tmp_path: Path) -> None:
     assert written(run) == run / "report"
 
 
-def test_in_a_folder_of_the_users_nothing_is_removed(tmp_path: Path) -> None:
+def test_nothing_is_removed_from_a_folder_that_the_user_named(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper/loss_history.png").touch()
@@ -113,7 +113,7 @@ def test_in_a_folder_of_the_users_nothing_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "paper/loss_history.png").exists()
 
 
-def test_of_many_cells_the_first_and_the_best_are_pictured_unless_all_are_asked_for(tmp_path: Path) -> None:
+def test_of_many_cells_only_the_first_and_the_best_have_pictures_by_default(tmp_path: Path) -> None:
     for number in range(14):
         run = write_run(tmp_path / "x", f"e{number:02}", total=0.02 - 0.0001 * number)
         (run / "history.csv").unlink()
@@ -140,7 +140,7 @@ def harmed(sweep: Path) -> None:
     write_run(sweep, "vanilla", "vanilla", 9, epochs=5, config={"trainer.max_epochs": 5}, config_sha256="0" * 64)
 
 
-def test_a_harmed_sweep_still_has_its_report_with_the_holes(tmp_path: Path) -> None:
+def test_a_damaged_sweep_still_has_a_report_that_lists_missing_runs(tmp_path: Path) -> None:
     harmed(tmp_path / "x")
     folder = written(tmp_path / "x")
     loaded = json.loads((folder / "statistics.json").read_text(), parse_constant=no_constant)
@@ -179,7 +179,7 @@ def test_a_sweep_in_which_nothing_finished_has_a_report(tmp_path: Path, status: 
     ],
     ids=str,
 )
-def test_odd_results_make_no_odd_report(tmp_path: Path, harm: dict[str, Any]) -> None:
+def test_unusual_results_do_not_break_the_report(tmp_path: Path, harm: dict[str, Any]) -> None:
     for seed in range(2):
         write_run(tmp_path / "x", seed=seed)
         folder = write_run(tmp_path / "x", "encdec", seed=seed)
@@ -190,7 +190,7 @@ def test_odd_results_make_no_odd_report(tmp_path: Path, harm: dict[str, Any]) ->
     assert "could not be drawn" not in (folder / "report.md").read_text()
 
 
-def test_a_figure_that_cannot_be_drawn_is_told_and_the_others_are_there(tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_drawn_is_reported_and_the_others_are_there(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x")
     rows = [
         (epoch, "train", 1.0, {"total": 10.0 ** (600 * epoch - 900), "reconstruction": 1.0, "kl": 1.0})
@@ -221,7 +221,7 @@ def test_a_search_with_many_levels_stays_small(tmp_path: Path) -> None:
     assert "do not make a complete grid" in (folder / "report.md").read_text()
 
 
-def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_from_other_places(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
     page = (written(tmp_path / "x") / "report.html").read_text()
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
@@ -285,7 +285,7 @@ def test_further_metrics_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert [entry.text for entry in others.rows[0]] == ["vanilla-vanilla", "1", "3.0000"]
 
 
-def test_what_is_wrong_with_a_model_is_told_once_for_the_seeds_of_its_cell(tmp_path: Path) -> None:
+def test_a_warning_about_a_model_appears_once_for_all_seeds_of_its_cell(tmp_path: Path) -> None:
     for seed in range(3):
         told = [f"dead units: {seed + 1} channels have the same activation"] if seed else []
         write_run(tmp_path / "x", seed=seed, warnings=told)
@@ -296,7 +296,7 @@ def test_what_is_wrong_with_a_model_is_told_once_for_the_seeds_of_its_cell(tmp_p
 # --- Findings ----------------------------------------------------------------------------------------------
 
 
-def test_a_real_difference_is_called_one_with_its_interval(tmp_path: Path) -> None:
+def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None:
     write_grid(tmp_path / "x", seeds=5, effect=1e-3, noise=1e-5)
     sentences = found(tmp_path / "x")
     assert 3 <= len(sentences) <= 6
@@ -307,7 +307,7 @@ def test_a_real_difference_is_called_one_with_its_interval(tmp_path: Path) -> No
     assert re.search(r"by \+0\.000999 \(95 % interval \+0\.000983 to \+0\.001014\)", encoder)
 
 
-def test_equal_cells_are_not_told_apart(tmp_path: Path) -> None:
+def test_equal_cells_are_not_called_different(tmp_path: Path) -> None:
     write_grid(tmp_path / "x", seeds=4)
     sentences = found(tmp_path / "x")
     assert "cannot be told apart from" in sentences[0]
@@ -334,12 +334,12 @@ def test_a_copy_under_another_name_gives_the_same_results(tmp_path: Path) -> Non
         (0.0, "neither better nor worse"),
     ],
 )
-def test_whether_a_half_pays(tmp_path: Path, effect: float, verdict: str) -> None:
+def test_the_report_says_whether_an_encoder_pays_for_its_cost(tmp_path: Path, effect: float, verdict: str) -> None:
     write_grid(tmp_path / "x", seeds=5, effect=effect, noise=2e-5)  # here the encdec encoder is the smaller one
     assert verdict in next(sentence for sentence in found(tmp_path / "x") if "encdec encoder" in sentence)
 
 
-def test_a_dearer_half_that_is_worse_does_not_pay(tmp_path: Path) -> None:
+def test_a_more_expensive_encoder_that_is_worse_does_not_pay(tmp_path: Path) -> None:
     for seed in range(5):
         for encoder, total in (("vanilla", 0.016), ("very_large_one", 0.017)):
             write_run(tmp_path / "x", encoder, seed=seed, total=total + 1e-5 * ((3 * seed + len(encoder)) % 5))
@@ -348,7 +348,7 @@ def test_a_dearer_half_that_is_worse_does_not_pay(tmp_path: Path) -> None:
     assert "+7,000 parameters" in sentence
 
 
-def test_with_one_seed_nothing_is_real_and_the_command_adds_seeds(tmp_path: Path) -> None:
+def test_with_one_seed_no_difference_is_real_and_a_command_to_add_seeds_is_given(tmp_path: Path) -> None:
     write_run(tmp_path / "my study", overrides=("+trainer.gradient_clip_val=1.0", "latent.dim=64"))
     write_run(tmp_path / "my study", "encdec", overrides=("+trainer.gradient_clip_val=1.0", "latent.dim=64"))
     sentences = found(tmp_path / "my study")
@@ -360,7 +360,7 @@ def test_with_one_seed_nothing_is_real_and_the_command_adds_seeds(tmp_path: Path
     assert not any("shown" in sentence or "differs from every" in sentence for sentence in sentences)
 
 
-def test_the_command_is_of_the_runs_as_they_were(tmp_path: Path) -> None:
+def test_the_command_repeats_the_overrides_of_the_runs(tmp_path: Path) -> None:
     words = ("optimizer.lr=0.005", "optimizer.lr=0.01")  # an experiment's, and what was typed after it
     folder = write_run(tmp_path / "x", overrides=words)
     (folder / ".hydra").mkdir()
@@ -378,7 +378,7 @@ def test_the_command_is_of_the_runs_as_they_were(tmp_path: Path) -> None:
     assert add_seeds(gather([tmp_path / "z"])) is None
 
 
-def test_the_command_sweeps_what_was_swept(tmp_path: Path) -> None:
+def test_the_command_sweeps_the_same_keys(tmp_path: Path) -> None:
     for lr in ("0.001", "0.01"):
         write_run(tmp_path / "x", overrides=(f"optimizer.lr={lr}",))
     assert add_seeds(gather([tmp_path / "x"]), [3, 4]) == (
@@ -422,7 +422,7 @@ def test_a_constant_difference_is_no_missing_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("both", "words"), [(-0.003, "0.00100"), (-0.005, "0.00100")])
-def test_an_interaction_is_told_with_its_direction(tmp_path: Path, both: float, words: str) -> None:
+def test_an_interaction_is_reported_with_its_direction(tmp_path: Path, both: float, words: str) -> None:
     for seed in range(5):
         for encoder, decoder, more in (
             ("vanilla", "vanilla", 0.0),
@@ -447,7 +447,7 @@ def test_an_interaction_is_told_with_its_direction(tmp_path: Path, both: float, 
         (-(10**6), -(10**5), -1.0, "better, at no more cost"),
     ],
 )
-def test_cost_is_told_as_it_is(tmp_path: Path, flops: int, parameters: int, seconds: float, verdict: str) -> None:
+def test_cost_is_reported_correctly(tmp_path: Path, flops: int, parameters: int, seconds: float, verdict: str) -> None:
     for seed in range(4):
         noise = 1e-5 * ((3 * seed) % 5)
         for encoder, sign in (("vanilla", 0), ("encdec", 1)):
@@ -544,7 +544,7 @@ def test_a_failed_run_leaves_a_hole(tmp_path: Path) -> None:
     assert ["(2", "of", "3", "seeds)"] in shown(tmp_path / "x")
 
 
-def test_brackets_in_an_error_are_no_markup() -> None:
+def test_brackets_in_an_error_are_printed_as_they_are() -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(terminal.failures([("outputs/[x]", "RuntimeError: [/tmp/x] [enforce fail]")]))
     assert "[/tmp/x] [enforce fail]" in console.file.getvalue()
@@ -595,7 +595,7 @@ def test_samplers_are_compared_within_each_model(tmp_path: Path) -> None:
     ],
     ids=["closer", "further", "neither", "one seed"],
 )  # fmt: skip
-def test_what_follows_of_the_prior_is_said_where_the_seeds_show_it(
+def test_a_conclusion_about_the_prior_is_drawn_only_where_the_seeds_show_it(
     tmp_path: Path, gains: list[float], sentence: str | None
 ) -> None:
     write_sampled(tmp_path / "x", "vanilla", [(60.0 + gain, 61.0, 60.0) for gain in gains])

@@ -29,14 +29,14 @@ def result(**changes: Any) -> Result:
     return Result(**values | changes)
 
 
-def test_a_result_comes_back_as_it_went(tmp_path: Path) -> None:
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = result(train=Losses(total=0.019, reconstruction=0.0149, kl=0.4128), seed=3)
     results.write_result(tmp_path, written)
     assert results.read_result(tmp_path) == written
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
+def test_keys_of_a_result_stay_the_same(tmp_path: Path) -> None:
     results.write_result(tmp_path, result())
     loaded = json.loads((tmp_path / "result.json").read_text())
     assert loaded["schema"] == 1
@@ -62,7 +62,7 @@ def test_the_names_are_those_that_readers_rely_on(tmp_path: Path) -> None:
     assert set(loaded["environment"]) == {"python", "torch", "lightning", "device", "threads", "processes", "commit"}
 
 
-def test_a_figure_that_cannot_be_had_is_null(tmp_path: Path) -> None:
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     results.write_result(tmp_path, result(test=results.Test(total=math.nan, reconstruction=math.inf, kl=1.0)))
     loaded = json.loads((tmp_path / "result.json").read_text())
     assert {name for name, value in loaded["test"].items() if value is not None} == {"kl"}
@@ -75,7 +75,7 @@ def test_keys_of_later_versions_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["", "{", "[]", "null", '{"schema": 2}', '{"schema": 1}', "\xff"])
-def test_what_does_not_parse_is_no_result(tmp_path: Path, harm: str) -> None:
+def test_a_file_that_does_not_parse_is_no_result(tmp_path: Path, harm: str) -> None:
     assert results.read_result(tmp_path) is None
     (tmp_path / "result.json").write_text(harm, encoding="latin-1")
     assert results.read_result(tmp_path) is None
@@ -93,7 +93,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "x").read_text() == "old"
 
 
-def test_a_history_comes_back_as_it_went(tmp_path: Path) -> None:
+def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [
         (1, "train", 2.0, {"total": 0.5, "reconstruction": 0.25, "kl": 1.5}),
         (1, "val", 0.5, {"total": 0.75, "reconstruction": 0.5, "kl": 1.0}),
@@ -108,7 +108,7 @@ def test_a_history_comes_back_as_it_went(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "harm", ["", "epoch\n", "a,b\n1,2\n", "{head}1,train,0.1\n", "{head}1,train,x,1,1,1\n", "\xff"]
 )
-def test_what_does_not_parse_is_no_history(tmp_path: Path, harm: str) -> None:
+def test_a_file_that_does_not_parse_is_no_history(tmp_path: Path, harm: str) -> None:
     assert results.read_history(tmp_path) == {}
     text = harm.format(head="epoch,split,total,reconstruction,kl,seconds\n")
     (tmp_path / "history.csv").write_text(text, encoding="latin-1")
@@ -116,7 +116,7 @@ def test_what_does_not_parse_is_no_history(tmp_path: Path, harm: str) -> None:
 
 
 @pytest.mark.parametrize("harm", [b"", b"PK\x03\x04", b"junk"])
-def test_what_does_not_parse_is_no_picture(tmp_path: Path, harm: bytes) -> None:
+def test_a_file_that_does_not_parse_has_no_pictures(tmp_path: Path, harm: bytes) -> None:
     assert results.read_pictures(tmp_path) == {}
     (tmp_path / "pictures.npz").write_bytes(harm)
     assert results.read_pictures(tmp_path) == {}
@@ -127,7 +127,7 @@ def test_pictures_with_code_in_them_are_not_opened(tmp_path: Path) -> None:
     assert results.read_pictures(tmp_path) == {}
 
 
-def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+def test_clear_removes_the_files_of_a_run_and_nothing_else(tmp_path: Path) -> None:
     results.write_result(tmp_path, result())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.out.tfevents.1").touch()
@@ -137,7 +137,7 @@ def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "a: &a [1]\nb: [*a, *a]\n", f"seed: 0x{'f' * 9999}\n"])
-def test_a_configuration_that_stands_for_more_than_it_says_is_none(tmp_path: Path, text: str) -> None:
+def test_a_configuration_that_would_expand_to_more_than_its_text_is_refused(tmp_path: Path, text: str) -> None:
     """PyYAML's reader in C crashes the process over lists that are nested too deep."""
     (tmp_path / "config.yaml").write_text(text)
     (tmp_path / ".hydra").mkdir()

@@ -162,7 +162,7 @@ def test_checkpoints_load_safely_and_best_is_the_best_epoch(run_of: Compose) -> 
     assert last["epoch"] == 2
 
 
-def test_weights_are_readable_by_the_group_as_other_files_are(run_of: Compose) -> None:
+def test_weights_have_the_permissions_of_other_files(run_of: Compose) -> None:
     run = run_of(*SMALL)
     runner.run(run)
     modes = {(run.directory / name).stat().st_mode for name in ("model.safetensors", "config.yaml")}
@@ -225,7 +225,7 @@ def test_the_schedule_ends_with_the_training(run_of: Compose) -> None:
     assert last["lr_schedulers"][0]["_step_count"] == last["lr_schedulers"][0]["total_steps"] + 1 == 7
 
 
-def test_memory_is_this_runs_own(run_of: Compose) -> None:
+def test_memory_is_measured_for_each_run_alone(run_of: Compose) -> None:
     runner.run(run_of(*SMALL, "data.batch_size=200", "encoder.blocks=[{conv:256},{down:8}]", "name=large"))
     large = results.read_result(next(Path("outputs/large").glob("*/*")))
     small = runner.run(run_of(*SMALL))

@@ -10,7 +10,7 @@ MOST_GROWTH = 300
 """Kilobytes a run: a model or a trainer that is kept would be ten times as much."""
 
 
-def test_a_hundred_runs_of_a_step(tmp_path: Path) -> None:
+def test_a_hundred_runs_cost_little_time_and_no_memory(tmp_path: Path) -> None:
     words = ["--parts", "runs", "--runs", "100", "--out", str(tmp_path / "scale.json")]
     subprocess.run([sys.executable, str(ROOT / "scripts/scale.py"), *words], cwd=tmp_path, check=True, timeout=500)
     figures = json.loads((tmp_path / "scale.json").read_text())["runs"]

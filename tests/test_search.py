@@ -41,7 +41,7 @@ def trials(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / "outputs" / name / "search.json").read_text())["trials"]
 
 
-def test_a_search_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_a_search_that_is_killed_and_resumed_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     words = (*SEARCH, "hydra.sweeper.n_trials=12")
     whole = train(tmp_path, *words, "name=whole")
     assert whole.returncode == 0, whole.stderr
@@ -83,7 +83,7 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None
     assert study.best_value == best["loss"]
 
 
-def test_several_at_once_by_a_launcher_and_a_run_that_fails(tmp_path: Path) -> None:
+def test_a_launcher_runs_several_trials_at_once_and_one_may_fail(tmp_path: Path) -> None:
     words = (*SEARCH, "hydra/launcher=local", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
     done = train(tmp_path, *words, "optimizer.lr=0.005,1e30", "name=both")
     states = {one["values"]["optimizer.lr"]: one["state"] for one in trials(tmp_path, "both")}
@@ -108,7 +108,7 @@ def test_several_at_once_by_a_launcher_and_a_run_that_fails(tmp_path: Path) -> N
         (["latent.dim=4,8", "data.num_val=0"], "data.num_val: must be at least 1, since the search goes by val.total"),
     ],
 )
-def test_what_is_wrong_is_told_before_a_trial(
+def test_mistakes_are_reported_before_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     from vae_lab import cli
@@ -123,7 +123,9 @@ def test_what_is_wrong_is_told_before_a_trial(
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").rglob("search.json"))
 
 
-def test_without_optuna_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_optuna_the_command_that_installs_it_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         composed = compose("train", ["hydra/sweeper=optuna", "name=x"], return_hydra_config=True)
@@ -131,7 +133,7 @@ def test_without_optuna_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch, t
         search.plan(composed)
 
 
-def test_hydras_words_are_a_space() -> None:
+def test_sweep_syntax_of_hydra_defines_the_search_space() -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         composed = compose("train", ["name=x"], return_hydra_config=True)
     space, fixed = parse(
@@ -161,7 +163,7 @@ def record(count: int) -> Trials:
     return known
 
 
-def test_the_choice_follows_from_the_record_and_finds_the_optimum(tmp_path: Path) -> None:
+def test_proposals_depend_on_the_record_alone_and_find_the_optimum(tmp_path: Path) -> None:
     known = record(40)
     write_trials(tmp_path, known)
     assert read_trials(tmp_path) == known
@@ -174,7 +176,7 @@ def test_the_choice_follows_from_the_record_and_finds_the_optimum(tmp_path: Path
     assert importances(record(3)) == {}
 
 
-def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     assert read_trials(tmp_path) is None
     (tmp_path / "search.json").write_text("{}")
     with pytest.raises(TrialsError):

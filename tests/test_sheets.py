@@ -75,7 +75,7 @@ def test_reconstructions_lie_under_their_test_images(run: Path, tmp_path: Path) 
     assert (shown[2:, 1] == 255).all(), "white where there is no image"
 
 
-def test_the_images_are_drawn_by_a_seed(run: Path, tmp_path: Path) -> None:
+def test_a_seed_chooses_the_images(run: Path, tmp_path: Path) -> None:
     words = ("--what", "reconstructions", "--count", "5", "--seed")
     first, again, other = (drawn(run, tmp_path / "a.png", *words, seed) for seed in ("1", "1", "2"))
     assert (first == again).all()
@@ -157,7 +157,7 @@ def test_the_command_knows_every_kind() -> None:
         (["--out", "file/a.png"], "file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_told_in_one_sentence(
+def test_requests_that_cannot_be_drawn_are_refused_in_one_sentence(
     run: Path,
     words: list[str],
     told: str,
@@ -177,7 +177,7 @@ def test_what_cannot_be_drawn_is_told_in_one_sentence(
     assert not [*tmp_path.rglob("*.png")]
 
 
-def test_folders_without_a_model_and_hostile_ones_are_told(
+def test_folders_without_a_model_and_hostile_ones_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(folder: Path, *words: str) -> str:
@@ -204,7 +204,9 @@ def test_folders_without_a_model_and_hostile_ones_are_told(
     assert "has no result.json: the run did not end" in refused(copy)
 
 
-def test_the_runs_own_files_are_not_written_over(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_files_of_the_run_itself_are_not_overwritten(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "seed-0"))
     result = results.read_result(copy)
     assert result is not None

@@ -69,7 +69,7 @@ def test_in_at_most_a_twentieth_of_the_sweeps_any_of_equal_cells_is_called_diffe
 
 
 @pytest.mark.parametrize("cells", [2, 12, 20])
-def test_so_it_is_with_other_numbers_of_cells(cells: int) -> None:
+def test_the_error_rate_holds_for_other_numbers_of_cells(cells: int) -> None:
     # Of two cells the share is a twentieth exactly: three standard errors of this simulation are allowed.
     share = share_called_different(np.random.default_rng(cells), 5, cells, repeats := 1000)
     assert share <= 0.05 + 3 * (0.05 * 0.95 / repeats) ** 0.5
@@ -94,11 +94,11 @@ def test_pairs_are_those_of_the_paired_t_test() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_holm_is_holms(p_values: list[float]) -> None:
+def test_the_correction_is_that_of_holm(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
-def test_p_values_that_cannot_be_had_are_no_part_of_the_family() -> None:
+def test_missing_p_values_do_not_count_in_the_correction() -> None:
     assert holm([0.01, None, 0.02]) == [0.02, None, 0.02]
 
 
@@ -148,7 +148,7 @@ def test_a_constant_difference_has_no_p_and_is_not_called_different() -> None:
     assert (pair.difference, pair.low, pair.high, pair.p, pair.different) == (-4672, -4672, -4672, None, False)
 
 
-def test_rounding_is_no_spread() -> None:
+def test_rounding_errors_do_not_count_as_spread() -> None:
     (pair,) = compare(table(np.array([[0.1 + 0.2, 0.3], [0.3, 0.3], [0.3, 0.1 + 0.2]]))).pairs
     assert (pair.difference, pair.p) == (0, 1)
 
@@ -185,7 +185,7 @@ def test_an_incomplete_grid_has_no_effects() -> None:
     ]  # fmt: skip
 
 
-def test_what_was_had_under_other_conditions_is_not_compared() -> None:
+def test_figures_from_different_conditions_are_not_compared() -> None:
     rows = np.random.default_rng(3).normal(size=(3, 4))
     grounds = table(np.array([[0.0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]))
     found = compare(table(rows), grounds, FACTORS, GRID)
@@ -203,5 +203,5 @@ def test_a_cell_timed_on_two_machines_has_no_mean() -> None:
     assert found.pairs[0].n == 1
 
 
-def test_nothing_is_known_of_no_runs() -> None:
+def test_without_runs_there_are_no_statistics() -> None:
     assert estimate(np.array([np.nan])) == (0, None, None, None, None, None)

@@ -3,10 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import ENVIRONMENT, write_grid, write_run
 
+from vae_lab import results
 from vae_lab.study.gather import gather
 
 
@@ -41,7 +43,7 @@ def test_a_key_that_only_some_runs_override_has_the_configurations_level_in_the_
     assert dict(gather([tmp_path / "x"]).factors) == {"latent.dim": ("256", "64")}
 
 
-def test_sweep_cell_and_run_folders_are_taken(tmp_path: Path) -> None:
+def test_folders_of_sweeps_cells_and_runs_are_accepted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "x", seed=4)
     write_run(tmp_path / "x", seed=5)
     assert gather([folder]).seeds == (4,)
@@ -55,7 +57,7 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, name: str) -> None:
         gather([tmp_path / name])
 
 
-def test_missing_failed_damaged_and_nan_runs_are_holes(tmp_path: Path) -> None:
+def test_missing_failed_damaged_and_nan_runs_are_listed(tmp_path: Path) -> None:
     sweep = tmp_path / "x"
     write_grid(sweep, seeds=2)
     shutil.rmtree(sweep / "vanilla-vanilla/seed-1")
@@ -81,7 +83,7 @@ def test_missing_failed_damaged_and_nan_runs_are_holes(tmp_path: Path) -> None:
     assert "test.elbo" not in study.metrics
 
 
-def test_a_run_unlike_the_other_seeds_of_its_cell_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_run_that_differs_from_the_other_seeds_of_its_cell_is_left_out_with_a_note(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "x", seed=seed)
     write_run(tmp_path / "x", seed=2, config={"trainer.max_epochs": 5}, epochs=5, config_sha256="0" * 64)
@@ -101,7 +103,7 @@ def test_a_run_unlike_the_other_seeds_of_its_cell_is_left_out_and_told(tmp_path:
         ({"objective.beta": 0.5}, "objective.beta 0.5"),
     ],
 )
-def test_cells_that_differ_in_what_nobody_swept_are_not_compared(
+def test_cells_that_differ_in_keys_that_were_not_swept_are_not_compared(
     tmp_path: Path, config: dict[str, object], told: str
 ) -> None:
     write_run(tmp_path / "x")
@@ -114,13 +116,13 @@ def test_cells_that_differ_in_what_nobody_swept_are_not_compared(
     assert "not compared" in note
 
 
-def test_epochs_count_where_nobody_asked_for_them(tmp_path: Path) -> None:
+def test_different_numbers_of_epochs_that_were_not_swept_prevent_comparison(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
     write_run(tmp_path / "x", "encdec", epochs=5)
     assert "epochs trained 5" in gather([tmp_path / "x"]).notes[0]
 
 
-def test_what_was_swept_is_compared(tmp_path: Path) -> None:
+def test_cells_that_differ_in_swept_keys_are_compared(tmp_path: Path) -> None:
     for epochs in (5, 10):
         write_run(tmp_path / "x", overrides=(f"trainer.max_epochs={epochs}",), epochs=epochs)
     for images in (1000, 3000):
@@ -131,7 +133,39 @@ def test_what_was_swept_is_compared(tmp_path: Path) -> None:
         assert not study.notes
 
 
-def test_what_was_mixed_up_is_not_taken_for_swept(tmp_path: Path) -> None:
+IN_NATS = dict.fromkeys(("total", "reconstruction", "kl"), "nats per image")
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({"terms": IN_NATS}, {"test.elbo", "test.mse", "timing.train_seconds"}),
+        ({}, {"test.elbo", "test.mse", "timing.train_seconds", "test.reconstruction", "test.kl"}),
+        ({"terms": IN_NATS, "nats": "binary"}, {"test.mse", "timing.train_seconds"}),
+        ({"terms": IN_NATS, "nats": None}, {"test.mse", "timing.train_seconds"}),
+    ],
+    ids=["other units", "equal units", "other data", "no likelihood"],
+)
+def test_under_other_objectives_only_figures_of_the_same_meaning_are_compared(
+    tmp_path: Path, changes: dict[str, Any], comparable: set[str]
+) -> None:
+    test = results.Test(total=0.016, reconstruction=0.012, kl=0.4, elbo=-200.0, mse=0.01)
+    write_run(tmp_path / "x", overrides=("objective=mse_kl",), test=test)
+    write_run(tmp_path / "x", overrides=("objective=elbo",), test=test, **changes)
+    study = gather([tmp_path / "x"])
+    assert study.factors == {"objective": ("mse_kl", "elbo")}
+    figures = {"test.total", "test.reconstruction", "test.kl", "test.elbo", "test.mse", "timing.train_seconds"}
+    assert {name for name in figures if study.comparable(name)} == comparable
+    assert any("Totals under different objectives" in note for note in study.notes)
+
+
+def test_binary_and_grey_test_images_are_never_compared(tmp_path: Path) -> None:
+    for binarize in ("none", "dynamic"):
+        write_run(tmp_path / "x", overrides=(f"data.binarize={binarize}",))
+    assert not gather([tmp_path / "x"]).comparable("test.total")
+
+
+def test_keys_confounded_with_the_networks_do_not_count_as_swept(tmp_path: Path) -> None:
     write_run(tmp_path / "x", overrides=("trainer.max_epochs=5",), epochs=5)
     write_run(tmp_path / "x", "encdec", overrides=("trainer.max_epochs=20", "data.num_train=1000"), epochs=20)
     study = gather([tmp_path / "x"])
@@ -139,7 +173,7 @@ def test_what_was_mixed_up_is_not_taken_for_swept(tmp_path: Path) -> None:
     assert "trainer.max_epochs 20" in study.notes[0]
 
 
-def test_what_else_cells_differ_in_is_told(tmp_path: Path) -> None:
+def test_further_differences_between_cells_are_noted(tmp_path: Path) -> None:
     write_run(tmp_path / "x", overrides=("optimizer.lr=0.5",))
     write_run(tmp_path / "x", "encdec")
     study = gather([tmp_path / "x"])
@@ -183,7 +217,7 @@ def test_threads_that_were_swept_are_compared(tmp_path: Path) -> None:
     assert len(set(not_swept)) == 2
 
 
-def test_a_missing_configuration_is_told_and_taken_to_be_the_others(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_noted_and_assumed_to_equal_the_others(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
     (write_run(tmp_path / "x", "encdec") / "config.yaml").unlink()
     study = gather([tmp_path / "x"])
@@ -201,7 +235,7 @@ def test_sweeps_are_merged_by_configuration(tmp_path: Path) -> None:
     assert study.notes == ("vanilla-vanilla/seed-0 is in x and in y; the former is used.",)
 
 
-def test_cells_of_one_name_and_two_configurations_are_told_apart(tmp_path: Path) -> None:
+def test_cells_of_one_name_and_two_configurations_get_different_names(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
     write_run(tmp_path / "y", config={"latent.dim": 64}, config_sha256="0" * 64)
     assert gather([tmp_path / "x", tmp_path / "y"]).cells == ("vanilla-vanilla@x", "vanilla-vanilla@y")

@@ -133,7 +133,9 @@ def test_a_users_decoder_of_version_0_1_keeps_its_own_sigmoid(old_run: Path) -> 
 def test_a_stored_name_that_no_longer_exists_is_said_with_the_names_that_do(old_run: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         config.validate(stored(old_run, objective={"_target_": "vae_lab.MseKL", "beta": 0.1}))
-    expected = "objective._target_: this version of vae_lab has no vae_lab.MseKL; did you mean 'vae_lab.MseKl'?"
+    expected = (
+        "objective._target_: this version of vae_lab has no objective vae_lab.MseKL; did you mean 'vae_lab.MseKl'?"
+    )
     assert str(raised.value).startswith(expected)
 
 

@@ -218,7 +218,8 @@ def _name_problems(config: Config) -> Iterable[Problem]:
         known = names.files(family) if family in names.FAMILIES else names.homes()
         if target.startswith("vae_lab.") and target.removeprefix("vae_lab.") not in known:
             offered = choices(target, [f"vae_lab.{one}" for one in known])
-            yield Problem(f"{key}._target_", f"this version of vae_lab has no {target} for it; {offered}")
+            kind = f"{family} {target}" if family in names.FAMILIES else target
+            yield Problem(f"{key}._target_", f"this version of vae_lab has no {kind}; {offered}")
 
 
 def not_binary(likelihood: str) -> Problem:

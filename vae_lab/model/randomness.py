@@ -22,10 +22,12 @@ _DRAWING: dict[Any, str] = {
 
 
 class drawn_from(TorchFunctionMode):  # noqa: N801  # lower case because it is used as: with drawn_from(generator)
-    """A context in which all random numbers come from one generator, on any device.
+    """A context in which random numbers come from one generator, on any device.
 
-    If several processes share a batch, each draws for the whole batch and takes its own rows. An image thus gets the
-    same numbers as in a single process.
+    It covers what `torch.distributions` mostly draws with: randn, rand, randn_like, rand_like, normal, bernoulli and
+    multinomial, and normal_, uniform_ and exponential_ in place. If several processes share a batch, each draws for
+    the whole batch and takes its own rows. An image thus gets the same numbers as in a single process, except from
+    normal, bernoulli and multinomial.
 
     Args:
         generator: the random stream; a generator on the CPU gives the same numbers for every device.
@@ -51,9 +53,12 @@ class drawn_from(TorchFunctionMode):  # noqa: N801  # lower case because it is u
         if kind is None or named.get("generator") is not None:
             return func(*args, **named)
         if kind == "arguments":
-            device: Any = next(one.device for one in (*args, *named.values()) if isinstance(one, Tensor))
-            moved = [one.to(self.generator.device) if isinstance(one, Tensor) else one for one in args]
-            return func(*moved, **named, generator=self.generator).to(device)
+            tensors = [one for one in (*args, *named.values()) if isinstance(one, Tensor)]
+            device: Any = tensors[0].device if tensors else named.pop("device", None) or "cpu"
+            moved = [self._here(one) for one in args]
+            return func(*moved, **{name: self._here(one) for name, one in named.items()}, generator=self.generator).to(
+                device
+            )
         if kind == "in place":
             named["generator"] = self.generator
             drawn = self._drawn(tuple(args[0].shape), args[0].dtype, lambda one: func(one, *args[1:], **named))
@@ -68,6 +73,9 @@ class drawn_from(TorchFunctionMode):  # noqa: N801  # lower case because it is u
             dtype, device = named.get("dtype") or torch.get_default_dtype(), named.get("device") or "cpu"
             draw = Tensor.normal_ if func is torch.randn else Tensor.uniform_
         return self._drawn(shape, dtype, lambda one: draw(one, generator=self.generator)).to(device)
+
+    def _here(self, one: Any) -> Any:
+        return one.to(self.generator.device) if isinstance(one, Tensor) else one
 
     def _drawn(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[[Tensor], Tensor]) -> Tensor:
         dim = len(shape) - self.events - 1  # of the batch
