@@ -252,7 +252,7 @@ def test_a_target_that_is_no_allowed_class_is_refused_by_name(
 ) -> None:
     edit(folder, nests(target)[place])
     message = refused(folder)
-    assert repr(target) in message
+    assert target in message
     assert "_target_" in message
 
 
