@@ -73,6 +73,24 @@ def test_gradients_go_through_samples_of_the_posterior() -> None:
     assert (parameters.grad[:, 2:] != 0).all()
 
 
+@pytest.mark.parametrize(("log_variance", "bounds", "expected"), [
+    (1e4, (-30.0, 20.0), 20.0), (-1e4, (-30.0, 20.0), -30.0), (-3.3, (-30.0, 20.0), -3.3), (1.7, (-1.0, 1.0), 1.0),
+    (1e4, None, 1e4),
+])  # fmt: skip
+def test_a_log_variance_is_bounded_but_not_its_gradient(
+    log_variance: float, bounds: tuple[float, float] | None, expected: float
+) -> None:
+    parameters = torch.tensor([[0.5, log_variance]], requires_grad=True)
+    q = DiagonalPosterior([1], log_variance=bounds)(parameters)
+    assert q.log_variance.item() == torch.tensor(expected).item()
+    if bounds is not None:
+        kl = kl_divergence(q, StandardPrior([1])()).sum()
+        kl.backward()
+        assert kl.isfinite()
+        assert parameters.grad is not None
+        assert parameters.grad[0, 1].sign() == torch.tensor(log_variance).sign()  # back towards the prior
+
+
 def test_half_precision_ends_before_the_arithmetic() -> None:
     posterior = DiagonalPosterior([3])
     q = posterior(torch.randn(2, posterior.num_parameters((3,)), dtype=torch.bfloat16))

@@ -1,8 +1,9 @@
 """The two kinds of section: those with known keys, and those that describe a call of any class."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 WIDEST = 2**20
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
@@ -11,6 +12,16 @@ CountOrNone = Annotated[int, Field(ge=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _low_and_high(ends: Any) -> Any:
+    numbers = isinstance(ends, list | tuple) and all(type(end) in (int, float) for end in ends)
+    if not numbers or len(ends) != 2 or not ends[0] < ends[1]:
+        raise ValueError("must be a lower and a higher number")
+    return ends
+
+
+Bounds = Annotated[Sequence[float], BeforeValidator(_low_and_high)]
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 Target = Annotated[str, Field(alias="_target_")]
 

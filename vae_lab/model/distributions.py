@@ -1,7 +1,7 @@
 """Distributions over latent codes, and KL divergences between them in nats."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -49,6 +49,14 @@ class DiagonalNormal(Distribution):
 
     def entropy(self) -> Float[Tensor, "..."]:
         return 0.5 * (self.log_variance + math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def bounded(values: Float[Tensor, "..."], bounds: Sequence[float] | None) -> Float[Tensor, "..."]:
+    """Values moved to the nearer of two bounds if they lie outside; None changes nothing.
+
+    The gradient is that of the values as they were. A clamp's is zero outside, where a value would stay for ever.
+    """
+    return values if bounds is None else values + (values.clamp(*bounds) - values).detach()
 
 
 class StandardNormal(Distribution):

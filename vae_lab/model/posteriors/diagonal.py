@@ -1,13 +1,15 @@
 """`posterior=diagonal`: a Gaussian with diagonal covariance for each image."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_lab.model.distributions import DiagonalNormal
+from vae_lab.config.base import Bounds
+from vae_lab.model.distributions import DiagonalNormal, bounded
 from vae_lab.model.interfaces import Posterior
 
 
@@ -16,9 +18,15 @@ class DiagonalPosterior(Posterior):
 
     Args:
         latent_shape: the shape of one z.
+        log_variance: bounds of ln σ²; null for none. Without bounds σ² can overflow in training. The default is
+            that of latent diffusion models (Rombach et al. 2022); healthy models stay far inside.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("mean", "log_variance")
+
+    def __init__(self, latent_shape: Sequence[int], *, log_variance: Bounds | None = (-30.0, 20.0)) -> None:
+        super().__init__(latent_shape)
+        self.log_variance = log_variance
 
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:
         """A mean and a log-variance for each dimension."""
@@ -29,4 +37,4 @@ class DiagonalPosterior(Posterior):
         if parameters.dtype in (torch.bfloat16, torch.float16):
             parameters = parameters.float()
         mean, log_variance = parameters.chunk(2, dim=1)
-        return DiagonalNormal(mean, log_variance)
+        return DiagonalNormal(mean, bounded(log_variance, self.log_variance))
