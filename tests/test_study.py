@@ -116,10 +116,21 @@ def test_cells_that_differ_in_keys_that_were_not_swept_are_not_compared(
     assert "not compared" in note
 
 
-def test_different_numbers_of_epochs_that_were_not_swept_prevent_comparison(tmp_path: Path) -> None:
+def test_the_number_of_epochs_reached_is_a_result_and_no_condition(tmp_path: Path) -> None:
+    """Seen before: with early stopping half of the seeds were left out, and no cells were compared."""
+    for seed, (one, other) in enumerate([(4, 7), (7, 10), (10, 4)]):
+        write_run(tmp_path / "x", seed=seed, epochs=one)
+        write_run(tmp_path / "x", "encdec", seed=seed, epochs=other)
+    study = gather([tmp_path / "x"])
+    assert len(study.compared) == 6
+    assert study.comparable("test.total")
+    assert not study.notes
+
+
+def test_different_lengths_of_training_that_were_not_swept_prevent_comparison(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
-    write_run(tmp_path / "x", "encdec", epochs=5)
-    assert "epochs trained 5" in gather([tmp_path / "x"]).notes[0]
+    write_run(tmp_path / "x", "encdec", config={"trainer.max_epochs": 5}, epochs=5)
+    assert "trainer.max_epochs 5" in gather([tmp_path / "x"]).notes[0]
 
 
 def test_cells_that_differ_in_swept_keys_are_compared(tmp_path: Path) -> None:

@@ -23,10 +23,15 @@ NOT_IDENTIFYING = (
     "trainer.profiler",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
+    "trainer.enable_autolog_hparams",
+    "trainer.num_sanity_val_steps",
 )
 
 # In these groups each entry may change results or not; see `changes_results`.
 BESIDE_TRAINING = ("callbacks", "logger")
+
+# Of callbacks and loggers that may change results, these keys do not.
+NEVER_CHANGING = ("save_dir", "dirpath", "log_dir", "root_dir", "default_root_dir", "verbose")
 
 CHANGES_RESULTS = "changes_results"
 """The key beside `_target_` by which a user says whether a callback or logger changes results."""
@@ -67,7 +72,7 @@ def identifying(overrides: Iterable[str], composed: Mapping[str, Any]) -> dict[s
 
     Args:
         overrides: words of the command line, `key=value` with Hydra's `+`, `++` or `~` in front.
-        composed: the resulting configuration, of which only callbacks and loggers are used.
+        composed: the resulting configuration, of which only callbacks, loggers and the trainer are used.
     """
     given: dict[str, str] = {}
     for override in overrides:
@@ -75,8 +80,15 @@ def identifying(overrides: Iterable[str], composed: Mapping[str, Any]) -> dict[s
         parts = key.split(".")
         if key in ("encoder", "decoder", *NOT_IDENTIFYING) or parts[0] in NOT_IDENTIFYING:
             continue
-        if parts[0] in BESIDE_TRAINING and not _belongs_to_changing(parts, composed):
+        if re.split(r"[/@]", parts[0])[0] == "hydra":  # how runs are started: an experiment file may choose a launcher
             continue
+        if parts[0] in BESIDE_TRAINING and (parts[-1] in NEVER_CHANGING or not _belongs_to_changing(parts, composed)):
+            continue
+        if key == "trainer.devices":  # the number of processes counts, and not which GPUs they use
+            devices = (composed.get("trainer") or {}).get("devices", value)
+            value = str(len(devices) if isinstance(devices, list) else devices)
+            if value == "1":
+                continue
         given[key] = value
     return given
 
@@ -103,3 +115,15 @@ def cell_name(encoder: str, decoder: str, given: Mapping[str, str]) -> str:
 def is_free(key: str) -> bool:
     """Whether a flattened key, or the section that it is in, changes no result."""
     return any(key == free or key.startswith(f"{free}.") for free in NOT_IDENTIFYING)
+
+
+def is_place(key: str, value: Any, name: Any, seed: Any) -> bool:
+    """Whether a flattened key only says where the run with this name and seed writes, or how much it prints."""
+    text = value if isinstance(value, str) else ""
+    own = re.escape(f"seed-{seed}")
+    if re.search(rf"(^|/){re.escape(str(name))}/[^/]+/{own}(/|$)", text):  # the run's folder
+        return True
+    group, *rest = key.split(".")
+    if group not in BESIDE_TRAINING or not rest:
+        return False
+    return rest[-1] in NEVER_CHANGING or (group == "logger" and text == name) or bool(re.search(rf"(^|/){own}$", text))

@@ -208,7 +208,7 @@ def _cell(*, _root_: DictConfig) -> str:
     encoder, decoder = (str(node.runtime.choices.get(side)) for side in ("encoder", "decoder"))
     given = (*experiment_words(node), *words(node))
     return cell_name(
-        encoder, decoder, identifying(given, {group: _plain(_root_.get(group)) for group in BESIDE_TRAINING})
+        encoder, decoder, identifying(given, {key: _plain(_root_.get(key)) for key in (*BESIDE_TRAINING, "trainer")})
     )
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Union
 
 from pydantic import (
     AfterValidator,
@@ -16,11 +16,12 @@ from pydantic import (
     Field,
     Tag,
     model_serializer,
+    model_validator,
 )
 
 from vae_lab.config import names, signatures
 from vae_lab.config.base import Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
-from vae_lab.config.identity import is_free
+from vae_lab.config.identity import CHANGES_RESULTS, is_free, is_place
 from vae_lab.config.versions import as_first_written
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
 
@@ -100,6 +101,17 @@ class ForeignData(Node):
     batch_size: Annotated[Width, Field(strict=True)]
 
 
+class Observer(Node):
+    """A callback or logger of any class. The key `changes_results` is not for the class: see `config.identity`."""
+
+    @model_validator(mode="after")
+    def _check_changes_results(self) -> Self:
+        value = (self.model_extra or {}).get(CHANGES_RESULTS, False)
+        if not isinstance(value, bool):
+            raise ValueError(f"{CHANGES_RESULTS} must be true or false, but is {value!r}")
+        return self
+
+
 def _once_each(values: list[int]) -> list[int]:
     if len({*values}) < len(values):
         raise ValueError("must have each number once")
@@ -128,6 +140,7 @@ Either = Annotated[Annotated[Ours, Tag("ours")] | Annotated[Foreign, Tag("foreig
 def _extension(family: str) -> Any:
     """The type of a family's nodes: vae_lab's classes by their signatures, or any other class."""
     ours = [Annotated[schema, Tag(name)] for name, schema in signatures.schemas(family).items()]
+    foreign = Observer if family == "callbacks" else Node
 
     def tag_of(value: Any) -> str | None:
         target = _target_of(value)
@@ -136,7 +149,7 @@ def _extension(family: str) -> Any:
         name = target.removeprefix("vae_lab.")
         return "foreign" if name == target or name not in signatures.schemas(family) else name
 
-    return Annotated[Union[(*ours, Annotated[Node, Tag("foreign")])], Discriminator(tag_of)]
+    return Annotated[Union[(*ours, Annotated[foreign, Tag("foreign")])], Discriminator(tag_of)]
 
 
 if TYPE_CHECKING:
@@ -145,7 +158,7 @@ if TYPE_CHECKING:
     PriorNode: TypeAlias = Node
     LikelihoodNode: TypeAlias = Node
     ObjectiveNode: TypeAlias = Node
-    CallbackNode: TypeAlias = Node
+    CallbackNode: TypeAlias = Observer
 else:
     LatentNode, PosteriorNode, PriorNode, LikelihoodNode, ObjectiveNode, CallbackNode = map(_extension, names.FAMILIES)
 
@@ -322,7 +335,7 @@ class Config(Section):
     optimizer: OptimizerConfig
     scheduler: PartialNode | None = None
     trainer: TrainerConfig
-    logger: dict[str, Node] | None = None
+    logger: dict[str, Observer] | None = None
     callbacks: dict[str, CallbackNode] | None = None
     metrics: MetricsConfig = MetricsConfig()
     plan: bool = False
@@ -361,7 +374,9 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The flattened keys that determine what a run computes, without the seed."""
-        return {key: value for key, value in flatten(as_first_written(self)).items() if not is_free(key)}
+        flat = flatten(as_first_written(self))
+        own = self.name, self.seed
+        return {key: value for key, value in flat.items() if not is_free(key) and not is_place(key, value, *own)}
 
     def sha256(self) -> str:
         """Checksum of `identity`: equal for the seeds of a cell."""

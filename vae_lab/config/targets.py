@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.identity import CHANGES_RESULTS
-from vae_lab.config.schema import Config, Network, TrainerConfig
+from vae_lab.config.schema import Config, Network, Observer, TrainerConfig
 from vae_lab.config.vocabulary import ForeignBlock
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -44,11 +44,17 @@ def check_targets(config: Config, groups: Sequence[str] = ()) -> None:
             problem = f"must name a class or a function, but {target!r} is a {type(found).__name__}"
             problems.append(Problem(f"{key}._target_", problem))
             continue
-        own_keys = ("repeat", "grows") if isinstance(node, ForeignBlock) else (CHANGES_RESULTS,)
-        names = [name for name in values if not name.startswith("_") and name not in own_keys]
+        names = [name for name in values if not name.startswith("_") and name not in _own_keys(node)]
         problems += _unknown_arguments(key, found, names)
     if problems:
         raise ConfigError(*problems)
+
+
+def _own_keys(node: BaseModel) -> set[str]:
+    """The keys of a node that are for us, and no arguments of its target."""
+    if isinstance(node, ForeignBlock):
+        return {"repeat", "grows"}
+    return {CHANGES_RESULTS} if isinstance(node, Observer) else set()
 
 
 def _unknown_arguments(key: str, function: Any, names: Sequence[str]) -> Iterable[Problem]:
@@ -95,8 +101,7 @@ def build(node: BaseModel, **arguments: Any) -> Any:
     """Build the object of a node, with `arguments` added to its own; errors of the target are raised unchanged."""
     if isinstance(node, Network):
         arguments["_recursive_"] = False  # a block can be built only once its input shape is known
-    own_keys = {"repeat", "grows"} if isinstance(node, ForeignBlock) else set()
-    values = node.model_dump(exclude={*own_keys, CHANGES_RESULTS})
+    values = node.model_dump(exclude=_own_keys(node))
     find = _find.get()
     if find is not None:
         return _instantiated(values | arguments, find)

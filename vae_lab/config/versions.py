@@ -44,8 +44,9 @@ def as_first_written(config: "Config") -> dict[str, Any]:
     It omits the defaults of later keys, and callbacks and loggers that change no result.
     """
     container = config.container()
-    if config.trainer.is_shared:  # neither the choice of GPUs nor the variant of DDP changes results
-        container["trainer"]["devices"] = config.trainer.processes
+    # Neither the choice of GPUs nor the variant of DDP changes results.
+    container["trainer"]["devices"] = config.trainer.processes
+    if config.trainer.is_shared:
         del container["trainer"]["strategy"]
     for group, defaults in LATER_DEFAULTS.items():
         for key, default in defaults.items():
@@ -65,7 +66,7 @@ def as_first_written(config: "Config") -> dict[str, Any]:
         changing = {name: node for name, node in nodes.items() if changes_results(node)}
         if changing:
             container[group] = changing
-    for node in _nodes(container):
+    for node in nodes_in(container):
         node["_target_"] = names.first(node["_target_"])
     return container
 
@@ -89,13 +90,13 @@ def _renamed(value: Any) -> Any:
     return [_renamed(one) for one in value] if isinstance(value, list) else value
 
 
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+def nodes_in(value: Any) -> Iterator[dict[str, Any]]:
     """Every mapping with a `_target_`, at any depth."""
     if isinstance(value, dict):
         if isinstance(value.get("_target_"), str):
             yield value
         for one in value.values():
-            yield from _nodes(one)
+            yield from nodes_in(one)
     elif isinstance(value, list):
         for one in value:
-            yield from _nodes(one)
+            yield from nodes_in(one)

@@ -1,7 +1,8 @@
 """Images: from files to training, validation and test tensors, and from those to batches on the model's device."""
 
+from vae_lab.config.fingerprint import cache_folder
 from vae_lab.data.batches import Batch, Batches, ImageModule, Split, Streamed, derived_seed
-from vae_lab.data.files import DataError, cache_folder, check_idx, check_sums, find_files
+from vae_lab.data.files import DataError, check_idx, check_sums, find_files
 from vae_lab.data.folder import FolderData
 from vae_lab.data.sets import ImageData, subset_order
 

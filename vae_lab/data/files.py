@@ -12,16 +12,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from vae_lab.config.fingerprint import cache_folder
+
 CHECKSUMS = "SHA256SUMS"
 
 
 class DataError(ValueError):
     """Files are missing, damaged or differ from the configuration; the message has the path and a remedy."""
-
-
-def cache_folder() -> Path:
-    """The folder of downloaded and decompressed sets: `$XDG_CACHE_HOME/vae_lab` or `~/.cache/vae_lab`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_lab"
 
 
 def exclusive(folder: Path) -> FileLock:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vae_lab.config.base import Binarize
+from vae_lab.config.fingerprint import cache_folder
 from vae_lab.data import derived_seed
 from vae_lab.data.batches import Batches, ImageModule, Split
 from vae_lab.data.binarize import fixed
@@ -16,7 +17,6 @@ from vae_lab.data.devices import home_of
 from vae_lab.data.files import (
     CHECKSUMS,
     DataError,
-    cache_folder,
     check_idx,
     check_sums,
     exclusive,

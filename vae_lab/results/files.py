@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import shutil
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vae_lab.config import MetricsConfig
 from vae_lab.results import figures
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RESULT, CONFIG, HISTORY, TRACEBACK = "result.json", "config.yaml", "history.csv", "traceback.txt"
 MODEL = "model.txt"
+FINGERPRINT = "fingerprint.json"
 CHECKPOINTS, WEIGHTS, EVENTS = "checkpoints", "model.safetensors", "events.out.tfevents.*"
 CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
@@ -167,6 +169,9 @@ class Result(Part):
             return None
 
 
+_FINGERPRINT = TypeAdapter(dict[str, str])
+
+
 def write_result(folder: Path, result: Result) -> None:
     """Write `result.json`: the last file of a run."""
     write_text(folder / RESULT, result.model_dump_json(indent=2) + "\n")
@@ -192,6 +197,19 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, yaml.YAMLError):  # an impossible date is a ValueError
         return None
     return loaded if isinstance(loaded, dict) else None
+
+
+def write_fingerprint(folder: Path, fingerprint: Mapping[str, str]) -> None:
+    """Write the fingerprint of a run's images and of the user's code in it, when the run starts."""
+    write_text(folder / FINGERPRINT, json.dumps(dict(fingerprint), indent=2) + "\n")
+
+
+def read_fingerprint(folder: Path) -> dict[str, str]:
+    """The fingerprint of a run; empty if there is none that parses, as in runs of earlier versions."""
+    try:
+        return _FINGERPRINT.validate_json((folder / FINGERPRINT).read_bytes())
+    except (OSError, ValidationError):
+        return {}
 
 
 def read_config_folders(folder: Path) -> list[str]:
@@ -273,7 +291,7 @@ def read_pictures(folder: Path) -> "dict[str, np.ndarray]":
 def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
     """Remove the files of an earlier attempt at a run, so that none is taken for a file of the next attempt.
 
-    With `keep_checkpoints` its checkpoints stay, so that the next attempt can resume from them.
+    With `keep_checkpoints` its checkpoints and fingerprint stay, so that the next attempt can resume from them.
     """
     patterns = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
     for pattern in (*patterns, ".*.partial*"):
@@ -286,3 +304,4 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
         shutil.rmtree(folder / subfolder, ignore_errors=True)
     if not keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / FINGERPRINT).unlink(missing_ok=True)

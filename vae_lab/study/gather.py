@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from vae_lab.config import NOT_IDENTIFYING, flatten, identifying, signatures
-from vae_lab.config.identity import BESIDE_TRAINING, changes_results
+from vae_lab.config.fingerprint import CODE, IMAGES
+from vae_lab.config.identity import BESIDE_TRAINING, changes_results, is_place
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
-from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_result
+from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_fingerprint, read_result
 from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
 
@@ -82,6 +83,8 @@ class Record:
     """
     given: Mapping[str, str]
     """The overridden keys that can change a result, without encoder and decoder, with their values as typed."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of its images and of the user's code in it."""
 
     @property
     def sweep(self) -> str:
@@ -90,9 +93,13 @@ class Record:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs trained; None if not recorded, or if `trainer.max_time` limited them."""
-        timed = self.config.get("trainer.max_time") is not None
-        return None if timed else len(self.result.timing.epoch_seconds) or None
+        """Epochs trained; None if not recorded."""
+        return len(self.result.timing.epoch_seconds) or None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What two runs have in common that differ in their seeds at most; see `_with_known_contents`."""
+        return (self.result.config_sha256, *(f"{what} {value}" for what, value in self.contents.items()))
 
     @property
     def label(self) -> str:
@@ -344,13 +351,31 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
         key = (result.cell, result.config_sha256)
         if not configs.get(key):  # equal for all seeds of a cell, and slow to read
             configs[key] = _config(folder)
-        records.append(Record(folder, result, result.cell, {}, {}))
+        records.append(Record(folder, result, result.cell, {}, {}, read_fingerprint(folder)))
     known = []
     for one in records:
         config = configs[one.result.cell, one.result.config_sha256]
         given = identifying(one.result.overrides, config)
-        known.append(replace(one, config=flatten(config) if config else {}, given=given))
-    return known, holes
+        known.append(replace(one, config=_flattened(config), given=given))
+    return _with_known_contents(known), holes
+
+
+def _with_known_contents(records: Sequence[Record]) -> list[Record]:
+    """Give runs of one configuration fingerprints of the same things; what is unknown is assumed to be the usual."""
+    usual: dict[tuple[str, str], dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for record in records:
+        for what, value in record.contents.items():
+            usual[record.result.cell, record.result.config_sha256][what][value] += 1
+    return [
+        replace(
+            record,
+            contents={
+                what: record.contents.get(what, values.most_common(1)[0][0])
+                for what, values in sorted(usual[record.result.cell, record.result.config_sha256].items())
+            },
+        )
+        for record in records
+    ]
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -364,6 +389,13 @@ def _config(folder: Path) -> dict[str, Any]:
         if changing:
             config[group] = changing
     return config
+
+
+def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with dotted keys, without those that say where the run writes."""
+    flat = flatten(config) if config else {}
+    own = flat.get("name"), flat.get("seed")
+    return {key: value for key, value in flat.items() if not is_place(key, value, *own)}
 
 
 def _sorted_as_swept(records: Iterable[Record], found: Sequence[Path]) -> list[Record]:
@@ -382,48 +414,42 @@ def _sorted_as_swept(records: Iterable[Record], found: Sequence[Path]) -> list[R
 
 def _unique_cell_names(records: Sequence[Record]) -> list[Record]:
     """If sweeps use one cell name for different configurations, add the sweep to the name: `cell@sweep`."""
-    configurations: dict[str, set[str]] = defaultdict(set)
-    sweeps: dict[tuple[str, str], str] = {}
+    configurations: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    sweeps: dict[tuple[str, tuple[str, ...]], str] = {}
     for record in records:
-        configurations[record.cell].add(record.result.config_sha256)
-        sweeps.setdefault((record.cell, record.result.config_sha256), record.sweep)
+        configurations[record.cell].add(record.identity)
+        sweeps.setdefault((record.cell, record.identity), record.sweep)
     named = []
     for record in records:
-        owners = {sweeps[record.cell, sha] for sha in configurations[record.cell]}
-        own = sweeps[record.cell, record.result.config_sha256]
+        owners = {sweeps[record.cell, identity] for identity in configurations[record.cell]}
+        own = sweeps[record.cell, record.identity]
         cell = f"{record.cell}@{own}" if len(owners) > 1 else record.cell
         named.append(replace(record, cell=cell))
     return named
 
 
 def _most_common_configuration(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """The finished runs with their cell's most common configuration and epochs; a sentence about each other run."""
-    groups: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
-    first: dict[tuple[str, tuple[str, int | None]], Record] = {}
+    """The finished runs with their cell's most common configuration and content; a sentence about each other run."""
+    groups: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    first: dict[tuple[str, tuple[str, ...]], Record] = {}
     finished = [record for record in records if record.result.finished]
     for record in finished:
-        groups[record.cell][_training_key(record)] += 1
-        first.setdefault((record.cell, _training_key(record)), record)
+        groups[record.cell][record.identity] += 1
+        first.setdefault((record.cell, record.identity), record)
     alike, odd_ones = [], []
     for record in finished:
         usual, _ = groups[record.cell].most_common(1)[0]
-        if _training_key(record) == usual:
+        if record.identity == usual:
             alike.append(record)
             continue
         other = first[record.cell, usual]
-        differing = _differences(flatten(_config(record.folder)), other.config) or [
-            f"{record.epochs} epochs, not {other.epochs}"
-            if record.epochs != other.epochs
-            else "another checksum of its configuration"
-        ]
+        differing = _differences(
+            {**_flattened(_config(record.folder)), **record.contents}, {**other.config, **other.contents}
+        ) or ["another checksum of its configuration"]
         odd_ones.append(
             f"{record.label} is left out: it differs from the other runs of its cell ({'; '.join(differing)})."
         )
     return alike, odd_ones
-
-
-def _training_key(record: Record) -> tuple[str, int | None]:
-    return (record.result.config_sha256, record.epochs)
 
 
 def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
@@ -482,8 +508,8 @@ def _level(value: Any) -> str:
 
 def _conditions(study: Study) -> dict[str, dict[str, str]]:
     asked = _crossed(study)
-    epochs_asked = set(asked) & {"trainer", "trainer.max_epochs", "trainer.max_steps"}
     conditions: dict[str, dict[str, str]] = {}
+    images: dict[str, dict[str, str]] = {}
 
     @functools.cache
     def counts(key: str) -> bool:
@@ -492,15 +518,13 @@ def _conditions(study: Study) -> dict[str, dict[str, str]]:
         return _within(key, _TEST_IMAGES) or (_within(key, _CONDITIONS) and not _within(key, asked))
 
     for record in study.compared:
-        if record.cell in conditions:
-            continue
-        own = {key: str(value) for key, value in record.config.items() if counts(key)}
-        if record.epochs is not None and not epochs_asked:
-            own["epochs trained"] = str(record.epochs)
-        conditions[record.cell] = own
-    known = next((own for own in conditions.values() if len(own) > 1), {})
-    # If the file is missing, assume the conditions of the others.
-    return {cell: own if len(own) > 1 else known | own for cell, own in conditions.items()}
+        if record.cell not in conditions:
+            conditions[record.cell] = {key: str(value) for key, value in record.config.items() if counts(key)}
+            images[record.cell] = {what: one for what, one in record.contents.items() if what.startswith(IMAGES)}
+    # What is not known of a cell is assumed to be as in the others: a file is missing, or is of an earlier version.
+    known = next(filter(None, conditions.values()), {})
+    usual = {what: one for own in reversed(images.values()) for what, one in own.items()}
+    return {cell: (own or known) | usual | images[cell] for cell, own in conditions.items()}
 
 
 def _crossed(study: Study) -> list[str]:
@@ -580,12 +604,20 @@ def _confounds(study: Study) -> Iterator[str]:
     asked = [*_crossed(study), *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
     ignored: dict[str, bool] = {}
     groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    code: dict[str, set[str]] = defaultdict(set)
+    for record in study.compared:
+        for what, value in record.contents.items():
+            if what.startswith(CODE):
+                code[what].add(value)
+    changed = {what for what, values in code.items() if len(values) > 1}
     for cell in study.cells:
         config = next((record.config for record in study.of(cell) if record.config), None)
         if config is not None:
             for key in config:
                 ignored.setdefault(key, _within(key, asked))
-            groups[tuple((key, str(value)) for key, value in config.items() if not ignored[key])].append(cell)
+            own = {key: str(value) for key, value in config.items() if not ignored[key]}
+            own |= {what: value for what, value in study.of(cell)[0].contents.items() if what in changed}
+            groups[tuple(own.items())].append(cell)
     if len(groups) > 1:
         text = _describe_groups([(cells, dict(own)) for own, cells in groups.items()])
         yield f"Cells differ in more than their networks and what was swept; a difference may come from that ({text})."

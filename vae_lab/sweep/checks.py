@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +12,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from vae_lab import compat, results
-from vae_lab.config import Config, ConfigError, Problem, Run, explain, flatten, is_complaint, words
+from vae_lab.config import (
+    Config,
+    ConfigError,
+    FolderConfig,
+    Problem,
+    Run,
+    explain,
+    fingerprint,
+    flatten,
+    is_complaint,
+    words,
+)
+from vae_lab.config.sources import digest_of
 from vae_lab.config.terminal import shown
 from vae_lab.training import plan
 
@@ -117,12 +129,13 @@ def check_each(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None
 
 
 def check_folders(runs: Sequence[Run]) -> None:
-    """Check that each run has its own folder, and that a finished run in it has the same configuration.
+    """Check that each run has its own folder, and that an earlier run in it is the same run.
 
     Raises:
-        ConfigError: if not, naming the keys that differ or the file in the way.
+        ConfigError: if not, naming what differs or the file in the way.
     """
     problems = []
+    current = _Fingerprints()
     names = sorted({run.config.name for run in runs})
     if len(names) > 1:
         problems.append(Problem("name", f"must be one for the whole sweep, but is {', '.join(names)}"))
@@ -151,8 +164,55 @@ def check_folders(runs: Sequence[Run]) -> None:
                     "choose another name, or delete that folder",
                 )
             )
+        elif result.finished if result is not None else plan.has_checkpoint(run):  # one that failed starts again
+            before = results.read_fingerprint(run.directory)
+            changed = fingerprint.differing(before, current.of(run.config, before))
+            if changed:
+                state = "an interrupted" if result is None else "a finished"
+                text = f"{shown(run.directory)} holds {state} run {_with_other(changed, run.config)}"
+                problems.append(Problem("name", text))
     if problems:
         raise ConfigError(*problems)
+
+
+class _Fingerprints:
+    """Today's fingerprints of earlier runs, each part of which is taken once."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, dict[str, str]] = {}
+        self._code: dict[str, str | None] = {}
+
+    def of(self, settings: Config, before: Mapping[str, str]) -> dict[str, str]:
+        """What an earlier fingerprint is to be held against."""
+        code = [key for key in before if key.startswith(fingerprint.CODE)]
+        for key in code:
+            if key not in self._code:
+                self._code[key] = digest_of(key.removeprefix(fingerprint.CODE))
+        now = {key: digest for key in code if (digest := self._code[key]) is not None}
+        if len(code) < len(before):
+            section = settings.data.model_dump_json()
+            if section not in self._images:
+                self._images[section] = _images(settings)
+            now |= self._images[section]
+        return now
+
+
+def _images(settings: Config) -> dict[str, str]:
+    if fingerprint.is_told_by_files(settings.data):
+        return fingerprint.of_images(settings.data)
+    from vae_lab.data.fingerprint import of_images  # imports torch
+
+    return of_images(settings.data)
+
+
+def _with_other(changed: Sequence[str], settings: Config) -> str:
+    """The end of a sentence: what differs from the earlier run, and the ways out."""
+    names = [f"the {what}" for what in changed]
+    ways = ["choose another name", "delete that folder"]
+    if fingerprint.IMAGES in changed and isinstance(settings.data, FolderConfig):
+        ways.append("give these images a cell of their own: data.dataset=…")
+    joined = ", or ".join([", ".join(ways[:-1]), ways[-1]])
+    return f"with other content than now ({', '.join(names)}); {joined}"
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:

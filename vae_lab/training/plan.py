@@ -66,6 +66,11 @@ def damage(run: Run) -> str:
     return f"{', '.join(map(str, files))} {'is' if len(files) == 1 else 'are'} damaged" if files else ""
 
 
+def has_checkpoint(run: Run) -> bool:
+    """Whether an earlier attempt at this run left a checkpoint."""
+    return any((run.directory / results.CHECKPOINTS).glob("*.ckpt"))
+
+
 def stage(run: Run) -> Stage:
     """The state of a run; imports torch if the run has a checkpoint."""
     result = finished(run)
@@ -76,7 +81,7 @@ def stage(run: Run) -> Stage:
         return Stage(run, "elsewhere", note=f"in the hands of {owner}")
     damaged_files = damage(run)
     why = f", since {damaged_files}" if damaged_files else ""
-    if any((run.directory / results.CHECKPOINTS).glob("*.ckpt")):
+    if has_checkpoint(run):
         from vae_lab.training import checkpoints, runner
 
         try:

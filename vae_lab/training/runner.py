@@ -16,7 +16,8 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 
 from vae_lab import __version__, config, results
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
-from vae_lab.data import DataError, shards
+from vae_lab.config.fingerprint import differing
+from vae_lab.data import DataError, fingerprint, shards
 from vae_lab.data.devices import on_gpu
 from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
@@ -89,6 +90,7 @@ def check_data(settings: Config) -> None:
     Raises:
         ConfigError: if that fails.
     """
+    fingerprint.forget()
     try:
         config.build(settings.data).prepare_data()
     except DataError as error:
@@ -153,8 +155,12 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     """
     folder, started = run.directory, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    contents = fingerprint.complete(run.config)
     try:
         epochs = epochs_kept(run)
+        changed = differing(results.read_fingerprint(folder), contents)
+        if epochs and changed:
+            raise checkpoints.CheckpointError(f"its checkpoint was written with other content ({', '.join(changed)})")
     except checkpoints.CheckpointError as reason:
         log.warning("%s begins anew: %s", run, reason)
         epochs = 0
@@ -162,6 +168,7 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     match = matched(run.config)
     settings = match.config if match else run.config
     results.write_config(folder, settings.container())
+    results.write_fingerprint(folder, contents)
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
     try:
         described = describe(settings)
