@@ -60,7 +60,7 @@ def one_step_runs(runs: int, folder: Path) -> dict[str, float]:
             resident = resident_bytes(process.pid)
             if ended and resident:
                 memory.append((ended, resident))
-            time.sleep(1)
+            time.sleep(0.2)
 
     watching = threading.Thread(target=look)
     watching.start()

@@ -10,21 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Compose
+from conftest import Compose, shipped_choices
 from test_sheets import run as run_folder
 from torch import Tensor, nn
 
 import vae_lab
 from vae_lab import cli, results
 from vae_lab.cli import export as command
-from vae_lab.config import config_folder
 from vae_lab.model import vae
 from vae_lab.trained import card, export
 from vae_lab.trained.export import ExportError
 
-HALVES = {
-    side: sorted(path.stem for path in (config_folder() / side).glob("*.yaml")) for side in ("encoder", "decoder")
-}
+HALVES = {side: shipped_choices(side) for side in ("encoder", "decoder")}
 PAIRS = [(name if name in HALVES["encoder"] else "vanilla", name) for name in HALVES["decoder"]]
 PAIRS += [(name, "vanilla") for name in HALVES["encoder"] if name not in HALVES["decoder"]]
 

@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import shipped
 
 PACKAGE = Path(__file__).parents[1] / "vae_lab"
+SHIPPED = shipped(PACKAGE)
+MODULES = [path for path in SHIPPED if path.suffix == ".py"]
 
 # The rooms, each of which imports only from itself and those before it; `compat` serves all.
 ROOMS = [
@@ -31,11 +34,11 @@ def imported(path: Path) -> set[str]:
 
 def test_the_package_is_its_rooms_and_nothing_else() -> None:
     beside = {"__init__.py", "compat.py", "py.typed", "assets", "__pycache__"}
-    found = {path.name for path in PACKAGE.iterdir()} - beside
+    found = {path.relative_to(PACKAGE).parts[0] for path in SHIPPED} - beside
     assert found <= {*ROOMS}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_import_only_from_rooms_above(path: Path) -> None:
     if path == PACKAGE / "__init__.py":  # what it offers it imports when asked, as the next test sees
         return
@@ -57,5 +60,5 @@ def test_a_report_needs_no_torch() -> None:
 
 def test_every_folder_of_the_package_is_installed() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in MODULES}
     assert {*project["tool"]["setuptools"]["packages"]} == folders | {"vae_lab.conf"}

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from conftest import Compose
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 
-from vae_lab import config
-from vae_lab.config import ConfigError
+from vae_lab.config import ConfigError, Inherited, Position
 from vae_lab.sweep import callback, launchers
 from vae_lab.sweep.launchers import Surroundings, Taken, prepare
 from vae_lab.training.callbacks import Progress
@@ -164,9 +163,12 @@ def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> 
     words = ("-m", "encoder=vanilla,deadly", *SMALL, "hydra/launcher=local", "name=killed")
     ended = train(*words)
     assert ended.returncode == 1
-    assert "Stopped by the launcher local: TerminatedWorkerError" in ended.stderr
+    reason = "a process was killed by SIGKILL (as by a system that is short of memory"
+    assert f"Stopped by the launcher local: {reason}" in ended.stderr
     assert ended.stderr.rstrip().endswith("The same command with the same name goes on.")
-    assert "deadly-vanilla" in failures(ended.stdout, "killed")
+    table = " ".join(failures(ended.stdout, "killed").split())
+    assert "deadly-vanilla" in table
+    assert f"ended with its process: {reason}" in table
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
@@ -183,7 +185,7 @@ def test_ctrl_c_ends_the_processes_too_and_the_same_command_goes_on(train: Train
     while not list(place.glob("*/*/checkpoints/last.ckpt")) and time.monotonic() < until:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Stopped by SIGINT" in errors
     assert "Traceback" not in errors
@@ -192,8 +194,8 @@ def test_ctrl_c_ends_the_processes_too_and_the_same_command_goes_on(train: Train
 
 
 def members(group: int) -> set[int]:
-    """The processes of a group that are alive, within two seconds."""
-    until = time.monotonic() + 2
+    """The processes of a group that go on living."""
+    until = time.monotonic() + 60
     alive = {group}
     while alive and time.monotonic() < until:
         listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True, check=True).stdout
@@ -206,9 +208,7 @@ def members(group: int) -> set[int]:
 def test_runs_in_other_processes_use_the_settings_of_the_machine_that_started_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(config.CORES, "64")
-    monkeypatch.setenv(config.PRECISION, "bf16-mixed")
-    monkeypatch.setenv(config.SWEEP_RUNS, "9")
+    monkeypatch.setattr(Inherited, "here", Inherited(cores=64, precision="bf16-mixed", runs=9))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     ours = callback.SweepCallback()
@@ -216,25 +216,25 @@ def test_runs_in_other_processes_use_the_settings_of_the_machine_that_started_th
     sent = pickle.dumps(ours)
     code = (
         "import pickle, sys, os, signal; from vae_lab import config; callback = pickle.load(sys.stdin.buffer); "
-        "print(config.cores(), config.precision(), os.environ[config.SWEEP_RUNS], os.getcwd(), callback.runs, "
+        "print(config.cores(), config.precision(), config.Inherited.here.runs, os.getcwd(), callback.runs, "
         "signal.getsignal(signal.SIGINT) is signal.SIG_IGN, sys.path[-1] if sys.argv[1] in sys.path else '')"
     )
-    fresh = {key: value for key, value in os.environ.items() if not key.startswith("VAE_LAB")}
-    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], input=sent, env=fresh, capture_output=True,
-                          check=True, cwd="/")  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], input=sent, capture_output=True, check=True, cwd="/"
+    )
     words = told.stdout.decode().split()
     assert words[:6] == ["64", "bf16-mixed", "9", str(tmp_path), "[]", "True"]
     assert len(words) == 7
 
 
 def test_workers_show_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.WORKER, "1")
+    monkeypatch.setattr(Inherited, "here", Inherited(is_worker=True))
     monkeypatch.setenv("FORCE_COLOR", "1")
     bar, model = Progress(), LightningModule()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
     bar.on_train_start(trainer, model)
     assert bar._bar is None
-    monkeypatch.delenv(config.WORKER)
+    monkeypatch.setattr(Inherited, "here", Inherited())
     trainer.fit_loop.max_batches = 3
     bar.on_train_start(trainer, model)
     assert bar._bar is not None
@@ -242,10 +242,8 @@ def test_workers_show_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def with_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    yield lambda count: monkeypatch.setenv(config.CORES, str(count))
-    for name in (config.CORES_OF_A_RUN, config.GPUS_OF_A_RUN):
-        os.environ.pop(name, None)
+def with_cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    return lambda count: monkeypatch.setattr(Inherited, "here", Inherited(cores=count))
 
 
 @pytest.mark.parametrize(
@@ -326,6 +324,13 @@ def test_mistakes_are_reported_in_one_sentence(train: Train) -> None:
 
 def test_surroundings_are_read_when_a_run_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(config.SWEEP_RUNS, raising=False)
     assert Surroundings().folder == str(tmp_path)
-    assert dict(Surroundings().values)[config.SWEEP_RUNS] == "1"
+    assert Surroundings().inherited.runs == 1
+
+
+def test_variables_of_other_processes_change_nothing(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run_of().config
+    for name in ("CORES", "PRECISION", "SWEEP_RUNS", "SWEEP_POSITION", "WORKER", "CORES_OF_A_RUN", "GPUS_OF_A_RUN"):
+        monkeypatch.setenv(f"VAE_LAB_{name}", "3")
+    assert run_of().config == before
+    assert Position.current() is None

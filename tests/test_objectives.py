@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import Compose
+from conftest import Compose, shipped_choices
 from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, MultivariateNormal
 from torch.nn.functional import binary_cross_entropy
@@ -178,7 +178,7 @@ def test_a_divergence_without_a_closed_form_is_estimated_at_the_z_that_was_drawn
 # --- Every objective ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (config.config_folder() / "objective").glob("*.yaml")))
+@pytest.mark.parametrize("name", shipped_choices("objective"))
 def test_every_term_has_a_unit_and_is_one_number(run_of: Compose, name: str) -> None:
     settings = run_of(f"objective={name}", "latent.dim=4", "encoder=mlp", "decoder=mlp").config
     objective = config.build(settings.objective)

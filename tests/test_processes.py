@@ -103,7 +103,7 @@ def gone(folder: Path) -> bool:
 
     pids = [path.name for path in folder.iterdir()]
     assert len(pids) == 2
-    latest = time.monotonic() + 10
+    latest = time.monotonic() + 60
     while any(map(is_running, pids)) and time.monotonic() < latest:
         time.sleep(0.1)
     return not any(map(is_running, pids))
@@ -366,7 +366,7 @@ def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, note
     run = run_of(*SMALL, "trainer=ddp", f"+callbacks.e={{_target_:{__name__}.Ending,rank:1,folder:'{noted}'}}")
     result = runner.run(run)
     assert result.status == "failed"
-    assert (result.error or "").startswith("process 2 of 2 was killed (SIGKILL")
+    assert (result.error or "").startswith("process 2 of 2 was killed by SIGKILL (as by a system")
     assert len(result.timing.epoch_seconds) == 1, "what it had done is recorded"
     assert result.train.total is not None
     assert gone(noted)
@@ -390,7 +390,7 @@ def test_a_signal_ends_all_processes(noted: Path, run_of: Compose) -> None:
     while len(list(noted.iterdir())) < 2 and process.poll() is None and time.monotonic() < latest:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Stopped by SIGTERM" in errors
     assert "the first 1 of 3 epochs" in errors

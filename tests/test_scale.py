@@ -1,19 +1,24 @@
-"""A sweep of many runs costs little beside their training, and no more memory than a short one."""
+"""A sweep keeps nothing of its runs in memory; `make scale` measures time and memory of a thousand of them."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import gc
 
-ROOT = Path(__file__).parents[1]
-MOST_GROWTH = 300
-"""Kilobytes a run: a model or a trainer that is kept would be ten times as much."""
+import torch
+from conftest import Command
+
+ONE_STEP = (
+    "+trainer.max_steps=1", "data.num_train=32", "data.batch_size=32", "data.num_val=32", "data.num_test=32",
+    "latent.dim=4", "encoder=mlp", "decoder=mlp", "trainer.threads=1", "callbacks=quiet", "metrics.frechet=false",
+)  # fmt: skip
 
 
-def test_a_hundred_runs_cost_little_time_and_no_memory(tmp_path: Path) -> None:
-    words = ["--parts", "runs", "--runs", "100", "--out", str(tmp_path / "scale.json")]
-    subprocess.run([sys.executable, str(ROOT / "scripts/scale.py"), *words], cwd=tmp_path, check=True, timeout=500)
-    figures = json.loads((tmp_path / "scale.json").read_text())["runs"]
-    assert figures["runs"] == 100
-    assert figures["overhead_processor_seconds_a_run"] <= 1  # of one thread: neighbours do not lengthen it
-    assert figures["growth_kb_a_run"] <= MOST_GROWTH
+def test_a_long_sweep_keeps_no_more_than_a_short_one(command: Command) -> None:
+    def kept(runs: int) -> tuple[int, int]:
+        """The modules, and the bytes of tensors, that are alive after a sweep."""
+        done = command("train", "-m", f"seed=range({runs})", *ONE_STEP, f"name=of_{runs}")
+        assert done.returncode == 0, done.stderr
+        gc.collect()
+        alive = gc.get_objects()
+        tensors = [one for one in alive if type(one) in (torch.Tensor, torch.nn.Parameter)]
+        return sum(isinstance(one, torch.nn.Module) for one in alive), sum(one.nbytes for one in tensors)
+
+    assert kept(1) == kept(4)

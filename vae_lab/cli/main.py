@@ -1,6 +1,6 @@
 """`vae-lab COMMAND`: run a command."""
 
-import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +11,8 @@ from vae_lab.cli.export import export
 from vae_lab.cli.generate import generate
 from vae_lab.cli.report import report
 from vae_lab.cli.train import train
+from vae_lab.config.terminal import printing, say
+from vae_lab.sweep import checks
 
 COMMANDS = {
     "train": train,
@@ -41,16 +43,23 @@ vae-lab, version {version}: compare variational autoencoders
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command, `sys.argv` unless given; ends the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a table without its lines is better than an error
-    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    os.environ["MPLBACKEND"] = "agg"  # figures are only written to files
+    with printing():
+        _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    command, *rest = arguments or ["--help"]
     if command in COMMANDS:
+        _check_folder()
         try:
             COMMANDS[command](rest)
         except KeyboardInterrupt:
             print("\nInterrupted.", file=sys.stderr)
             raise SystemExit(130) from None
+        except (ImportError, MemoryError) as error:
+            say(f"Stopped: {checks.import_problem(error)}", error=True)
+            raise SystemExit(1) from None
     elif command in ("--help", "-h", "help"):
         print(USAGE.format(version=__version__), end="")
     elif command == "--version":
@@ -62,3 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             end="",
         )
         raise SystemExit(2)
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        say(f"The working directory cannot be used ({error.strerror}): cd to one that exists", error=True)
+        raise SystemExit(1) from None

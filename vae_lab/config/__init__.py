@@ -4,14 +4,8 @@ from vae_lab.config.base import WIDEST, Node, PartialNode
 from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
 from vae_lab.config.identity import NOT_IDENTIFYING, cell_name, identifying
 from vae_lab.config.runs import (
-    CORES,
-    CORES_OF_A_RUN,
-    GPUS_OF_A_RUN,
     PACKAGE,
-    PRECISION,
-    SWEEP_POSITION,
-    SWEEP_RUNS,
-    WORKER,
+    Inherited,
     Position,
     Run,
     config_folder,
@@ -51,17 +45,10 @@ from vae_lab.config.widths import Widths, least, multiples_of, times, with_width
 
 __all__ = [
     "BLOCKS",
-    "CORES",
-    "CORES_OF_A_RUN",
-    "GPUS_OF_A_RUN",
     "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
-    "PRECISION",
-    "SWEEP_POSITION",
-    "SWEEP_RUNS",
     "WIDEST",
-    "WORKER",
     "AnyBlock",
     "Block",
     "Config",
@@ -70,6 +57,7 @@ __all__ = [
     "FolderConfig",
     "ForeignBlock",
     "Group",
+    "Inherited",
     "MatchConfig",
     "MetricsConfig",
     "Network",

@@ -4,10 +4,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -23,14 +23,6 @@ from vae_lab.config.schema import Config, flatten
 from vae_lab.config.validation import validate
 
 PACKAGE = Path(__file__).parents[1]
-# Set by a sweep for its jobs: Hydra gives a job its number, but not the number of jobs.
-SWEEP_RUNS = "VAE_LAB_SWEEP_RUNS"
-# Set by a job for the processes that train its run together, to which Hydra passes nothing.
-SWEEP_POSITION = "VAE_LAB_SWEEP_POSITION"
-# Set in a launcher's jobs: values that a configuration takes from the machine are those of the command's machine.
-WORKER, CORES, PRECISION = "VAE_LAB_WORKER", "VAE_LAB_CORES", "VAE_LAB_PRECISION"
-# Set by a sweep for its launcher.
-CORES_OF_A_RUN, GPUS_OF_A_RUN = "VAE_LAB_CORES_OF_A_RUN", "VAE_LAB_GPUS_OF_A_RUN"
 
 
 def config_folder() -> Path:
@@ -122,14 +114,43 @@ class Position(NamedTuple):
     @classmethod
     def current(cls) -> Self | None:
         """The position in the sweep that this process belongs to; None outside a sweep."""
-        position = os.environ.get(SWEEP_POSITION)
-        if position is not None:
-            number, total = position.split("/")
-            return cls(int(number), int(total))
-        runs = os.environ.get(SWEEP_RUNS)
-        if runs is None or not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
+        known = Inherited.here
+        if known.number is not None:
+            return cls(known.number, known.runs or 1)
+        # Hydra gives a job its number, but not the number of jobs.
+        if known.runs is None or not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
             return None
-        return cls(int(HydraConfig.get().job.num) + 1, int(runs))
+        return cls(int(HydraConfig.get().job.num) + 1, known.runs)
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a run's process gets from the command: values that a configuration takes from the command's machine.
+
+    It is sent with the run, not by environment variables, which a process can also have from elsewhere.
+    """
+
+    here: ClassVar["Inherited"]
+    """That of this process; in a command all values are unset but those of its sweep."""
+
+    cores: int | None = None
+    precision: str | None = None
+    runs: int | None = None
+    """The number of runs of the sweep."""
+    number: int | None = None
+    """The number of this process's run, if Hydra does not know it: in the processes that train a run together."""
+    cores_of_a_run: int | None = None
+    gpus_of_a_run: int | None = None
+    is_worker: bool = False
+    """Whether a launcher or another process started this process."""
+
+    @classmethod
+    def update(cls, **values: Any) -> None:
+        """Set values for this process, and for those that it starts."""
+        cls.here = replace(cls.here, **values)
+
+
+Inherited.here = Inherited()
 
 
 def run_folder(hydra_config: DictConfig) -> str:
@@ -233,9 +254,8 @@ def _steps(*, _root_: DictConfig) -> int:
 
 def cores() -> int:
     """The CPU cores that this process may use; in a launcher's job, those of the command."""
-    text = os.environ.get(CORES)
-    if text is not None:
-        return int(text)
+    if Inherited.here.cores is not None:
+        return Inherited.here.cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -248,7 +268,7 @@ def _cores_each(*, _root_: DictConfig) -> int:
 
 def _cores_of_a_run() -> int:
     """The cores that each run of the sweep uses: the threads of all its processes."""
-    return int(os.environ.get(CORES_OF_A_RUN, cores()))
+    return Inherited.here.cores_of_a_run or cores()
 
 
 def _at_once() -> int:
@@ -261,7 +281,7 @@ def precision() -> str:
 
     In a launcher's job it is the precision of the command's machine.
     """
-    return os.environ.get(PRECISION) or _native_precision()
+    return Inherited.here.precision or _native_precision()
 
 
 @lru_cache
@@ -283,7 +303,7 @@ def register_resolvers() -> None:
         "cores": cores,
         "cores_each": _cores_each,
         "cores_of_a_run": _cores_of_a_run,
-        "gpus_of_a_run": lambda: int(os.environ.get(GPUS_OF_A_RUN, 0)) or None,
+        "gpus_of_a_run": lambda: Inherited.here.gpus_of_a_run or None,
         "at_once": _at_once,
         "precision": precision,
         "steps": _steps,

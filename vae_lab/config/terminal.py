@@ -1,7 +1,13 @@
 """Print to the terminal, and stop at a configuration error."""
 
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
@@ -27,3 +33,87 @@ def stop(error: ConfigError) -> NoReturn:
     head = f"Nothing was run: {'a problem' if count == 1 else f'{count} problems'} with the configuration."
     say("\n".join([head, *(f"  {problem}" for problem in error.problems)]), error=True)
     raise SystemExit(1)
+
+
+# --- Streams -----------------------------------------------------------------------------------------------
+
+
+class _Lossy(io.FileIO):
+    """A file that loses what cannot be written: a full disk or a closed pipe must not end a training."""
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.failure = error
+            return memoryview(content).nbytes
+
+
+def protect_streams() -> None:
+    """Let no printing of this process fail, by `print`, rich or logging.
+
+    A character that the terminal's encoding lacks becomes a question mark. A closed stream becomes the null device,
+    else the next opened file would get its number, and what other programs print would end up in that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+            file = _file(stream)
+            if type(file) is io.FileIO and stream is getattr(sys, f"__{name}__"):
+                setattr(sys, name, _lossy(stream, file.fileno()))
+
+
+def _file(stream: TextIO) -> Any:
+    """The file below a stream; a stream of `python -u` has no buffer between."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def _lossy(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
+    with suppress(OSError):
+        stream.flush()
+    file = _Lossy(number, "w", closefd=False)
+    is_buffered = isinstance(stream.buffer, io.BufferedWriter)
+    return io.TextIOWrapper(
+        io.BufferedWriter(file) if is_buffered else file,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Protect the streams of a command. If output is lost, say so at its end, with exit code 1.
+
+    That the reader of a pipe has read enough is no failure.
+    """
+    protect_streams()
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
+    lost = _loss()
+    if lost is not None:
+        say(f"A part of the output could not be printed ({lost.strerror}); all files were written.", error=True)
+        raise SystemExit(1)
+
+
+def _loss() -> OSError | None:
+    """Why something that was printed to stdout is lost."""
+    sys.stdout.flush()
+    file = _file(sys.stdout)
+    failure = file.failure if isinstance(file, _Lossy) else None
+    return None if failure is None or failure.errno == errno.EPIPE else failure

@@ -34,7 +34,7 @@ from vae_lab.results.files import (
     write_result,
 )
 from vae_lab.results.integrity import SHOWN, checksums, damaged
-from vae_lab.results.locks import Owner, holder, in_turn, locked
+from vae_lab.results.locks import Owner, holder, in_turn, locked, was_left
 from vae_lab.results.writing import replacing, write_bytes, write_same, write_text
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "read_pictures",
     "read_result",
     "replacing",
+    "was_left",
     "write_bytes",
     "write_config",
     "write_fingerprint",

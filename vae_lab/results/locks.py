@@ -80,6 +80,11 @@ def holder(folder: Path) -> Owner | None:
         return None
 
 
+def was_left(folder: Path) -> bool:
+    """Whether a process that worked in a folder has ended without releasing it, as after a kill."""
+    return (folder / OWNER).exists() and holder(folder) is None
+
+
 def _this_process() -> Owner:
     return Owner(os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(" ", "seconds"))
 

@@ -1,6 +1,5 @@
 """The Hydra callback: it checks all runs before the first one starts, and summarises them after the last."""
 
-import os
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vae_lab import results, search
-from vae_lab.config import SWEEP_RUNS, ConfigError, Problem, Run
+from vae_lab.config import ConfigError, Inherited, Problem, Run
 from vae_lab.config.terminal import say, shown, stop
 from vae_lab.sweep import checks, launchers
 from vae_lab.training import plan
@@ -28,6 +27,8 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.launcher = "basic"
+        self.failure = ""
+        """How the launcher failed, if it did."""
 
     def __getstate__(self) -> dict[str, Any]:
         """The state that a run takes to another process: not the other runs."""
@@ -74,9 +75,7 @@ class SweepCallback(Callback):
             if only_plan:
                 raise SystemExit(0)
             self.started[:] = [self]
-            os.environ.pop(SWEEP_RUNS, None)
-            if len(self.runs) > 1:
-                os.environ[SWEEP_RUNS] = str(len(self.runs))
+            Inherited.update(runs=len(self.runs) if len(self.runs) > 1 else None)
 
     def _plan_search(self, config: DictConfig) -> search.Planned:
         """Check the runs at the corners of the search space, and the existing runs of the search."""
@@ -91,18 +90,18 @@ class SweepCallback(Callback):
             if any(run.config.plan for run in self.runs):
                 raise SystemExit(0)
             self.started[:] = [self]
-            os.environ[SWEEP_RUNS] = str(max(planned.options.n_trials, len(planned.record.trials)))
+            Inherited.update(runs=max(planned.options.n_trials, len(planned.record.trials)))
         return planned
 
     def _end(self) -> None:
         self.started.clear()
         with _ending_on_error():
-            os.environ.pop(SWEEP_RUNS, None)
+            Inherited.update(runs=None)
             found = [(run, results.read_result(run.directory)) for run in self.runs]
             unfinished = [(run, result) for run, result in found if result is None or not result.finished]
             elsewhere = [run for run, _ in unfinished if results.holder(run.directory)]
             failed = [
-                (shown(run.directory), (result.error or "no reason recorded") if result else "left no result.json")
+                (shown(run.directory), (result.error or "no reason recorded") if result else self._why_unfinished(run))
                 for run, result in unfinished
                 if run not in elsewhere
             ]
@@ -124,6 +123,12 @@ class SweepCallback(Callback):
                     Console().print(failures(failed))
             if failed or not written:
                 raise SystemExit(1)
+
+    def _why_unfinished(self, run: Run) -> str:
+        """Why a run has no result.json."""
+        if not results.was_left(run.directory):
+            return f"not started: {self.failure}" if self.failure else "left no result.json"
+        return f"ended with its process: {self.failure or 'no reason is known'}"
 
 
 def show_plan(runs: Sequence[Run], *, all_runs: bool) -> None:
@@ -149,6 +154,7 @@ def launched() -> bool:
 def end_without(failure: str) -> NoReturn:
     """Print that the launcher failed, summarise the runs so far, and end the process with 1."""
     sweep = SweepCallback.started[0]
+    sweep.failure = failure
     has_begun = any(run.directory.exists() for run in sweep.runs)
     kept = "The same command with the same name goes on." if has_begun else "Nothing was run."
     sentence = f"Stopped by the launcher {sweep.launcher}: {failure}. {kept}"
@@ -175,6 +181,9 @@ def _ending_on_error() -> Iterator[None]:
     except OSError as error:
         SweepCallback.started.clear()
         give_up(error)
+    except (ImportError, MemoryError) as error:
+        say(f"Stopped: {checks.import_problem(error)}", error=True)
+        raise SystemExit(1) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

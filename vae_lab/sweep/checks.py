@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -233,13 +235,42 @@ def check_import(package: str) -> None:
     """
     try:
         importlib.import_module(package)
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        problem = (
-            f"torch {_version('torch')} and torchvision {_version('torchvision')} do not load together ({reason}); "
-            "install a pair from one source: pip install --force-reinstall torch torchvision"
+    except (ImportError, OSError, RuntimeError, MemoryError) as error:
+        raise ConfigError(Problem("installation", import_problem(error))) from error
+
+
+NO_MEMORY = re.compile(
+    r"cannot allocate memory|failed to map segment|out of memory|bad_alloc|paging file", re.IGNORECASE
+)
+
+
+def import_problem(error: Exception) -> str:
+    """Why a library cannot be imported, and what to do."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if "not permitted" in reason:  # a disk mounted with noexec
+        return f"the disk that holds the libraries permits no programs ({reason}); install them on another one"
+    if isinstance(error, MemoryError) or NO_MEMORY.search(reason):
+        return (
+            f"there is too little memory ({reason}); end other programs, or raise the limit "
+            "(ulimit -v, the memory of the job or the container)"
         )
-        raise ConfigError(Problem("installation", problem)) from error
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed ({reason}); pip install vae-lab installs all that is needed"
+    if "cannot open shared object file" in reason:
+        return f"a library of the system is missing ({reason}); install it, or reinstall the package that needs it"
+    if not {"torch", "torchvision"} & _imported_from(error):
+        return f"a library does not load ({reason}); reinstall the package that it belongs to"
+    return (
+        f"torch {_version('torch')} and torchvision {_version('torchvision')} do not load together ({reason}); "
+        "install a pair from one source: pip install --force-reinstall torch torchvision"
+    )
+
+
+def _imported_from(error: Exception) -> set[str]:
+    """The packages whose code the error passed through."""
+    return {
+        str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+    }
 
 
 def _version(package: str) -> str:

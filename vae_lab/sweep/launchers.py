@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from hydra.core.plugins import Plugins
@@ -24,19 +24,16 @@ from omegaconf import DictConfig, open_dict
 
 from vae_lab import compat
 from vae_lab.config import (
-    CORES,
-    CORES_OF_A_RUN,
-    GPUS_OF_A_RUN,
-    PRECISION,
-    SWEEP_RUNS,
-    WORKER,
     ConfigError,
+    Inherited,
     Problem,
     Run,
     cores,
     precision,
     register_resolvers,
 )
+from vae_lab.config.terminal import protect_streams
+from vae_lab.training.processes import exit_text
 
 
 class Plugin(NamedTuple):
@@ -134,8 +131,8 @@ class Taken(NamedTuple):
         )
 
     def tell(self) -> None:
-        """Set the environment variables that the presets of `conf/hydra/launcher` read."""
-        os.environ[CORES_OF_A_RUN], os.environ[GPUS_OF_A_RUN] = str(self.cores), str(self.gpus)
+        """Set the values that the presets of `conf/hydra/launcher` read."""
+        Inherited.update(cores_of_a_run=self.cores, gpus_of_a_run=self.gpus)
 
 
 def fit(hydra_config: DictConfig, taken: Taken) -> str:
@@ -173,25 +170,23 @@ def _resources(taken: Taken) -> str:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The folder, import path and variables of the sweep's process, which each of its runs gets in any process.
+    """The folder, import path and values of the sweep's process, which each of its runs gets in any process.
 
     They are collected when the sweep's callback is pickled, and restored when it is unpickled.
     """
 
     folder: str = field(default_factory=os.getcwd)
     import_path: tuple[str, ...] = field(default_factory=lambda: tuple(entry or os.getcwd() for entry in sys.path))
-    values: tuple[tuple[str, str], ...] = field(
-        default_factory=lambda: (
-            (WORKER, "1"),
-            (SWEEP_RUNS, os.environ.get(SWEEP_RUNS, "1")),
-            (CORES, str(cores())),
-            (PRECISION, precision()),
+    inherited: Inherited = field(
+        default_factory=lambda: replace(
+            Inherited.here, cores=cores(), precision=precision(), runs=Inherited.here.runs or 1, is_worker=True
         )
     )
 
     def restore(self) -> None:
         """Apply them to this process."""
-        os.environ.update(self.values)
+        Inherited.here = self.inherited
+        protect_streams()
         sys.path.extend(entry for entry in self.import_path if entry not in sys.path)
         if os.path.isdir(self.folder):
             os.chdir(self.folder)  # so that a relative outputs/ is the command's
@@ -202,5 +197,8 @@ class Surroundings:
 
 def failure(error: Exception) -> str:
     """The error of a launcher, in one sentence."""
+    codes = re.search(r"exit codes of the workers are \{\w+\((-?\d+)\)", str(error))
+    if codes:  # joblib's
+        return f"a process {exit_text(int(codes[1]))}"
     words = str(error).strip().splitlines()
     return f"{type(error).__name__}: {words[0].rstrip('.')}" if words else type(error).__name__

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from vae_lab.config import SWEEP_POSITION, SWEEP_RUNS, Config, ConfigError, Position, Problem, Run, cores
+from vae_lab.config import Config, ConfigError, Inherited, Position, Problem, Run, cores
 
 MODULE = "vae_lab.training.worker"
 POLL_EVERY = 0.05
@@ -40,6 +40,7 @@ class Job:
     """A folder on a local disk, where the processes find each other and write their outcomes."""
     logging: Mapping[str, Any] | None
     """Hydra's configuration of Python's logging."""
+    inherited: Inherited
 
     @property
     def outcome(self) -> Path:
@@ -127,7 +128,8 @@ def train(
     """
     with tempfile.TemporaryDirectory(prefix="vae_lab-", ignore_cleanup_errors=True) as exchange:
         jobs = [
-            Job(run, settings, goes_on, rank, Path(exchange), _logging()) for rank in range(settings.trainer.processes)
+            Job(run, settings, goes_on, rank, Path(exchange), _logging(), _inherited())
+            for rank in range(settings.trainer.processes)
         ]
         try:
             with _started(jobs) as processes:
@@ -171,13 +173,14 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """The environment of this process, with its import path and its position in a sweep."""
+    """The environment of this process, with its import path."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(job.settings.trainer.threads)}
+
+
+def _inherited() -> Inherited:
     position = Position.current()
-    variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.settings.trainer.threads)}
-    if position is not None:
-        variables[SWEEP_POSITION] = f"{position.number}/{position.runs}"
-    return {key: value for key, value in os.environ.items() if key != SWEEP_RUNS} | variables
+    return replace(Inherited.here, number=position.number if position else None)
 
 
 def _logging() -> dict[str, Any] | None:
@@ -230,19 +233,31 @@ def _root_error(jobs: Sequence[Job], codes: Sequence[int | None]) -> RankError:
     for job, code, outcome in zip(jobs, codes, outcomes, strict=True):
         if code and not outcome.error:
             who = f"process {job.rank + 1} of {len(jobs)}"
-            return RankError(f"{who} {_exit_text(code)}{_last_line(job)}; the others were ended", "")
+            return RankError(f"{who} {exit_text(code)}{_last_line(job)}; the others were ended", "")
     consequence = next(one for one in outcomes if one.error)
     return RankError(consequence.error or "", consequence.traceback)
 
 
-def _exit_text(code: int) -> str:
-    if code > 0:
+KILLERS = {
+    "SIGKILL": "as by a system that is short of memory, or by the scheduler of a cluster",
+    "SIGBUS": "as where /dev/shm or a disk is full",
+    "SIGSEGV": "by an error in compiled code",
+    "SIGABRT": "by an error in compiled code",
+    "SIGXCPU": "at the limit of its processor time",
+    "SIGXFSZ": "at the limit of a file's size",
+}
+"""Signals that nobody sends to a run on purpose, and what does."""
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, after its name: by its exit code, or minus the number of a signal."""
+    if code >= 0:
         return f"ended with exit code {code}"
-    with suppress(ValueError):
+    try:
         name = signal.Signals(-code).name
-        why = ", as by a system that is short of memory" if name == "SIGKILL" else ""
-        return f"was killed ({name}{why})"
-    return f"was killed (signal {-code})"
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (f" ({KILLERS[name]})" if name in KILLERS else "")
 
 
 def _last_line(job: Job) -> str:

@@ -16,7 +16,8 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from vae_lab import results
-from vae_lab.config import register_resolvers
+from vae_lab.config import Inherited, register_resolvers
+from vae_lab.config.terminal import protect_streams
 from vae_lab.training import processes
 
 LONGEST_WAIT = timedelta(days=30)
@@ -28,6 +29,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job: processes.Job = pickle.load(sys.stdin.buffer)  # from the parent process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    Inherited.here = job.inherited
+    protect_streams()
     register_resolvers()
     _set_up_logging(job)
     outcome = processes.Outcome()

@@ -1,7 +1,6 @@
 """The progress bar of training."""
 
 import math
-import os
 import time
 from datetime import timedelta
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from vae_lab.config import WORKER, Position
+from vae_lab.config import Inherited, Position
 from vae_lab.config.base import NonNegative
 from vae_lab.training.module import LitVAE
 
@@ -40,8 +39,8 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         console = Console(stderr=True)
-        if not console.is_terminal or not trainer.is_global_zero or WORKER in os.environ:  # several bars would collide
-            return
+        if not console.is_terminal or not trainer.is_global_zero or Inherited.here.is_worker:
+            return  # several bars would collide
         self._started = time.perf_counter()
         self._bar = RichProgress(
             TextColumn("{task.description}"),
