@@ -160,13 +160,13 @@ def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> 
     )
     (folder / "mine" / "encoder").mkdir(exist_ok=True)
     (folder / "mine" / "encoder" / "deadly.yaml").write_text("blocks: [{down: 4}, {_target_: deadly.Deadly}]\n")
-    words = ("-m", "encoder=vanilla,deadly", *SMALL, "hydra/launcher=local", "name=killed")
+    words = ("-m", "encoder=vanilla,deadly", *SMALL, "hydra/launcher=local", "name=mortal")
     ended = train(*words)
     assert ended.returncode == 1
     reason = "a process was killed by SIGKILL (as by a system that is short of memory"
     assert f"Stopped by the launcher local: {reason}" in ended.stderr
     assert ended.stderr.rstrip().endswith("The same command with the same name goes on.")
-    table = " ".join(failures(ended.stdout, "killed").split())
+    table = " ".join(failures(ended.stdout, "mortal").split())
     assert "deadly-vanilla" in table
     assert f"ended with its process: {reason}" in table
 
