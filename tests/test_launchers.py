@@ -329,8 +329,8 @@ def test_surroundings_are_read_when_a_run_is_sent(monkeypatch: pytest.MonkeyPatc
 
 
 def test_variables_of_other_processes_change_nothing(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = run_of().config
+    before = run_of("name=x").config
     for name in ("CORES", "PRECISION", "SWEEP_RUNS", "SWEEP_POSITION", "WORKER", "CORES_OF_A_RUN", "GPUS_OF_A_RUN"):
         monkeypatch.setenv(f"VAE_LAB_{name}", "3")
-    assert run_of().config == before
+    assert run_of("name=x").config == before
     assert Position.current() is None
