@@ -5,6 +5,7 @@ If one fails after an upgrade, that version is not supported yet: change `compat
 
 import inspect
 import re
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -123,3 +124,13 @@ def test_private_names_are_in_one_file_only() -> None:
 
 def test_torch_is_one_that_is_known() -> None:
     assert tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 11)
+
+
+def test_zuko_leaves_the_checks_of_torchs_distributions_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
+        monkeypatch.delitem(sys.modules, name)
+    transforms = compat.zuko_transforms()
+    assert "zuko.distributions" in sys.modules
+    assert {"MonotonicAffineTransform", "MonotonicRQSTransform"} <= {*vars(transforms)}
+    with pytest.raises(ValueError, match="constraint"):
+        torch.distributions.Normal(0.0, -1.0)

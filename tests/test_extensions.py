@@ -356,6 +356,11 @@ def test_an_objective_without_a_likelihood_is_not_measured_in_nats(
             ["likelihood=bernoulli", "data.binarize=static"],
             "likelihood: must be vae_lab.GaussianLikelihood for the objective",
         ),
+        (
+            ["posterior=point", "objective=elbo"],
+            "posterior: vae_lab.PointPosterior has no density, which",
+        ),
+        (["posterior=point"], "which the objective vae_lab.MseKl needs; take posterior=diagonal"),
         (["likelihood.sigma=0.1"], "likelihood.sigma: must be from_beta under objective=mse_kl"),
         (["likelihood.sigma=from_beta", "objective=elbo"], "is from_beta, which is for objective=mse_kl"),
         (["likelihood.sigma=-1", "objective=elbo"], "likelihood.sigma"),

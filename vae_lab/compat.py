@@ -96,6 +96,18 @@ def are_distributions_validated() -> bool:
     return bool(Distribution._validate_args)
 
 
+def zuko_transforms() -> Any:
+    """The transformations of zuko. Its import turns off the checks of torch's distributions, which is undone here."""
+    from torch.distributions import Distribution
+
+    before = Distribution._validate_args, vars(Distribution)["arg_constraints"]
+    try:
+        from zuko import transforms
+    finally:
+        Distribution._validate_args, Distribution.arg_constraints = before  # type: ignore[method-assign]
+    return transforms
+
+
 def add_hyperparameters(writer: "SummaryWriter", parameters: Mapping[str, Any], metrics: Iterable[str]) -> None:
     """Write what TensorBoard's HPARAMS page needs into a run's own event file; `add_hparams` starts another one."""
     from torch.utils.tensorboard.summary import hparams

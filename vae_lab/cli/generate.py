@@ -13,6 +13,7 @@ KINDS = {
     "interpolation": ("rows", "columns", "seed", "index"),
     "traversal": ("rows", "columns", "seed", "index", "dims", "span"),
     "manifold": ("rows", "columns", "dims", "span"),
+    "pseudo_inputs": ("rows", "columns", "count"),
 }
 """The kinds of sheet that `generate` draws, and the options of each."""
 
@@ -25,6 +26,7 @@ what is drawn, and the rows × columns that it has by default:
                    without --dims those in which the codes of the test images vary most (8 × 9)
   manifold         a plane of codes (20 × 20): of a model with two latent dimensions all of them; with --dims along
                    these two, the others 0; else along the first two principal components of the test images' codes
+  pseudo_inputs    the trained images of prior=vamp above what the model makes of them (5 pairs of rows × 10)
 
 examples:
   {command} outputs/study/vanilla-vanilla/seed-0 --what samples --out samples.png

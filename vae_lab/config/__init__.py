@@ -26,7 +26,7 @@ from vae_lab.config.schema import (
     likelihood_variance,
 )
 from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
-from vae_lab.config.validation import not_binary, parse_blocks, validate
+from vae_lab.config.validation import no_density, not_binary, parse_blocks, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
     AnyBlock,
@@ -89,6 +89,7 @@ __all__ = [
     "leaves",
     "likelihood_variance",
     "multiples_of",
+    "no_density",
     "not_binary",
     "parse_blocks",
     "precision",

@@ -77,6 +77,13 @@ def attribute(family: str, target: str, name: str, default: Any = None) -> Any:
     return read(path, target.removeprefix("vae_lab.")).attributes.get(name, default)
 
 
+def words(family: str, name: str, *, value: Any) -> list[str]:
+    """The choices of a family whose class has this attribute with this value: the names of their files."""
+    return [
+        path.stem for one, path in names.files(family).items() if read(path, one).attributes.get(name, ...) == value
+    ]
+
+
 def beta_sets_sigma(target: Any) -> bool:
     """Whether the β of an objective determines the σ of its Gaussian likelihood."""
     return bool(attribute("objective", str(target), "beta_sets_sigma", default=False))

@@ -185,6 +185,7 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
     data = config.data
     yield from _name_problems(config)
     yield from _likelihood_problems(config)
+    yield from _density_problems(config)
     if isinstance(data, DataConfig):
         if data.num_train + data.num_val > data.train_images:
             yield Problem(
@@ -227,7 +228,7 @@ def not_binary(likelihood: str) -> Problem:
     return Problem(
         "likelihood",
         f"{likelihood} is for binary images, but data.binarize is none; take data.binarize=dynamic, threshold or "
-        "static, or likelihood=gaussian",
+        "static, or likelihood=continuous_bernoulli or gaussian",
     )
 
 
@@ -259,6 +260,25 @@ def _likelihood_problems(config: Config) -> Iterable[Problem]:
             "likelihood.sigma",
             "is from_beta, which is for objective=mse_kl; take a number, such as 0.1, or learned",
         )
+
+
+def _density_problems(config: Config) -> Iterable[Problem]:
+    """A posterior without a density has no KL divergence."""
+    posterior, objective = config.posterior.target, config.objective.target
+    has_density = signatures.attribute("posterior", posterior, "has_density", default=True)
+    if not has_density and signatures.attribute("objective", objective, "needs_density", default=True):
+        yield no_density(posterior, objective)
+
+
+def no_density(posterior: str, objective: str) -> Problem:
+    """A posterior without a density under an objective that needs one."""
+    able = signatures.words("objective", "needs_density", value=False)
+    others = " or ".join(f"objective={word}" for word in able)
+    return Problem(
+        "posterior",
+        f"{posterior} has no density, which the objective {objective} needs; take posterior=diagonal"
+        + (f", or {others}" if others else ""),
+    )
 
 
 def _process_problems(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:

@@ -13,14 +13,22 @@ from torch.distributions import Distribution
 from vae_lab.data import ImageModule
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
 from vae_lab.model.distributions import DiagonalNormal, by_dimension, divergence
+from vae_lab.model.flows import Flow
 from vae_lab.model.randomness import drawn_from
-from vae_lab.model.vae import VAE
+from vae_lab.model.vae import AT_ONCE, VAE
 
 ACTIVE = 0.01
 """A latent dimension is active if its posterior mean varies by more than this over the images (Burda et al. 2016)."""
 
 ROWS = 500
 """Number of z that are compared with all posteriors at once."""
+
+PAIRS = 250
+"""Number of images whose posteriors are compared with each other, unless they are diagonal normals: without matrix
+products the time grows with the square of this number."""
+
+DRAWS = 32
+"""Samples of each posterior that stand for its moments where these have no formula."""
 
 
 def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any]:
@@ -33,53 +41,95 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
 
     The last two refer to the distribution from which the images are a sample. The mean KL divergence is
     the sum of the two (Hoffman & Johnson 2016), so the lower bound of one gives the upper bound of the other; see
-    `aggregate_bounds`.
+    `information_bound` and `aggregate_bound`. They are missing where the posterior has no density.
     """
+    parts = torch.split(parameters, AT_ONCE)
     with drawn_from(generator_for("aggregate")):
-        z = in_double(vae.posterior(parameters).sample())
+        z = torch.cat([in_double(vae.posterior(part).sample()) for part in parts])
     densities = exact(vae)
-    posterior, prior = densities.posterior(in_double(parameters)), densities.prior()
-    dimensions = by_dimension(posterior, prior)
-    mean = posterior.mean.flatten(1)
+    prior = densities.prior()
+    dimensions, nats, means, errors = [], [], [], []
+    is_diagonal = True
+    with drawn_from(generator_for("moments")):
+        for part, own in zip(parts, torch.split(z, AT_ONCE), strict=True):
+            posterior = densities.posterior(in_double(part))
+            is_diagonal = isinstance(posterior, DiagonalNormal)
+            dimensions.append(by_dimension(posterior, prior))
+            if vae.posterior.has_density:
+                nats.append(divergence(posterior, prior, own).nats)
+            mean, error = _mean(posterior)
+            means.append(mean.flatten(1))
+            errors.append(error.flatten(1))
+    of_dimensions = [one for one in dimensions if one is not None]
+    variance = torch.cat(means).var(0) - torch.cat(errors).mean(0) if len(z) > 1 else None
     figures: dict[str, Any] = {
-        "kl_per_dimension": None if dimensions is None else dimensions.mean(0).flatten().tolist(),
-        "active_units": int((mean.var(0) > ACTIVE).sum()) if len(mean) > 1 else None,
+        "kl_per_dimension": torch.cat(of_dimensions).mean(0).flatten().tolist() if of_dimensions else None,
+        "active_units": None if variance is None else int((variance > ACTIVE).sum()),
     }
-    if len(mean) > 1:
-        total = divergence(posterior, prior, z).nats.mean().item()
-        information, aggregate = aggregate_bounds(posterior, prior, z)
+    if len(z) > 1 and nats:
+        total = torch.cat(nats).mean().item()
+
+        def first(count: int) -> tuple[Distribution, Tensor]:
+            count = len(z) if is_diagonal else count
+            return densities.posterior(in_double(parameters[:count])), z[:count]
+
+        information = information_bound(*first(PAIRS))
+        with drawn_from(generator_for("draws")):
+            aggregate = aggregate_bound(*first(AT_ONCE), prior)
         figures |= {"mutual_information_low": information, "aggregate_kl_high": total - information}
-        if aggregate is not None:
+        if math.isfinite(aggregate):
             figures |= {"mutual_information_high": total - aggregate, "aggregate_kl_low": aggregate}
     return figures
 
 
-def aggregate_bounds(
-    posterior: Distribution, prior: Distribution, z: Float64[Tensor, "n ..."]
-) -> tuple[float, float | None]:
-    """Lower bounds, in nats: of the mutual information of image and z, and of KL(q(z) ‖ p(z)).
+def _mean(posterior: Distribution) -> tuple[Float64[Tensor, "n ..."], Float64[Tensor, "n ..."]]:
+    """The mean of each posterior, and the variance of its error: not 0 for flows, whose means are estimated."""
+    if not isinstance(posterior, Flow):
+        return posterior.mean, torch.zeros_like(posterior.mean)
+    draws = posterior.sample((DRAWS,))
+    return draws.mean(0), draws.var(0) / DRAWS
 
-    Both are averages over one z of each of the N posteriors. The first compares each z with all posteriors,
-    log q(zᵢ|xᵢ) − log (1/N) Σⱼ q(zᵢ|xⱼ) (Hoffman & Johnson 2016); it cannot exceed ln N. The second fits a Gaussian g
-    with the mean and covariance of one half of the images, and averages log g(z) − log p(z) over the other half: no
-    density g gives more than the divergence itself. It is computed for posteriors with diagonal covariance, and is None
-    for others.
+
+def information_bound(posterior: Distribution, z: Float64[Tensor, "n ..."]) -> float:
+    """A lower bound of the mutual information of image and z, in nats (Hoffman & Johnson 2016).
+
+    It compares one z of each of the N posteriors with all of them, log q(zᵢ|xᵢ) − log (1/N) Σⱼ q(zᵢ|xⱼ), and cannot
+    exceed ln N.
 
     Args:
         posterior: the posteriors of the N images, in 64 bits.
-        prior: p(z).
         z: one sample of each posterior.
     """
-    aggregate = torch.cat([_log_mean_posterior(posterior, rows) for rows in torch.split(z, ROWS)])
-    information = (posterior.log_prob(z) - aggregate).mean().item()
-    if not isinstance(posterior, DiagonalNormal):
-        return information, None
+    mixture = torch.cat([_log_mean_posterior(posterior, rows) for rows in torch.split(z, ROWS)])
+    return (posterior.log_prob(z) - mixture).mean().item()
+
+
+def aggregate_bound(posterior: Distribution, z: Float64[Tensor, "n ..."], prior: Distribution) -> float:
+    """A lower bound of KL(q(z) ‖ p(z)), in nats; not finite if there are too few images for their number of dimensions.
+
+    It fits a Gaussian g with the mean and covariance of one half of the images, and averages log g(z) − log p(z) over
+    the other half: no density g gives more than the divergence itself. The covariance is that of samples unless the
+    posteriors are diagonal normals.
+
+    Args:
+        posterior: the posteriors of the N images, in 64 bits.
+        z: one sample of each posterior.
+        prior: p(z).
+    """
     halves = torch.arange(len(z), device=z.device) % 2 == 0
+    draws = None if isinstance(posterior, DiagonalNormal) else posterior.sample((DRAWS,)).flatten(2)
     gains = []
     for fitted, held_out in ((halves, ~halves), (~halves, halves)):
-        part = DiagonalNormal(posterior.mean[fitted], posterior.log_variance[fitted])
-        gains.append(_log_matching_gaussian(part, z[held_out]) - prior.log_prob(z[held_out]))
-    return information, torch.cat(gains).mean().item()
+        if isinstance(posterior, DiagonalNormal):
+            codes, within = posterior.mean[fitted], torch.diag(posterior.variance[fitted].mean(0))
+        else:
+            assert draws is not None
+            codes, within = draws[:, fitted].flatten(0, 1), torch.zeros((), dtype=z.dtype, device=z.device)
+        centred = codes - codes.mean(0)
+        covariance = centred.T @ centred / len(codes) + within
+        log_density = _log_gaussian(codes.mean(0), covariance, z[held_out].flatten(1))
+        gains.append(log_density - prior.log_prob(z[held_out]))
+    return torch.cat(gains).mean().item()
 
 
 def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) -> Float64[Tensor, " m"]:
@@ -94,15 +144,14 @@ def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) ->
     return torch.logsumexp(-0.5 * (squared + constant), 1) - math.log(len(mean))
 
 
-def _log_matching_gaussian(posterior: DiagonalNormal, z: Float64[Tensor, "m z"]) -> Float64[Tensor, " m"]:
-    """Log-density at z of the Gaussian with the mean and covariance of the mixture of the posteriors."""
-    mean = posterior.mean
-    centred = mean - mean.mean(0)
-    covariance = centred.T @ centred / len(mean) + torch.diag(posterior.variance.mean(0))
+def _log_gaussian(
+    mean: Float64[Tensor, " z"], covariance: Float64[Tensor, "z z"], z: Float64[Tensor, "m z"]
+) -> Float64[Tensor, " m"]:
+    """The log-density at z; NaN if rounding, or too few codes, made a variance 0."""
     root, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:  # rounding made a variance 0
+    if failed:
         return torch.full_like(z[:, 0], math.nan)
-    whitened = torch.linalg.solve_triangular(root, (z - mean.mean(0)).T, upper=False)
+    whitened = torch.linalg.solve_triangular(root, (z - mean).T, upper=False)
     constant = root.diagonal().log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
     return -0.5 * whitened.square().sum(0) - constant
 

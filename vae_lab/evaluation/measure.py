@@ -1,7 +1,7 @@
 """Test metrics: likelihood of unseen images, use of the latent space, quality of images."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -84,12 +84,14 @@ def _measure(
     return figures
 
 
-def has_exact_divergence(vae: VAE) -> bool:
-    """Whether the KL divergence of a model's posterior from its prior has a closed form."""
+def kind_of_divergence(vae: VAE) -> Literal["exact", "estimated"] | None:
+    """How the KL divergence of a model's posterior from its prior is computed; None if it does not exist."""
+    if not vae.posterior.has_density:
+        return None
     with torch.no_grad():
         parameters = torch.zeros(1, vae.posterior.num_parameters(vae.latent_shape)).to(next(vae.parameters()))
         q = vae.posterior(parameters)
-        return vae.divergence(q, q.sample()).is_exact
+        return "exact" if vae.divergence(q, q.sample()).is_exact else "estimated"
 
 
 def _draws(vae: VAE, train: Codes | None) -> dict[str, Draw]:

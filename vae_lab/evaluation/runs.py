@@ -70,6 +70,7 @@ def remeasure(
                 *symptoms(
                     figures,
                     results.kl_of_epochs(results.read_history(folder), kl_divisor(result.terms, model.latent_dim)),
+                    model.latent_dim,
                 ),
                 *(text for text in result.warnings if text.startswith(shards.BATCH_NORM)),  # from training
             ],

@@ -18,23 +18,24 @@ def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
     return 1.0 if units.get("kl") == NATS_PER_DIMENSION else float(max(1, latent_dim))
 
 
-def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float]) -> list[str]:
+def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: int) -> list[str]:
     """Problems of a model, as `kind: sentence`: posterior collapse, dead dimensions or units, exploding KL.
 
     Args:
         figures: the result of `measure`.
         kl: epoch → nats per latent dimension.
+        latent_dim: the number of latent dimensions.
     """
     found = []
-    dimensions, active = len(figures.get("kl_per_dimension") or ()), figures.get("active_units")
-    if dimensions and active == 0:
+    active = figures.get("active_units")
+    if active == 0:
         found.append(
-            f"posterior collapse: none of the {dimensions} latent dimensions is active, so the decoder ignores the "
+            f"posterior collapse: none of the {latent_dim} latent dimensions is active, so the decoder ignores the "
             "image; a lower objective.beta or a weaker decoder may help"
         )
-    elif dimensions and active is not None and active < dimensions:
+    elif active is not None and active < latent_dim:
         found.append(
-            f"dead latent dimensions: the posterior means of {dimensions - active} of {dimensions} have a variance of "
+            f"dead latent dimensions: the posterior means of {latent_dim - active} of {latent_dim} have a variance of "
             f"no more than {ACTIVE} over the test images"
         )
     if figures.get("dead_units"):

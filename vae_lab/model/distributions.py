@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+from torch.distributions import Distribution, MultivariateNormal, constraints, kl_divergence, register_kl
 
 from vae_lab import compat
 
@@ -89,6 +89,33 @@ class StandardNormal(Distribution):
         return -0.5 * (value.square() + math.log(2 * math.pi)).sum(events)
 
 
+class Point(Distribution):
+    """All probability at one code, which is the mean and every sample. It has no density.
+
+    Args:
+        mean: (*batch, z).
+    """
+
+    arg_constraints = {"mean": constraints.real_vector}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, mean: Float[Tensor, "... z"]) -> None:
+        self._mean = mean
+        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "... z"]:
+        return self._mean
+
+    @property
+    def variance(self) -> Float[Tensor, "... z"]:
+        return torch.zeros_like(self._mean)
+
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "... z"]:
+        return self._mean.expand((*sample_shape, *self._mean.shape))
+
+
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """A context in which torch's distributions do not check the values of their arguments.
@@ -105,6 +132,7 @@ def unvalidated() -> Iterator[None]:
 
 # --- KL divergences ----------------------------------------------------------------------------------------
 
+_kl: Any = register_kl  # untyped in torch
 ByDimension = Callable[[Any, Any], Tensor]
 _BY_DIMENSION: dict[tuple[type, type], ByDimension] = {}
 
@@ -114,8 +142,7 @@ def factorised(q: type[Distribution], p: type[Distribution]) -> Callable[[ByDime
 
     def register(by_dimension: ByDimension) -> ByDimension:
         _BY_DIMENSION[q, p] = by_dimension
-        rule: Any = register_kl  # untyped in torch
-        rule(q, p)(lambda one, other: by_dimension(one, other).flatten(len(one.batch_shape)).sum(-1))
+        _kl(q, p)(lambda one, other: by_dimension(one, other).flatten(len(one.batch_shape)).sum(-1))
         return by_dimension
 
     return register
@@ -131,6 +158,15 @@ def _from_standard(q: DiagonalNormal, p: StandardNormal) -> Float[Tensor, "... z
 def _from_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Float[Tensor, "... z"]:
     ratio = q.log_variance - p.log_variance
     return 0.5 * ((q.mean - p.mean).square() * torch.exp(-p.log_variance) + ratio.exp() - ratio - 1)
+
+
+def _full_from_standard(q: MultivariateNormal, p: StandardNormal) -> Float[Tensor, "..."]:
+    trace = q.scale_tril.square().sum((-2, -1))
+    log_determinant = 2 * q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return 0.5 * (trace + q.mean.square().sum(-1) - log_determinant - q.event_shape[0])
+
+
+_kl(MultivariateNormal, StandardNormal)(_full_from_standard)
 
 
 class Divergence(NamedTuple):

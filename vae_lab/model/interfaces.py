@@ -39,6 +39,9 @@ class Posterior(nn.Module, ABC):
     outputs: ClassVar[tuple[str, ...]] = ("mean",)
     """Attributes of the distribution that an exported encoder puts out, each (b, *latent_shape)."""
 
+    has_density: ClassVar[bool] = True
+    """Whether its distributions have a `log_prob`. Without one there is no KL divergence, and nothing in nats."""
+
     def __init__(self, latent_shape: Sequence[int]) -> None:
         super().__init__()
         self.latent_shape = tuple(latent_shape)
@@ -63,6 +66,10 @@ class Prior(nn.Module, ABC):
         super().__init__()
         self.latent_shape = tuple(latent_shape)
         self._owner: tuple[VAE, ...] = ()  # in a tuple, so that torch does not register it as a submodule
+
+    def images(self) -> Float[Tensor, "k c h w"] | None:
+        """Images that the prior is made of, such as pseudo-inputs, with values in [0, 1]; None if there are none."""
+        return None
 
     def belong_to(self, model: "VAE") -> None:
         """Set the model; the model itself calls this."""

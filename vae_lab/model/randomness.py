@@ -15,19 +15,23 @@ _DRAWING: dict[Any, str] = {
     Tensor.normal_: "in place",
     Tensor.uniform_: "in place",
     Tensor.exponential_: "in place",
+    Tensor.cauchy_: "in place",
+    Tensor.log_normal_: "in place",
+    Tensor.geometric_: "in place",
     torch.normal: "arguments",
     torch.bernoulli: "arguments",
     torch.multinomial: "arguments",
+    torch.poisson: "arguments",
 }
 
 
 class drawn_from(TorchFunctionMode):  # noqa: N801  # lower case because it is used as: with drawn_from(generator)
     """A context in which random numbers come from one generator, on any device.
 
-    It covers what `torch.distributions` mostly draws with: randn, rand, randn_like, rand_like, normal, bernoulli and
-    multinomial, and normal_, uniform_ and exponential_ in place. If several processes share a batch, each draws for
-    the whole batch and takes its own rows. An image thus gets the same numbers as in a single process, except from
-    normal, bernoulli and multinomial.
+    It covers what `torch.distributions` mostly draws with: randn, rand, randn_like, rand_like, normal, bernoulli,
+    multinomial and poisson, and in place normal_, uniform_, exponential_, cauchy_, log_normal_ and geometric_. If
+    several processes share a batch, each draws for the whole batch and takes its own rows. An image thus gets the same
+    numbers as in a single process, except from normal, bernoulli, multinomial and poisson.
 
     Args:
         generator: the random stream; a generator on the CPU gives the same numbers for every device.

@@ -25,6 +25,9 @@ class Objective(nn.Module, ABC):
     beta_sets_sigma: ClassVar[bool] = False
     """Whether the key `beta` determines the σ of its Gaussian likelihood."""
 
+    needs_density: ClassVar[bool] = True
+    """Whether it uses the density of the posterior, as a KL divergence does. False also allows `posterior=point`."""
+
     is_likelihood_trained: ClassVar[bool | None] = None
     """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""
 
@@ -44,4 +47,4 @@ class Objective(nn.Module, ABC):
 
     def measures(self, vae: VAE) -> bool:
         """Whether a model under this objective is measured in nats."""
-        return bool(self.is_likelihood_trained)
+        return bool(self.is_likelihood_trained) and vae.posterior.has_density

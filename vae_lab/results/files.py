@@ -97,6 +97,9 @@ class Model(Part):
     parameters: Count = None
     encoder_parameters: Count = None
     decoder_parameters: Count = None
+    posterior_parameters: Count = None  # of flows: what the encoder puts out is counted with the encoder
+    prior_parameters: Count = None
+    likelihood_parameters: Count = None
     flops_per_image: Count = None
     match: dict[str, Any] | None = None
 

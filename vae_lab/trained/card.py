@@ -12,13 +12,17 @@ from vae_lab.results import CONFIG, RESULT, WEIGHTS, Result, figures
 CARD = "README.md"
 FIGURES = {"reconstructions": "reconstructions.png", "samples": "samples.png"}
 FILES = {
-    "encoder.onnx": "images → mean and log-variance of the posterior, for ONNX Runtime",
+    "encoder.onnx": "images → {outputs} of the posterior, for ONNX Runtime",
     "decoder.onnx": "z → images, for ONNX Runtime",
-    "encoder.pt2": "images → mean and log-variance of the posterior, for `torch.export.load`",
+    "encoder.pt2": "images → {outputs} of the posterior, for `torch.export.load`",
     "decoder.pt2": "z → images, for `torch.export.load`",
     WEIGHTS: f"the weights, which `vae_lab.load` puts into the model of `{CONFIG}`",
 }
 """The files of an export, and their descriptions on the card."""
+
+STANDARD = "vae_lab.StandardPrior"
+OTHER_PRIOR = """
+# Samples: the prior is not N(0, I). Draw z of it with vae_lab: vae_lab.load(".").draw(16, torch.Generator())"""
 
 SHOWN = (
     "test.total", "test.reconstruction", "test.kl", "test.elbo", "test.iwae_10", "test.iwae_100", "test.bits_per_dim",
@@ -177,6 +181,18 @@ def _metrics(facts: Facts) -> str:
 def _loading(facts: Facts) -> list[str]:
     shape, dim = ", ".join(map(str, facts.image_shape)), facts.latent_dim
     outputs = ", ".join(facts.outputs) + ("," if len(facts.outputs) == 1 else "")
+    is_standard = facts.settings.get("prior", {}).get("_target_", STANDARD) == STANDARD
+    with_onnx, with_torch = (
+        (
+            f"""
+z = np.random.default_rng(0).standard_normal((16, {dim}), dtype=np.float32)
+(samples,) = decoder.run(None, {{"z": z}})  # (16, {shape})""",
+            f"""
+samples = decoder(torch.randn(16, {dim}))  # (16, {shape})""",
+        )
+        if is_standard
+        else (OTHER_PRIOR, OTHER_PRIOR)
+    )
     snippets = {
         "encoder.onnx": f"""\
 With ONNX Runtime (`pip install onnxruntime`), any number of images at once:
@@ -191,9 +207,7 @@ decoder = onnxruntime.InferenceSession("decoder.onnx")
 images = np.random.rand(3, {shape}).astype(np.float32)  # yours, with values in [0, 1]
 {outputs} = encoder.run(None, {{"images": images}})  # (3, {dim}) each
 (reconstructions,) = decoder.run(None, {{"z": mean}})
-
-z = np.random.default_rng(0).standard_normal((16, {dim}), dtype=np.float32)
-(samples,) = decoder.run(None, {{"z": z}})  # (16, {shape})
+{with_onnx}
 ```""",
         "encoder.pt2": f"""\
 With torch alone:
@@ -206,7 +220,7 @@ decoder = torch.export.load("decoder.pt2").module()
 
 images = torch.rand(3, {shape})  # yours, with values in [0, 1]
 {outputs} = encoder(images)  # (3, {dim}) each
-samples = decoder(torch.randn(16, {dim}))  # (16, {shape})
+reconstructions = decoder(mean){with_torch}
 ```""",
         WEIGHTS: f"""\
 With vae_lab, from this folder:
@@ -219,7 +233,7 @@ samples = model.sample(16, seed=0)  # (16, {shape})
 ```""",
     }
     found = [text for file, text in snippets.items() if file in facts.files]
-    files = "\n".join(f"| `{file}` | {FILES[file]} |" for file in facts.files)
+    files = "\n".join(f"| `{file}` | {FILES[file].format(outputs=sentence(facts.outputs))} |" for file in facts.files)
     run = f"| `{CONFIG}`, `{RESULT}` | the configuration, and every figure of the run |"
     return [f"| file | |\n|---|---|\n{files}\n{run}", *found]
 

@@ -247,13 +247,7 @@ def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     count = len(wanted.index) or wanted.count or columns * (wanted.rows or 1)
     _check_size(model, 2 * count, columns, wanted.scale)
     images, numbers = test.take(count, wanted)
-    decoded = torch.cat([model.reconstruct(some).cpu() for some in _in_parts(images, "reconstructing")])
-    rows = [
-        part
-        for pair in zip(torch.split(images, columns), torch.split(decoded, columns), strict=True)
-        for part in (_filled(one, columns) for one in pair)
-    ]
-    return Drawn(torch.cat(rows), columns, f"{_named(numbers)} above what the model makes of them", 2)
+    return Drawn(_above(model, images, columns), columns, f"{_named(numbers)} above what the model makes of them", 2)
 
 
 def interpolation(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
@@ -319,12 +313,32 @@ def manifold(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     return Drawn(_decoded(model, middle + plane @ axes), columns, note, None)
 
 
+def pseudo_inputs(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """The pseudo-inputs of a prior that has them, above the mean images of their codes."""
+    with torch.no_grad():
+        images = model.prior.images()
+    if images is None:
+        raise SheetError("--what pseudo_inputs: the model's prior has none; only prior=vamp has")
+    count = wanted.count or min(len(images), (wanted.columns or 10) * (wanted.rows or 5))
+    if count > len(images):
+        raise SheetError(f"--count: must be at most the {len(images)} pseudo-inputs of the prior, but is {count}")
+    columns = wanted.columns or min(10, count)
+    _check_size(model, 2 * count, columns, wanted.scale)
+    return Drawn(
+        _above(model, images[:count].cpu(), columns),
+        columns,
+        f"{_counted(count, 'pseudo-input')} above what the model makes of them",
+        2,
+    )
+
+
 KINDS: dict[str, Callable[[vae.VAE, Wanted, TestImages], Drawn]] = {
     "samples": samples,
     "reconstructions": reconstructions,
     "interpolation": interpolation,
     "traversal": traversal,
     "manifold": manifold,
+    "pseudo_inputs": pseudo_inputs,
 }
 
 
@@ -349,6 +363,17 @@ def principal_axes(codes: Float[Tensor, "n z"]) -> tuple[Float[Tensor, " z"], Fl
 
 def _decoded(model: vae.VAE, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
     return torch.cat([model.decode(some).cpu() for some in _in_parts(z, "decoding")])
+
+
+def _above(model: vae.VAE, images: Float[Tensor, "n c h w"], columns: int) -> Float[Tensor, "m c h w"]:
+    """Rows of images, each above the row of their reconstructions."""
+    decoded = torch.cat([model.reconstruct(some).cpu() for some in _in_parts(images, "reconstructing")])
+    rows = [
+        part
+        for pair in zip(torch.split(images, columns), torch.split(decoded, columns), strict=True)
+        for part in (_filled(one, columns) for one in pair)
+    ]
+    return torch.cat(rows)
 
 
 def _in_parts(tensor: Tensor, text: str) -> Iterable[Tensor]:

@@ -30,6 +30,7 @@ def check(settings: Config) -> None:
     _check_shapes(model, model(images))
     _check_likelihood(settings, model)
     objective = _objective(settings, model)
+    _check_density(settings, model, objective)
     _check_terms(objective, settings.objective.target, objective(model, images, 0.0))
     check_metrics(settings)
 
@@ -95,6 +96,16 @@ def _objective(settings: Config, model: VAE) -> Objective:
     if only is not None and likelihood != only:
         raise ConfigError(Problem("likelihood", f"must be {only} for the objective {name}, but is {likelihood}"))
     return objective
+
+
+def _check_density(settings: Config, model: VAE, objective: Objective) -> None:
+    if model.posterior.has_density:
+        return
+    if objective.needs_density:
+        raise ConfigError(config.no_density(settings.posterior.target, settings.objective.target))
+    if any(True for _ in model.prior.parameters()):
+        problem = f"{settings.prior.target} is trained by a KL divergence, which {settings.posterior.target} lacks"
+        raise ConfigError(Problem("prior", f"{problem}; take prior=standard or posterior=diagonal"))
 
 
 def _check_terms(objective: Objective, name: str, terms: dict[str, Tensor]) -> None:

@@ -346,22 +346,21 @@ def attempt(
                 results.kl_of_epochs(
                     results.read_history(folder), kl_divisor(module.objective.units, model.latent_dim)
                 ),
+                model.latent_dim,
             ),
             *stats_warnings,
         ],
         "terms": dict(module.objective.units),
         "nats": model.likelihood.data if module.objective.measures(model) else None,
-        "divergence": "exact" if quality.is_exact else "estimated",
+        "divergence": quality.divergence,
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),
     }
 
 
 def _size(described: Description, match: dict[str, Any] | None) -> results.Model:
-    halves = {row.key: row.parameters for row in described.rows if row.level == 0}
     return results.Model(
         parameters=described.parameters,
-        encoder_parameters=halves["encoder"],
-        decoder_parameters=halves["decoder"],
+        **{f"{row.key}_parameters": row.parameters for row in described.rows if row.level == 0},
         flops_per_image=described.flops,
         match=match,
     )

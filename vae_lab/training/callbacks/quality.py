@@ -2,12 +2,12 @@
 
 import logging
 import time
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vae_lab.config import Config
-from vae_lab.evaluation.measure import has_exact_divergence, measure
+from vae_lab.evaluation.measure import kind_of_divergence, measure
 from vae_lab.training.callbacks.history import History
 from vae_lab.training.loggers import log_end
 from vae_lab.training.machine import peak_memory
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Quality(Callback):
     """Measures and logs the metrics of the configuration; `figures` has their values, `seconds` their time.
 
-    `is_exact` says whether the KL divergence has a closed form.
+    `divergence` says how the KL divergence is computed: `exact` or `estimated`; None if there is none.
 
     If a metric fails, for example for lack of memory or in a user's class, `error` gives the reason. The model is kept,
     and the same command measures it again. `peak_bytes` is the highest memory before the metrics.
@@ -35,7 +35,7 @@ class Quality(Callback):
         self.parameters = parameters
         self.history = history
         self.figures: dict[str, Any] = {}
-        self.is_exact = True
+        self.divergence: Literal["exact", "estimated"] | None = None
         self.seconds = 0.0
         self.error: str | None = None
         self.peak_bytes: int | None = None
@@ -51,7 +51,7 @@ class Quality(Callback):
             return
         started = time.perf_counter()
         try:
-            self.is_exact = has_exact_divergence(pl_module.vae)
+            self.divergence = kind_of_divergence(pl_module.vae)
             self.figures = measure(
                 pl_module.vae, pl_module.objective, data, self.settings, self.settings.metrics, losses.terms
             )
