@@ -173,8 +173,10 @@ def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) ->
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Late(torch.nn.Module):\n"
+        "    steps = 0\n"
         "    def forward(self, x):\n"
-        "        if x.device.type != 'meta': raise RuntimeError('out of luck')\n"
+        "        self.steps += self.training\n"
+        "        if self.steps > 2: raise RuntimeError('out of luck')\n"
         "        return x\n"
     )
     write(tmp_path / "my_conf/encoder/late.yaml", {"blocks": [{"down": 4}, {"_target_": "mine.Late"}]})

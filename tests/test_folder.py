@@ -1,6 +1,8 @@
 """Folders of images: classes or none, any size, splits by seed, in memory or read as they are wanted."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,161 @@ def test_runs_on_another_folder_are_other_runs_and_a_moved_folder_is_the_same(ru
     assert here.sha256() != apart.sha256()
     streamed = run_of("data=image_folder", f"data.root={root}", "data.in_memory=false", "data.workers=7")
     assert streamed.config.sha256() == here.sha256()
+
+
+def save(path: Path, size: tuple[int, int] = (12, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(list(path.parent.iterdir()))).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def copies(root: Path) -> None:
+    (root / ".ipynb_checkpoints").mkdir()
+    shutil.copy(root / "boots" / "0.png", root / ".ipynb_checkpoints" / "0-checkpoint.png")
+
+
+def from_a_mac(root: Path) -> None:
+    shutil.copytree(root / "boots", root / "__MACOSX" / "boots")
+    (root / "boots" / "._0.png").write_bytes(b"\0\5\26\7")
+    (root / "boots" / ".DS_Store").touch()
+
+
+def a_circle_of_links(root: Path) -> None:
+    (root / "again").symlink_to(root)
+    (root / "boots" / "up").symlink_to("../..")
+    (root / "aaa").symlink_to(root / "hats")
+
+
+def links_to_images(root: Path) -> None:
+    (root / "aaa").mkdir()
+    (root / "aaa" / "x.png").symlink_to(root / "hats" / "2.png")
+    os.link(root / "hats" / "2.png", root / "hats" / "same.png")
+
+
+def other_files(root: Path) -> None:
+    (root / "labels.csv").touch()
+    (root / "boots" / "Thumbs.db").touch()
+    (root / "empty").mkdir()
+    (root / "notes").symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("add", [copies, from_a_mac, a_circle_of_links, links_to_images, other_files])
+def test_each_image_counts_once_and_what_is_no_image_not_at_all(root: Path, add: Callable[[Path], None]) -> None:
+    before = images(root)
+    add(root)
+    after = images(root)
+    assert after.classes == [*KINDS]
+    assert {split: files.paths for split, files in after.files.items()} == {
+        split: files.paths for split, files in before.files.items()
+    }
+
+
+def beside_classes(root: Path) -> None:
+    save(root / "cover.png")
+
+
+def beside_a_nested_folder(root: Path) -> None:
+    shutil.move(root / "hats", root / "hats.png")  # a folder all the same
+    save(root / "LAST.JPG")
+
+
+def divided_and_more(root: Path) -> None:
+    for old, new in zip(KINDS, ("train", "Test", "unlabelled"), strict=True):
+        (root / old).rename(root / new)
+
+
+def without_train(root: Path) -> None:
+    shutil.rmtree(root / "hats")
+    for old, new in zip(KINDS, ("test", "valid"), strict=False):
+        (root / old).rename(root / new)
+
+
+def a_pipe(root: Path) -> None:
+    os.mkfifo(root / "hats" / "pipe.png")
+
+
+def a_broken_link(root: Path) -> None:
+    (root / "hats" / "gone.png").symlink_to("nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        (
+            beside_classes,
+            ("has images of its own (1, such as {root}/cover.png) beside folders of images (30, such as ",),
+        ),
+        (beside_a_nested_folder, ("{root}/LAST.JPG", "{root}/boots/0.png")),
+        (divided_and_more, ("divided into Test and train, but has the folder {root}/unlabelled too",)),
+        (without_train, ("{root} has test and valid but no train",)),
+        (a_pipe, ("{root}/hats/pipe.png: the image cannot be read (it is no file)",)),
+        (a_broken_link, ("{root}/hats/gone.png: the image cannot be read (No such file or directory)",)),
+    ],
+)
+def test_images_that_would_be_passed_over_are_named(
+    root: Path, add: Callable[[Path], None], words: tuple[str, ...]
+) -> None:
+    add(root)
+    with pytest.raises(DataError) as raised:
+        images(root)
+    assert all(word.format(root=root) in str(raised.value) for word in words), raised.value
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: str) -> Any:
+        if str(path).endswith("hats"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    scan = os.scandir
+    monkeypatch.setattr("vae_lab.data.tree.os.scandir", refusing)
+    with pytest.raises(DataError, match="hats: the folder cannot be read"):
+        images(root)
+
+
+def test_splits_come_from_folders_of_their_names(tmp_path: Path) -> None:
+    for kind in KINDS:
+        for number in range(8):
+            save(tmp_path / "clothes" / "Train" / kind / f"{number}.png")
+        save(tmp_path / "clothes" / "test" / kind / "0.JPEG")
+    data = images(tmp_path / "clothes", num_train=18, num_val=6, num_test=3)
+    folders = {split: {Path(path).parts[-3] for path, _ in files.paths} for split, files in data.files.items()}
+    assert folders == {"train": {"Train"}, "val": {"Train"}, "test": {"test"}}
+    assert data.classes == [*KINDS]
+    assert len({path for files in data.files.values() for path, _ in files.paths}) == 27
+    with pytest.raises(DataError, match="3 images for test, but num_test is 4; "):
+        images(tmp_path / "clothes", num_train=18, num_val=6, num_test=4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+def test_every_file_is_checked_before_the_first_run_and_once(
+    run_of: Compose, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "flat"
+    for number in range(20):
+        save(root / f"{number}.{suffix}")
+    words = (
+        "data=image_folder", f"data.root={root}", "data.image_shape=[3,12,12]", "data.num_train=10", "data.num_val=4",
+        "data.num_test=6", "data.in_memory=false",
+    )  # fmt: skip
+    settings = run_of(*words).config
+    whole = {path: path.read_bytes() for path in root.iterdir()}
+    for path in whole:
+        path.write_bytes(whole[path][:-40])
+    with pytest.raises(ConfigError) as raised:
+        runner.check_data(settings)
+    assert str(raised.value).count("the image cannot be read") == 5
+    assert str(raised.value).endswith("; and 15 more")
+    for path, content in whole.items():
+        path.write_bytes(content)
+    runner.check_data(settings)
+    monkeypatch.setattr("vae_lab.data.folder.check_image", lambda *arguments: pytest.fail("checked again"))
+    runner.check_data(settings)
+
+
+def test_the_default_background_is_part_of_no_checksum(run_of: Compose, root: Path) -> None:
+    white, black = (
+        run_of("data=image_folder", f"data.root={root}", f"data.background={one}").config for one in ("white", "black")
+    )
+    assert "data.background" not in white.identity()
+    assert white.sha256() != black.sha256()

@@ -26,7 +26,7 @@ SMALL = (
     "latent.dim=4", "data.num_train=100", "data.num_val=20", "data.num_test=20", "data.batch_size=20",
     "trainer.max_epochs=2", "trainer.threads=1", "callbacks=quiet", "metrics.frechet=false",
 )  # fmt: skip
-# The published grid; a third decoder's loss overflows.
+# The published grid; a third decoder's loss overflows after some steps.
 GRID = ("encoder=vanilla,encdec", "decoder=vanilla,encdec,explodes")
 PART = ("encoder=vanilla", "decoder=vanilla,explodes")
 ENGINES = {
@@ -46,7 +46,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
         "blocks: [{unflatten: 4}, {up: 4}, {_target_: theirs.Exploding}, {up: 4}]\n"
     )
     (folder / "theirs.py").write_text(
-        "from torch import nn\nclass Exploding(nn.Module):\n    def forward(self, x):\n        return x * 1e30 * 1e30\n"
+        "from torch import nn\nclass Exploding(nn.Module):\n    steps = 0\n    def forward(self, x):\n"
+        "        self.steps += self.training\n        return x * 1e30 * 1e30 if self.steps > 3 else x\n"
     )
 
     def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:

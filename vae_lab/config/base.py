@@ -23,6 +23,7 @@ def _low_and_high(ends: Any) -> Any:
 
 Bounds = Annotated[Sequence[float], BeforeValidator(_low_and_high)]
 Binarize = Literal["none", "threshold", "static", "dynamic"]
+Background = Literal["white", "black"]
 Target = Annotated[str, Field(alias="_target_")]
 
 

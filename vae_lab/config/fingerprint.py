@@ -16,8 +16,11 @@ from vae_lab.config.schema import Config, DataConfig, FolderConfig, ForeignData
 from vae_lab.config.sources import digest_of
 from vae_lab.config.versions import as_first_written, nodes_in
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""The endings of image files, those of torchvision's `ImageFolder`."""
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp",
+    ".gif", ".avif", ".jp2", ".tga",
+)  # fmt: skip
+"""The endings of image files."""
 
 IMAGES, CODE = "images", "code of "
 """How the keys of a fingerprint begin: `images`, or `images of a split`, and `code of a.b.Class`."""

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vae_lab.config import names, signatures
-from vae_lab.config.base import Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
+from vae_lab.config.base import Background, Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
 from vae_lab.config.identity import CHANGES_RESULTS, is_free, is_place
 from vae_lab.config.versions import as_first_written
 from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
@@ -89,6 +89,7 @@ class FolderConfig(Section):
     batch_size: Width
     binarize: Binarize = "none"
     binarize_seed: Seed = 0
+    background: Background = "white"
     workers: Annotated[int, Field(ge=0, le=1024)]
     in_memory: bool | None = None
 

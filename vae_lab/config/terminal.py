@@ -4,14 +4,21 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from rich.console import Console
 
 from vae_lab.config.errors import ConfigError
+from vae_lab.config.runs import Inherited
+
+PATIENCE = 15.0
+"""Seconds after which a long check says where it is, if there is no terminal to show a bar."""
+
+Item = TypeVar("Item")
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -33,6 +40,21 @@ def stop(error: ConfigError) -> NoReturn:
     head = f"Nothing was run: {'a problem' if count == 1 else f'{count} problems'} with the configuration."
     say("\n".join([head, *(f"  {problem}" for problem in error.problems)]), error=True)
     raise SystemExit(1)
+
+
+def watched(items: Iterable[Item], count: int, doing: str) -> Iterator[Item]:
+    """Pass items on, and show on stderr what is being done: by a bar on a terminal, elsewhere only if it takes long."""
+    from rich.progress import Progress  # takes 20 ms, which other commands can do without
+
+    console = Console(file=sys.stderr)
+    has_bar = console.is_terminal and not Inherited.here.is_worker  # several bars would collide
+    next_line = time.monotonic() + PATIENCE
+    with Progress(console=console, transient=True, disable=not has_bar) as bar:
+        for done, item in enumerate(bar.track(items, count, description=doing), 1):
+            yield item
+            if not has_bar and time.monotonic() > next_line:
+                say(f"{doing}: {done:,} of {count:,} done", error=True)
+                next_line = time.monotonic() + 4 * PATIENCE
 
 
 # --- Streams -----------------------------------------------------------------------------------------------

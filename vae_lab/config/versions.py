@@ -13,8 +13,10 @@ from vae_lab.config.identity import BESIDE_TRAINING, changes_results
 if TYPE_CHECKING:
     from vae_lab.config.schema import Config
 
-LATER_DEFAULTS = {"data": {"binarize": "none", "binarize_seed": 0}}
+LATER_DEFAULTS = {"data": {"binarize": "none", "binarize_seed": 0, "background": "white"}}
 """Keys added after version 0.1, with the values that keep the old behaviour."""
+OF_FOLDERS = ("background",)
+"""Those of them that only `FolderData` has."""
 
 
 def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,9 +34,12 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(section, dict):
             continue
         if str(section.get("_target_")).startswith("vae_lab."):
-            new[group] = defaults | section
+            is_folder = section["_target_"] == "vae_lab.FolderData"
+            own = {key: value for key, value in defaults.items() if is_folder or key not in OF_FOLDERS}
+            new[group] = own | section
         else:  # left over from the file whose class a user has replaced
-            new[group] = {key: value for key, value in section.items() if (key, value) not in defaults.items()}
+            left_over = {key: value for key, value in defaults.items() if key not in OF_FOLDERS}.items()
+            new[group] = {key: value for key, value in section.items() if (key, value) not in left_over}
     return new
 
 

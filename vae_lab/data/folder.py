@@ -1,30 +1,38 @@
 """Any folder of images."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from vae_lab.config.base import Binarize
+from vae_lab.config.base import Background, Binarize
+from vae_lab.config.fingerprint import IMAGE_ENDINGS, cache_folder
+from vae_lab.config.terminal import watched
 from vae_lab.data import derived_seed
 from vae_lab.data.batches import Batches, ImageModule, Item, Split, Streamed, order_of
 from vae_lab.data.binarize import fixed
 from vae_lab.data.devices import fits_in_memory, home_of, megabytes
 from vae_lab.data.files import DataError
+from vae_lab.data.pixels import check_image, read_image
+from vae_lab.data.tree import ImageFile, image_files, pools
 
 log = logging.getLogger(__name__)
 
-MODES = {1: "L", 3: "RGB"}
+MOST_NAMED = 5
+"""Damaged files that a message names; it counts the others."""
 
 
 class Files(Dataset[Item]):
-    """Image files as tensors of one shape, read on demand.
+    """Image files as tensors of one shape, read on demand; `read_image` says what becomes of other modes.
 
     An image is resized to cover the required size, and cropped to it around its centre. Its pixels then become 0 or 1
     as `binarize` says, with a separate random stream per image.
@@ -36,9 +44,11 @@ class Files(Dataset[Item]):
         image_shape: tuple[int, int, int],
         binarize: Binarize = "none",
         seed: int = 0,
+        background: Background = "white",
     ) -> None:
         self.paths = paths
         self.image_shape = image_shape
+        self.background: Background = background
         self.binarize: Binarize = binarize
         self.seed = seed
 
@@ -48,11 +58,7 @@ class Files(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         path, label = self.paths[index]
         channels, height, width = self.image_shape
-        try:
-            with Image.open(path) as file:
-                image = file.convert(MODES[channels])
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: the image cannot be read ({error}); mend it or take it away") from error
+        image = read_image(path, channels, self.background)
         scale = max(height / image.height, width / image.width)
         covering = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
         if covering != [image.height, image.width]:
@@ -63,10 +69,11 @@ class Files(Dataset[Item]):
 
 
 class FolderData(ImageModule):
-    """The images in a folder: in one folder per class, as for `torchvision.datasets.ImageFolder`, or in no order.
+    """The images in a folder: in one folder per class, as for `torchvision.datasets.ImageFolder`, or in none.
 
     The splits do not overlap and are drawn by `subset_seed`: first the test images, then the validation images, then
-    the training images, so that more training images change neither of the others. Images are kept in memory, on a GPU
+    the training images, so that more training images change neither of the others. If the folders are `train`, `val`
+    and `test`, each split is drawn from its own; see `tree.pools`. Images are kept in memory, on a GPU
     if they fit there. If they fit in neither, workers read them from their files in every epoch.
 
     Args:
@@ -83,6 +90,7 @@ class FolderData(ImageModule):
         seed: seed of the order of the training images.
         binarize: see `ImageData`.
         binarize_seed: see `ImageData`.
+        background: what transparent images are laid over.
     """
 
     def __init__(
@@ -101,8 +109,10 @@ class FolderData(ImageModule):
         seed: int = 0,
         binarize: Binarize = "none",
         binarize_seed: int = 0,
+        background: Background = "white",
     ) -> None:
         super().__init__(batch_size, seed, binarize, binarize_seed)
+        self.background: Background = background
         self.root = Path(root)
         self.dataset = dataset
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
@@ -112,17 +122,39 @@ class FolderData(ImageModule):
         self.in_memory = in_memory
         self.classes: list[str] | None = None
         self.files: dict[str, Files] = {}
+        self.left_out: list[str] = []
         self.splits: dict[str, Split] = {}
         self._is_set_up = False
 
     def prepare_data(self) -> None:
-        """Find the files, and read one.
+        """Find the files, and check that each can be read; files that were checked before are not checked again.
 
         Raises:
-            DataError: if there is no such folder, there are too few images in it, or one cannot be read.
+            DataError: if there is no such folder, there are too few images in it, or some cannot be read.
         """
-        self._find()
-        next(iter(self.files["train"]))
+        files = self._find()
+        state = f"{PIL.__version__} {self.background}\n" + "\n".join(map(repr, files))
+        checked = cache_folder() / "checked" / hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()
+        if checked.exists():
+            return
+        self._check([file.path for file in files])
+        with suppress(OSError):  # without a cache the next command checks them again
+            checked.parent.mkdir(parents=True, exist_ok=True)
+            checked.touch()
+
+    def _check(self, paths: list[str]) -> None:
+        def problem(path: str) -> str | None:
+            try:
+                check_image(path, self.background)
+            except DataError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            found = [one for one in watched(pool.map(problem, paths), len(paths), "Checking image files") if one]
+        if found:
+            more = f"; and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+            raise DataError("; ".join(found[:MOST_NAMED]) + more)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files, and read them all if they fit into memory.
@@ -138,41 +170,55 @@ class FolderData(ImageModule):
         if self.in_memory is None:
             self.in_memory = fits_in_memory(size)
         storage = "in memory" if self.in_memory else f"read from their files in every epoch, by {self.workers} workers"
-        log.info("images: %s of %s, %s", f"{sum(self.counts.values()):,}", megabytes(size), storage)
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        log.info("images: %s of %s, %s%s", f"{sum(self.counts.values()):,}", megabytes(size), storage, left_out)
         if self.in_memory:
             self.splits = {name: _read(files, self.workers) for name, files in self.files.items()}
 
-    def _find(self) -> None:
+    def _find(self) -> list[ImageFile]:
+        """The files of all splits, which it draws."""
         if not self.root.is_dir():
             raise DataError(f"there is no folder {self.root}; data.root must name a folder of images")
-        classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
-        found: list[tuple[str, int]] = []
-        if classes:
-            numbers = {name: number for number, name in enumerate(classes)}
-            found = make_dataset(self.root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-            self.classes = classes
-        if not found:  # no class folders: all images are of one class
-            found = [(str(path), 0) for path in sorted(self.root.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
-            self.classes = None
-        wanted = sum(self.counts.values())
-        if len(found) < wanted:
-            counts = " + ".join(f"{self.counts[split]:,}" for split in ("train", "val", "test"))
-            tenth = len(found) // 10
-            remedy = (
-                f"try data.num_train={len(found) - 2 * tenth} data.num_val={tenth} data.num_test={tenth}"
-                if tenth
-                else f"their names must end in {', '.join(IMG_EXTENSIONS)}"
-            )
-            raise DataError(
-                f"{self.root} has {len(found):,} images, but num_train + num_val + num_test is {counts} = {wanted:,}; "
-                f"{remedy}"
-            )
-        order = order_of(len(found), self.subset_seed, 0).tolist()
-        for split, count in self.counts.items():
-            paths = [found[index] for index in order[:count]]
-            mode: Binarize = "none" if split == "train" and self.binarize == "dynamic" else self.binarize
-            self.files[split] = Files(paths, self.image_shape, mode, derived_seed(self.binarize_seed, split))
-            order = order[count:]
+        tree = image_files(self.root)
+        self.left_out = [
+            f"{len(paths):,} {kind}, such as {min(paths)}"
+            for paths, kind in ((tree.repeated, "links to images that count already"), (tree.others, "other files"))
+            if paths
+        ]
+        pool_of, self.classes = pools(self.root, tree.images)
+        taken = []
+        for pool in {id(one): one for one in pool_of.values()}.values():
+            splits = [split for split in pool_of if pool_of[split] is pool]
+            self._check_count(splits, pool)
+            order = order_of(len(pool), self.subset_seed, 0).tolist()
+            for split in reversed(splits):
+                drawn, order = order[: self.counts[split]], order[self.counts[split] :]
+                chosen = [pool[index] for index in drawn]
+                taken += [file for file, _ in chosen]
+                mode: Binarize = "none" if split == "train" and self.binarize == "dynamic" else self.binarize
+                self.files[split] = self._read_on_demand(split, [(file.path, label) for file, label in chosen], mode)
+        return taken
+
+    def _check_count(self, splits: list[str], pool: Sequence[object]) -> None:
+        wanted = sum(self.counts[split] for split in splits)
+        if len(pool) >= wanted:
+            return
+        tenth = len(pool) // 10
+        parts = dict.fromkeys(splits, tenth) | {splits[0]: len(pool) - tenth * (len(splits) - 1)}
+        remedy = (
+            f"try {' '.join(f'data.num_{split}={count}' for split, count in parts.items())}"
+            if tenth
+            else f"their names must end in {', '.join(IMAGE_ENDINGS)}"
+        )
+        keys = " + ".join(f"num_{split}" for split in splits)
+        counts = " + ".join(f"{self.counts[split]:,}" for split in splits) + (
+            f" = {wanted:,}" if len(splits) > 1 else ""
+        )
+        part = "" if len(splits) == len(self.counts) else f" for {splits[0]}"
+        raise DataError(f"{self.root} has {len(pool):,} images{part}, but {keys} is {counts}; {remedy}")
+
+    def _read_on_demand(self, split: str, paths: list[tuple[str, int]], mode: Binarize) -> Files:
+        return Files(paths, self.image_shape, mode, derived_seed(self.binarize_seed, split), self.background)
 
     def loader(self, split: str, seed: int | None, *, labelled: bool) -> Batches | Streamed:
         """Batches of a split; with a seed their order differs in every epoch."""
@@ -181,7 +227,7 @@ class FolderData(ImageModule):
         files = self.files[split]
         drawn_once = split == "train" and self.binarize == "dynamic" and not draws
         if drawn_once:  # the images in memory still have grey levels
-            files = Files(files.paths, files.image_shape, "static", derived_seed(self.binarize_seed, split))
+            files = self._read_on_demand(split, files.paths, "static")
         if not self.in_memory or drawn_once:
             return Streamed(files, size, seed, self.workers, labelled=labelled, part=part, draws_binary=draws)
         images, labels = self.splits[split]

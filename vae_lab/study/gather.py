@@ -36,7 +36,7 @@ CLOCKED = ("timing", "memory")
 # Losses on different test images are never comparable, even if the sweep varies these keys.
 _TEST_IMAGES = (
     "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
-    "data.binarize", "data.binarize_seed",
+    "data.binarize", "data.binarize_seed", "data.background",
     "trainer.limit_test_batches",
 )  # fmt: skip
 # Training data and length: cells that differ in these without being swept were not trained alike.

@@ -27,7 +27,7 @@ from vae_lab.config import (
     words,
 )
 from vae_lab.config.sources import digest_of
-from vae_lab.config.terminal import shown
+from vae_lab.config.terminal import shown, watched
 from vae_lab.training import plan
 
 
@@ -89,7 +89,7 @@ def check(runs: Sequence[Run]) -> None:
 
     Raises:
         ConfigError: if two runs share a folder, one has finished with another configuration, a block does not fit,
-            a target or trainer argument does not exist, or data is missing.
+            a target or trainer argument does not exist, data is missing, or a trial of one step fails.
     """
     check_folders(runs)
     found = list(zip(runs, plan.all_finished(runs), strict=True))
@@ -103,14 +103,23 @@ def check(runs: Sequence[Run]) -> None:
 
     check_each(different, check_fit)
     check_import("torchvision")
-    from vae_lab.training import runner  # Lightning takes seconds more
+    from vae_lab.training import machine, runner, trial  # Lightning takes seconds more
 
     check_each(different, runner.check)
     check_each({run.config.metrics.model_dump_json(): run for run in unmeasured}.values(), runner.check_metrics)
     check_each({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
+    if not any(run.config.plan for run in runs):
+        machine.freeze_imports()
+        tried = {trial.key(run): run for run in reversed(todo)}.values()
+        check_runs(watched(tried, len(tried), "Trying one step of every kind of run"), trial.check)
 
 
 def check_each(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None:
+    """Check each run's configuration; see `check_runs`."""
+    check_runs(runs, lambda run: check_one(run.config))
+
+
+def check_runs(runs: Iterable[Run], check_one: Callable[[Run], None]) -> None:
     """Check each run, and report the problems of all of them.
 
     Raises:
@@ -119,7 +128,7 @@ def check_each(runs: Iterable[Run], check_one: Callable[[Config], None]) -> None
     problems: dict[Problem, None] = {}
     for run in runs:
         try:
-            check_one(run.config)
+            check_one(run)
         except ConfigError as error:
             choice = {"encoder": run.encoder, "decoder": run.decoder}
             for key, text in error.problems:

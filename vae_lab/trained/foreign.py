@@ -25,7 +25,14 @@ MOST_LETTERS = 500
 """Length limit of an error message, which may quote a file."""
 
 SPLITS = ("train", "val", "test")
-OF_IMAGES = ("data._target_", "data.dataset", "data.image_shape", "data.binarize", "data.binarize_seed")
+OF_IMAGES = (
+    "data._target_",
+    "data.dataset",
+    "data.image_shape",
+    "data.binarize",
+    "data.binarize_seed",
+    "data.background",
+)
 
 
 class LoadError(ValueError):
