@@ -1,17 +1,24 @@
 """Odd surroundings: full or closed streams, strange variables, signals, too little memory, a folder that is gone."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import Command
 from runs import write_run
+from torch.utils.data import Dataset
 
-from vae_lab.config import ConfigError
+from vae_lab import results
+from vae_lab.config import ConfigError, Inherited
+from vae_lab.data import batches
 from vae_lab.sweep import checks, launchers
+from vae_lab.training import runner
 from vae_lab.training.processes import exit_text
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +187,67 @@ def test_torch_and_torchvision_that_differ_are_named(tmp_path: Path, monkeypatch
         checks.check_import("torchvision")
 
 
-# --- Folders -----------------------------------------------------------------------------------------------
+# --- Shared memory -----------------------------------------------------------------------------------------
+
+
+class Items(Dataset):
+    """Seven images, each of one grey level."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 2, 2), number, dtype=torch.uint8), number % 2
+
+
+@pytest.mark.parametrize(("free", "shares"), [(0, False), (64 * 2**20, False), (2**40, True)])
+def test_workers_use_shared_memory_only_where_there_is_enough(
+    monkeypatch: pytest.MonkeyPatch, free: int, shares: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    streamed = batches.Streamed(Items(), 3, seed=None, workers=1, labelled=True)
+    whole = [*streamed]
+    sent = [one for batch in streamed.loader for one in batch]
+    assert all(isinstance(one, torch.Tensor) == shares for one in sent)
+    assert torch.equal(torch.cat([labels for _, labels in whole]), torch.tensor([0, 1, 0, 1, 0, 1, 0]))
+    images = torch.cat([images for images, _ in whole])
+    assert (images.shape, images.dtype) == ((7, 1, 2, 2), torch.float32)
+    assert torch.equal(images[:, 0, 0, 0], torch.arange(7) / 255)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("Caught X.\nOriginal Traceback (most recent call last):\n  a\nRuntimeError: unable to allocate "
+                      "shared memory(shm)"), "RuntimeError: unable to allocate shared memory(shm) (in a process that"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. "), "Bus error.; /dev/shm is too"),
+        (ValueError(""), "ValueError: no message"),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_process_that_reads_data_is_one_line(error: Exception, text: str) -> None:
+    assert text in runner._error_text(error)
+    assert "\n" not in runner._error_text(error)
+
+
+def test_processes_of_joblib_start_others_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "loky")
+    monkeypatch.setattr("multiprocessing.set_start_method", lambda name, force: chosen.append(name))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(Inherited, "here", Inherited())
+    launchers.Surroundings().restore()
+    assert chosen == multiprocessing.get_all_start_methods()[:1]
+
+
+# --- Folders and disks -----------------------------------------------------------------------------------------------
+
+
+def test_a_library_that_finds_the_disk_full_ends_in_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, results.replacing(tmp_path / "x") as path:
+        path.write_bytes(b"part")
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.filename == str(tmp_path / "x")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_working_directory_that_is_gone_is_reported(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import shutil
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from lightning.pytorch import LightningDataModule
@@ -122,6 +124,7 @@ class Streamed:
             batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
+            collate_fn=_through_pipes if workers and _lacks_shared_memory() else None,
             generator=torch.Generator(),  # else it draws from torch's stream, which the noise of a step uses
         )
 
@@ -138,10 +141,34 @@ class Streamed:
 
     def __iter__(self) -> Iterator[Batch]:
         generator = _binary_stream(self.order.seed, self.order.epoch) if self.draws_binary else None
-        for number, (images, labels) in enumerate(self.loader):
+        for number, (images, labels) in enumerate(map(_as_tensors, self.loader)):
             if generator is not None:
                 images = _redrawn(images, self.images_in(number), self.order.part, generator)
             yield (_as_float(images), labels) if self.labelled else _as_float(images)
+
+
+SHARED_MEMORY = "/dev/shm"
+LEAST_SHARED = 2**30
+"""Free bytes of shared memory below which workers send batches through pipes; a container often has 64 MB."""
+
+
+def _lacks_shared_memory() -> bool:
+    """Whether workers must not use shared memory: where it is full the system kills the process that writes to it."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED
+    except OSError:  # another system, where it is not a folder
+        return False
+
+
+def _through_pipes(items: list[Item]) -> tuple[np.ndarray, list[int]]:
+    """A batch without tensors, which torch would put into shared memory."""
+    images, labels = zip(*items, strict=True)
+    return np.stack([image.numpy() for image in images]), [*labels]
+
+
+def _as_tensors(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    images, labels = batch
+    return torch.as_tensor(images), torch.as_tensor(labels)
 
 
 class _Order(Sampler[list[int]]):

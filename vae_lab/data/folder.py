@@ -241,7 +241,7 @@ def _read(files: Files, workers: int) -> Split:
     images = torch.empty((len(files), *files.image_shape), dtype=torch.uint8)
     start = 0
     for batch in Streamed(files, 256, None, workers if len(files) > 1000 else 0).loader:
-        images[start : start + len(batch[0])] = batch[0]
+        images[start : start + len(batch[0])] = torch.as_tensor(batch[0])
         start += len(batch[0])
     labels: Any = [label for _, label in files.paths]
     return Split(images, torch.tensor(labels, dtype=torch.int64))

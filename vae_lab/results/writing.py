@@ -1,5 +1,6 @@
 """Atomic writes: after a crash, a kill or on a full disk a file is the old one or the new one."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)  # on a full disk its space is needed
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # the error of a full disk does not name the file
+        if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error):  # safetensors has its own error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     _sync_folder(path.parent)
 

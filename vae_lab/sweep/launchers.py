@@ -7,6 +7,7 @@ configuration takes from the machine are those of the command's machine, whereve
 import importlib
 import importlib.util
 import inspect
+import multiprocessing
 import os
 import pkgutil
 import re
@@ -187,6 +188,9 @@ class Surroundings:
         """Apply them to this process."""
         Inherited.here = self.inherited
         protect_streams()
+        known = multiprocessing.get_all_start_methods()
+        if multiprocessing.get_start_method() not in known:  # joblib's starts no other processes than its own
+            multiprocessing.set_start_method(known[0], force=True)
         sys.path.extend(entry for entry in self.import_path if entry not in sys.path)
         if os.path.isdir(self.folder):
             os.chdir(self.folder)  # so that a relative outputs/ is the command's

@@ -187,7 +187,7 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     except Exception as failure:  # whatever a user's block or the machine raises, the other runs continue
         with suppress(OSError):
             results.write_text(folder / results.TRACEBACK, traceback.format_exc())
-        measured, error = {}, f"{type(failure).__name__}: {str(failure).strip() or 'no message'}"
+        measured, error = {}, _error_text(failure)
     position = Position.current()
     result = results.Result(
         status="failed" if error else "finished",
@@ -207,6 +207,16 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     )
     results.write_result(folder, result)
     return result
+
+
+def _error_text(failure: Exception) -> str:
+    """An error in one line; that of a process which reads data holds a whole traceback."""
+    text = str(failure).strip() or "no message"
+    if "Original Traceback" in text:
+        text = f"{text.splitlines()[-1].strip()} (in a process that reads data)"
+    if "shared memory" in text or "Bus error" in text:
+        text += "; /dev/shm is too small: data.workers=0 does without it, docker run --shm-size=1g makes it larger"
+    return text if text.startswith(f"{type(failure).__name__}: ") else f"{type(failure).__name__}: {text}"
 
 
 def _recorded(history: History) -> dict[str, Any]:
