@@ -243,9 +243,13 @@ def test_processes_of_joblib_start_others_as_usual(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_library_that_finds_the_disk_full_ends_in_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device") as caught, results.replacing(tmp_path / "x") as path:
-        path.write_bytes(b"part")
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def write() -> None:
+        with results.replacing(tmp_path / "x") as path:
+            path.write_bytes(b"part")
+            raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write()
     assert caught.value.filename == str(tmp_path / "x")
     assert not [*tmp_path.iterdir()]
 
