@@ -183,7 +183,7 @@ def set_exact_posterior(model: VAE) -> None:
     layer = model.encoder[1]
     layer.weight.zero_()
     layer.weight[:2] = inverse @ WEIGHT.T
-    layer.bias.copy_(torch.cat([-inverse @ WEIGHT.T @ OFFSET, 2 * root.diagonal().log(), root[1:, 0]]))
+    layer.bias.copy_(torch.cat([-inverse @ WEIGHT.T @ OFFSET, 2 * root.diagonal().log(), root[1:, 0] * 2**0.5]))
 
 
 def bounds(model: VAE, images: Tensor, counts: Sequence[int]) -> dict[int, Tensor]:

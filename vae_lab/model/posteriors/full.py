@@ -16,8 +16,8 @@ from vae_lab.model.interfaces import Posterior
 class FullPosterior(Posterior):
     """q(z | x) = N(μ(x), L(x)·L(x)ᵀ), where L is the Cholesky factor (Kingma & Welling 2019, section 2.5.1).
 
-    The encoder puts out μ, the logarithm of L's squared diagonal and the entries below it: Z + Z·(Z + 1)/2 numbers. For
-    Z = 256 these are 33,152, so its last layer is by far its largest.
+    The encoder puts out μ, the logarithm of L's squared diagonal and, times √Z, the entries below it: Z + Z·(Z + 1)/2
+    numbers. For Z = 256 these are 33,152, so its last layer is by far its largest.
 
     Args:
         latent_shape: the shape of one z.
@@ -40,5 +40,5 @@ class FullPosterior(Posterior):
         mean, log_variance, below = torch.split(parameters, [dim, dim, dim * (dim - 1) // 2], 1)
         root = torch.diag_embed(torch.exp(0.5 * bounded(log_variance, self.log_variance)))
         row, column = torch.tril_indices(dim, dim, -1, device=parameters.device)
-        root[:, row, column] = below
+        root[:, row, column] = below / math.sqrt(dim)  # else a row's variance grows with Z at the start
         return MultivariateNormal(mean, scale_tril=root, validate_args=False)
