@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from vae_lab.config.errors import ConfigError
 from vae_lab.config.runs import Inherited
+from vae_lab.config.text import visible
 
 PATIENCE = 15.0
 """Seconds after which a long check says where it is, if there is no terminal to show a bar."""
@@ -22,8 +24,16 @@ Item = TypeVar("Item")
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print text unchanged, without line breaks, so that paths and commands can be copied. Ignore rich's markup."""
-    Console(stderr=error).print(text, soft_wrap=True, highlight=False, markup=False)
+    """Print text without line breaks of its own, so that paths and commands can be copied. It may hold others' text."""
+    Console(stderr=error).print(visible(text, keep="\n\t"), soft_wrap=True, highlight=False, markup=False)
+
+
+class LogFormatter(logging.Formatter):
+    """The lines of a log, which may hold others' text too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return visible(super().format(record), keep="\n\t")
 
 
 def shown(path: Path) -> str:

@@ -7,6 +7,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from vae_lab import results
+from vae_lab.results.reading import check_file
 
 FORMAT = "1"
 
@@ -24,5 +25,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises:
         RuntimeError: if a weight is missing, unexpected or of another shape.
+        OSError: if the file is missing or is not a file.
     """
+    check_file(path)
     load_model(model, str(path))

@@ -14,10 +14,12 @@ from markupsafe import Markup
 
 from vae_lab import results
 from vae_lab.config import likelihood_variance, signatures
+from vae_lab.config.text import markdown, spreadsheet_cell, visible
 from vae_lab.report import findings, searches
 from vae_lab.report.searches import Search
 from vae_lab.report.tables import ranked, sentence_list, tables
 from vae_lab.results import figures
+from vae_lab.results.reading import UnreadableError
 from vae_lab.study import plots
 from vae_lab.study.gather import SIDES, Study, gather
 from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison, analyse
@@ -107,17 +109,23 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         "units": "; ".join(_units(study)),
         "version": version("vae-lab"),
     }
-    for name in ("report.md", "report.html"):
-        results.write_text(folder / name, _environment().get_template(f"{name}.j2").render(page))
+    for name, environment in (("report.md", _markdown()), ("report.html", _html())):
+        results.write_text(folder / name, environment.get_template(f"{name}.j2").render(page))
     return folder
 
 
 def place(folders: Sequence[Path]) -> Path:
-    """The default folder of the report of these folders."""
+    """The default folder of the report of these folders.
+
+    Raises:
+        OSError: if it is a link: a stranger's would lead anywhere.
+    """
     whole = [folder.absolute() for folder in folders]
-    if len(whole) == 1:
-        return whole[0] / "report"
-    return whole[0].parent / plots.file_name("+".join(folder.name for folder in whole)) / "report"
+    name = plots.file_name("+".join(folder.name for folder in whole))
+    folder = (whole[0] if len(whole) == 1 else whole[0].parent / name) / "report"
+    if folder.is_symlink():
+        raise UnreadableError(folder, "is a link: remove it, or name a folder by --out")
+    return folder
 
 
 def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[str]:
@@ -131,7 +139,7 @@ def _pictured(study: Study, statistics: Mapping[str, Comparison]) -> Sequence[st
 
 def _csv(table: pd.DataFrame) -> str:
     # Without this, integers in columns with missing values would be written as 3.0.
-    return str(table.convert_dtypes().to_csv(index=False, lineterminator="\n"))
+    return str(table.map(spreadsheet_cell).convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
 def _json(statistics: Mapping[str, Comparison]) -> str:
@@ -238,16 +246,25 @@ def _sigma(config: Mapping[str, Any]) -> float | None:
 # --- Pages -------------------------------------------------------------------------------------------------
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def _html() -> jinja2.Environment:
+    environment = _environment(autoescape=True, finalize=lambda value: visible(value) if type(value) is str else value)
+    environment.filters |= {"inline": _inline, "code": _code}
+    return environment
+
+
+def _markdown() -> jinja2.Environment:
+    return _environment(finalize=lambda value: value if isinstance(value, Markup) else markdown(str(value)))
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    """What is inserted in a template is escaped, because it may be a stranger's."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("vae_lab.report", "."),
-        autoescape=lambda name: name is not None and ".html" in name,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        **options,
     )
-    environment.filters |= {"inline": _inline, "code": _code, "cell": _markdown_cell, "text": _markdown}
-    return environment
 
 
 def _inline(picture: Picture, number: int) -> Markup:
@@ -260,18 +277,10 @@ def _inline(picture: Picture, number: int) -> Markup:
     size = re.search(r'width="([\d.]+)pt"', svg)
     width = f' style="max-width: {float(size[1]) * 4 / 3:.0f}px"' if size else ""
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    label = Markup.escape(picture.caption)
+    label = Markup.escape(visible(picture.caption))
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"{width}', 1))
 
 
 def _code(text: str) -> Markup:
     """A sentence in which text between backticks is code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(text))))
-
-
-def _markdown(text: str) -> str:
-    return text if "`" in text else text.replace("<", "&lt;")
-
-
-def _markdown_cell(text: str) -> str:
-    return _markdown(text).replace("|", "\\|").replace("\n", " ")
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(Markup.escape(visible(text)))))

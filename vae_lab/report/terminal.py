@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vae_lab import results
 from vae_lab.config.terminal import say, shown
+from vae_lab.config.text import visible
 from vae_lab.report import pages, tables
 from vae_lab.report.tables import MISSING, PUBLISHED, figure, of_metrics
 from vae_lab.results import figures
@@ -34,8 +35,12 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
             ):
                 console.print(table)
             place = pages.write(prepared, out, all_pictures=all_pictures)
-    except (StudyError, OSError) as error:
+    except StudyError as error:
         say(f"No report: {error}", error=True)
+        return False
+    except OSError as error:
+        path = f"{error.filename} " if error.filename else ""
+        say(f"No report: {path}{error.strerror or error}", error=True)
         return False
     missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
     if len(missing) > MOST_HOLES:
@@ -47,13 +52,18 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
                 say(f"{sign} {sentence.replace('`', '')}")
                 continue
             hanging = Table.grid(padding=(0, 1, 0, 0))
-            hanging.add_row(Text(sign, style), Text(sentence, style))
+            hanging.add_row(sign, _text(sentence), style=style)
             console.print(hanging)
     console.print()
     for folder in folders:
         say(f"Files: {shown(folder)}")
     say(f"Report: {shown(place / 'report.html')}")
     return True
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text that may come from a stranger, as it is: brackets are not rich's markup."""
+    return Text(visible(text, keep="\n"), style)
 
 
 # --- Tables ------------------------------------------------------------------------------------------------
@@ -91,7 +101,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
             ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
         row = PUBLISHED.get(cell)
         published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
-        grid.add_row(Text(cell + missing_seeds), *ours, *(published if compared else []))
+        grid.add_row(_text(cell + missing_seeds), *ours, *(published if compared else []))
     return grid
 
 
@@ -115,9 +125,9 @@ def _grid(table: tables.Table) -> Table:
     first, _, *headings = table.columns  # the summary has the number of runs
     grid.add_column(first, overflow="fold", min_width=len(first))
     for heading in headings:
-        grid.add_column(BRIEF.get(heading, heading), justify="right", overflow="fold")
+        grid.add_column(_text(BRIEF.get(heading, heading)), justify="right", overflow="fold")
     for row in table.rows:
-        texts = [Text(entry.text, "bold green" if entry.best else "") for entry in row]
+        texts = [_text(entry.text, "bold green" if entry.best else "") for entry in row]
         grid.add_row(*texts[:1], *texts[2:])
     return grid
 
@@ -134,11 +144,11 @@ def metrics_table(found: Sequence[tuple[str, results.Result]]) -> Table:
     grid = Table(title="Test metrics", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("metric")
     for folder, _ in found:
-        grid.add_column(Text(folder), justify="right", overflow="fold")
+        grid.add_column(_text(folder), justify="right", overflow="fold")
     for name, row in rows.items():
         values = [own.get(name) for own in columns]
         if any(type(value) in (int, float) for value in values):
-            grid.add_row(row.label, *(_number(row, value) for value in values))
+            grid.add_row(_text(row.label), *(_number(row, value) for value in values))
     return grid
 
 
@@ -153,5 +163,5 @@ def failures(found: Sequence[tuple[str, str]]) -> Table:
     grid.add_column("run", overflow="fold")
     grid.add_column("error", overflow="fold")
     for folder, error in found:
-        grid.add_row(Text(folder), Text(error))  # as `Text`, so that brackets are not markup
+        grid.add_row(_text(folder), _text(error))
     return grid

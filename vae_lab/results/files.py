@@ -2,21 +2,30 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from vae_lab.config import MetricsConfig
 from vae_lab.results import figures
 from vae_lab.results.plain import load_plain
+from vae_lab.results.reading import read_byte_arrays, read_bytes, read_json
 from vae_lab.results.writing import write_text
 
 if TYPE_CHECKING:
@@ -31,6 +40,13 @@ PROJECTOR = "projector"
 EXPORT = "export"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
+SPLITS = ("train", "val", "test")
+MOST_VALUES = 2_000_000
+"""Of `history.csv`: rows after so many values are not read."""
+MOST_FIGURES = 1000
+"""Of a split. A result with more is not read: a report of them would take minutes."""
+LONGEST_NAME, LONGEST_TEXT = 500, 20_000
+"""In letters; a result keeps so much of a longer text."""
 
 
 def _finite(value: Any) -> Any:
@@ -42,6 +58,9 @@ Figure = Annotated[float | None, BeforeValidator(_finite)]
 
 
 Count = Annotated[int | None, BeforeValidator(_finite)]
+Name = Annotated[str, AfterValidator(lambda text: text[:LONGEST_NAME])]
+Text = Annotated[str, AfterValidator(lambda text: text[:LONGEST_TEXT])]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Part(BaseModel):
@@ -85,7 +104,7 @@ class Timing(Part):
     """Seconds of the training steps, with the first step separate, and of the test metrics."""
 
     train_seconds: Figure = None
-    epoch_seconds: list[float] = []
+    epoch_seconds: list[Finite] = []
     first_step_seconds: Figure = None
     images_per_second: Figure = None
     metrics_seconds: Figure = None
@@ -113,13 +132,13 @@ class Memory(Part):
 class Environment(Part):
     """The machine and software that the figures were measured with."""
 
-    python: str
-    torch: str
-    lightning: str
-    device: str
+    python: Name
+    torch: Name
+    lightning: Name
+    device: Name
     threads: int  # of each process
     processes: int = 1
-    commit: str | None
+    commit: Name | None
 
 
 OLD_TERMS = {
@@ -135,15 +154,15 @@ class Result(Part):
 
     version: Annotated[Literal[1], Field(alias="schema")] = 1
     status: Literal["finished", "failed"]
-    error: str | None
-    cell: str
-    encoder: str
-    decoder: str
+    error: Text | None
+    cell: Name
+    encoder: Name
+    decoder: Name
     seed: int
     position: int | None = None  # in its sweep, from 1
     overrides: list[str]
     config_sha256: str
-    warnings: list[str] = []  # about problems of the model, as `kind: sentence`
+    warnings: list[Text] = []  # about problems of the model, as `kind: sentence`
     metrics: dict[str, Any] | None = None  # the requested test metrics
     terms: dict[str, str] = OLD_TERMS  # the objective's terms → their units
     nats: Literal["real", "levels", "binary"] | None = "real"  # the data that its likelihood is for; None without one
@@ -183,9 +202,24 @@ def write_result(folder: Path, result: Result) -> None:
 def read_result(folder: Path) -> Result | None:
     """The result of a run; None if there is none, or none that parses."""
     try:
-        return Result.model_validate_json((folder / RESULT).read_bytes())
-    except (OSError, ValidationError):
+        return check_result(read_json(folder / RESULT))
+    except (OSError, ValueError):
         return None
+
+
+def check_result(content: Any) -> Result:
+    """The result in the content of a `result.json`.
+
+    Raises:
+        ValueError: if it is not one, or has too many figures.
+    """
+    result = Result.model_validate(content)
+    if (
+        max(len(result.terms), *(len(split.model_dump()) for split in (result.train, result.val, result.test)))
+        > MOST_FIGURES
+    ):
+        raise ValueError(f"it has more than {MOST_FIGURES:,} figures")
+    return result
 
 
 def write_config(folder: Path, container: Mapping[str, Any]) -> None:
@@ -196,7 +230,7 @@ def write_config(folder: Path, container: Mapping[str, Any]) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of a run; None if there is none that parses."""
     try:
-        loaded = load_plain((folder / CONFIG).read_bytes())
+        loaded = load_plain(read_bytes(folder / CONFIG))
     except (OSError, ValueError, yaml.YAMLError):  # an impossible date is a ValueError
         return None
     return loaded if isinstance(loaded, dict) else None
@@ -210,7 +244,7 @@ def write_fingerprint(folder: Path, fingerprint: Mapping[str, str]) -> None:
 def read_fingerprint(folder: Path) -> dict[str, str]:
     """The fingerprint of a run; empty if there is none that parses, as in runs of earlier versions."""
     try:
-        return _FINGERPRINT.validate_json((folder / FINGERPRINT).read_bytes())
+        return _FINGERPRINT.validate_python(read_json(folder / FINGERPRINT))
     except (OSError, ValidationError):
         return {}
 
@@ -218,7 +252,7 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
 def read_config_folders(folder: Path) -> list[str]:
     """The `--config-dir` folders of a run's command line; empty if Hydra's own files are missing."""
     try:
-        loaded = load_plain((folder / ".hydra" / "hydra.yaml").read_bytes())
+        loaded = load_plain(read_bytes(folder / ".hydra" / "hydra.yaml"))
         sources = loaded["hydra"]["runtime"]["config_sources"]
         return [str(source["path"]) for source in sources if source["provider"] == "command-line"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
@@ -239,25 +273,22 @@ def write_history(folder: Path, rows: Sequence[tuple[int, str, float, Mapping[st
 
 def read_history(folder: Path) -> dict[str, dict[str, list[float]]]:
     """The epochs of a run: split → column → values; empty if there are none that parse."""
-    try:
-        with open(folder / HISTORY, encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError):
-        return {}
-    if tuple(header[: len(COLUMNS)]) != COLUMNS or len({*header}) < len(header):
-        return {}
     history: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        try:
+    try:
+        rows = csv.reader(io.StringIO(read_bytes(folder / HISTORY).decode(), newline=""))
+        header = next(rows, [])
+        if tuple(header[: len(COLUMNS)]) != COLUMNS or len({*header}) < len(header):
+            return {}
+        for row in itertools.islice(rows, MOST_VALUES // len(header)):
             epoch, split, *figures = row
+            if len(row) != len(header) or split not in SPLITS or not 0 <= int(epoch) < MOST_VALUES:
+                return {}
+            columns = history.setdefault(split, {name: [] for name in header if name != "split"})
             numbers = (int(epoch), *(float(figure or "nan") for figure in figures))
-        except ValueError:
-            return {}
-        if len(row) != len(header):
-            return {}
-        columns = history.setdefault(split, {name: [] for name in header if name != "split"})
-        for values, number in zip(columns.values(), numbers, strict=True):
-            values.append(number)
+            for values, number in zip(columns.values(), numbers, strict=True):
+                values.append(number)
+    except (OSError, csv.Error, ValueError):
+        return {}
     return history
 
 
@@ -275,20 +306,11 @@ def read_pictures(folder: Path) -> "dict[str, np.ndarray]":
 
     Empty if there are none that can be read.
     """
-    import numpy as np  # takes a third of the time that reporting a configuration error takes
-
     try:
-        with zipfile.ZipFile(folder / PICTURES):  # else NumPy may read the file as an array or a pickle
-            pass
-        with np.load(folder / PICTURES, allow_pickle=False) as arrays:
-            pictures = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        pictures = read_byte_arrays(folder / PICTURES)
+    except Exception:  # zipfile and NumPy raise many kinds for a damaged file
         return {}
-    return {
-        name: images
-        for name, images in pictures.items()
-        if images.ndim == 4 and images.dtype == np.uint8 and images.size > 0
-    }
+    return {name: images for name, images in pictures.items() if images.ndim == 4 and images.size > 0}
 
 
 def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vae_lab.results.files import CHECKPOINTS, HISTORY, MODEL, PICTURES, SHEETS, WEIGHTS, Result
+from vae_lab.results.reading import opened
 
 SHOWN = (HISTORY, PICTURES)
 """The files of a run that a report shows, apart from its result."""
@@ -42,5 +43,14 @@ def _sha256(path: Path) -> str:
 @functools.cache
 def _sha256_of(path: Path, *version: int) -> str:
     """Cached: files are checked before a sweep starts and again before each run. An unchanged file is read once."""
-    with open(path, "rb") as file:
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file of a run.
+
+    Raises:
+        OSError: if it is missing or must not be read, see `reading.opened`.
+    """
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

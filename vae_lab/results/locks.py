@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from vae_lab.config.text import visible
+from vae_lab.results.reading import read_json
 from vae_lab.results.writing import write_text
 
 LOCK, OWNER = ".lock", ".owner.json"
@@ -91,7 +93,7 @@ def _this_process() -> Owner:
 
 def _owner(folder: Path) -> Owner:
     try:
-        found = json.loads((folder / OWNER).read_bytes())
-        return Owner(int(found["pid"]), str(found["host"]), str(found["since"]))
+        found = read_json(folder / OWNER)
+        return Owner(int(found["pid"]), visible(str(found["host"])[:100]), visible(str(found["since"])[:100]))
     except (OSError, ValueError, KeyError, TypeError):  # the file is not written yet, or already removed
         return Owner(0, "", "")

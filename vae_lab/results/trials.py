@@ -6,9 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from vae_lab.results.reading import read_json
 from vae_lab.results.writing import write_text
 
 SEARCH = "search.json"
+MOST_KEYS = 1000
+"""Largest number of searched keys, and of the choices of one."""
 Sampler = Literal["tpe", "random", "gp"]
 Value = int | float | str
 """The value of a key in a trial: a number, or a choice as typed."""
@@ -21,7 +24,7 @@ class _Strict(BaseModel):
 class Choice(_Strict):
     """A key that takes one of several words."""
 
-    choices: Annotated[list[str], Field(min_length=1)]
+    choices: Annotated[list[str], Field(min_length=1, max_length=MOST_KEYS)]
 
     def holds(self, value: Value) -> bool:
         """Whether it is one of the words."""
@@ -94,7 +97,7 @@ class Trials(_Strict):
     sampler: str
     seed: int
     fixed: list[str]
-    space: dict[str, Parameter]
+    space: Annotated[dict[str, Parameter], Field(max_length=MOST_KEYS)]
     trials: list[Trial] = Field(default_factory=list)
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_alias=True, validate_by_name=True)
@@ -155,15 +158,15 @@ def read_trials(folder: Path) -> Trials | None:
     """
     path = folder / SEARCH
     try:
-        content = path.read_bytes()
+        return Trials.model_validate(read_json(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        return Trials.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise TrialsError(f"{path} is no record of a search ({key + ': ' if key else ''}{first['msg']})") from None
+    except ValueError as error:
+        raise TrialsError(f"{path} is no record of a search ({error})") from None
 
 
 def write_trials(folder: Path, trials: Trials) -> None:

@@ -16,6 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: if it cannot be written; `path` is then unchanged.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")  # image writers need the suffix
+    temporary.unlink(missing_ok=True)  # left by a kill; a pipe or a link of that name must not be written to
     try:
         yield temporary
         with open(temporary, "r+b") as file:

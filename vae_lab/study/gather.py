@@ -54,6 +54,7 @@ _NO_CONFOUND = (
 LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
 
+DEEPEST = 10
 MOST_LISTED = 6
 """Largest number of cells or keys that one note names."""
 
@@ -318,14 +319,15 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The run folders at or under a folder."""
+    """The run folders at or under a folder, at most `DEEPEST` folders below it."""
     nested = False
     for path, subfolders, _ in os.walk(folder):
         subfolders.sort()
         runs = [name for name in subfolders if re.fullmatch(r"seed-\d+", name)]
         nested = nested or bool(runs)
         yield from sorted((Path(path, name) for name in runs), key=lambda run: (len(run.name), run.name))
-        subfolders[:] = [name for name in subfolders if name not in runs and not name.startswith(".")]
+        inner = [name for name in subfolders if name not in runs and not name.startswith(".")]
+        subfolders[:] = inner if len(Path(path).parts) - len(folder.parts) < DEEPEST else []
     if not nested and re.fullmatch(r"seed-\d+", folder.name):
         yield folder
 

@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from vae_lab.config.text import visible
 from vae_lab.results import read_history, read_pictures
 from vae_lab.study.gather import SIDES, Record, Study
 from vae_lab.study.statistics import RECORD, Comparison
@@ -57,6 +58,10 @@ PLOTTED = (
 """Figures of the heatmap, in addition to all test metrics."""
 SHOWN_IMAGES = 10
 MOST_ROWS = 24
+LARGEST_SIDE = 100
+"""Of a figure, in inches: 12,000 pixels."""
+MOST_POINTS = 1000
+"""Points of a curve, and pixels of a picture's side; of more, every second, third, … is drawn."""
 
 
 class Drawing(NamedTuple):
@@ -68,12 +73,18 @@ class Drawing(NamedTuple):
 
 
 def render(drawing: Drawing) -> tuple[bytes, str]:
-    """A figure as PNG and as SVG."""
+    """A figure as PNG and as SVG.
+
+    Raises:
+        ValueError: if it is too large.
+    """
+    if max(drawing.figure.get_size_inches()) > LARGEST_SIDE:
+        raise ValueError(f"{drawing.name} would be more than {LARGEST_SIDE} inches long")
     png, svg = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(STYLE):
         drawing.figure.savefig(png, format="png", dpi=120)
         drawing.figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
+    return png.getvalue(), visible(svg.getvalue(), keep="\n")  # XML has no control characters
 
 
 def drawings(
@@ -415,8 +426,9 @@ def _line(
     if not columns:
         return
     length = min(len(column["epoch"]) for column in columns)
-    values = np.array([column[term][:length] for column in columns])
-    epochs = columns[0]["epoch"][:length]
+    chosen = slice(None, length, -(-length // MOST_POINTS) or 1)
+    values = np.array([column[term][chosen] for column in columns])
+    epochs = columns[0]["epoch"][chosen]
     marker = "o" if length == 1 else None
     axes.plot(epochs, values.mean(axis=0), color=colour, linestyle=dash, marker=marker, label=label, linewidth=1.6)
     if band and len(values) > 1:
@@ -439,8 +451,14 @@ def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], i
     """The pictures of the first seed that has pictures, and that seed."""
     for record in records:
         if pictures := read_pictures(record.folder):
-            return pictures, record.result.seed
+            return {name: _thinned(images) for name, images in pictures.items()}, record.result.seed
     return {}, None
+
+
+def _thinned(images: np.ndarray) -> np.ndarray:
+    """The images that are shown, with fewer pixels where a figure could not show them."""
+    step = -(-max(images.shape[2:]) // MOST_POINTS)
+    return images[:SHOWN_IMAGES, :, ::step, ::step].copy()
 
 
 def _image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:

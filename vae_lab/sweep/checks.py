@@ -7,6 +7,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +29,7 @@ from vae_lab.config import (
 )
 from vae_lab.config.sources import digest_of
 from vae_lab.config.terminal import shown, watched
+from vae_lab.results.reading import check_entries
 from vae_lab.training import plan
 
 
@@ -164,6 +166,11 @@ def check_folders(runs: Sequence[Run]) -> None:
             )
             problems.append(Problem("name", problem))
             continue
+        try:
+            check_entries(run.directory)
+        except OSError as error:
+            problems.append(_unusable(error))
+            continue
         result = results.read_result(run.directory)
         if result is not None and result.finished and result.config_sha256 != run.config.sha256():
             before, now = results.read_config(run.directory) or {}, run.config
@@ -182,6 +189,11 @@ def check_folders(runs: Sequence[Run]) -> None:
                 state = "an interrupted" if result is None else "a finished"
                 text = f"{shown(run.directory)} holds {state} run {_with_other(changed, run.config)}"
                 problems.append(Problem("name", text))
+    for folder in {run.directory.parents[1] for run in runs}:
+        try:
+            check_entries(folder)
+        except OSError as error:
+            problems.append(_unusable(error))
     if problems:
         raise ConfigError(*problems)
 
@@ -224,6 +236,10 @@ def _with_other(changed: Sequence[str], settings: Config) -> str:
         ways.append("give these images a cell of their own: data.dataset=…")
     joined = ", or ".join([", ".join(ways[:-1]), ways[-1]])
     return f"with other content than now ({', '.join(names)}); {joined}"
+
+
+def _unusable(error: OSError) -> Problem:
+    return Problem("name", f"{shown(Path(error.filename))} {error.strerror}; choose another name, or remove it")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], identity: set[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vae_lab import config
+from vae_lab.config.text import code, markdown, visible
 from vae_lab.results import CONFIG, RESULT, WEIGHTS, Result, figures
 
 CARD = "README.md"
@@ -76,7 +77,7 @@ def card(facts: Facts) -> str:
         "## Made with",
         _made_with(facts),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return visible("\n\n".join(part for part in parts if part), keep="\n") + "\n"
 
 
 def front_matter(facts: Facts) -> dict[str, Any]:
@@ -115,12 +116,6 @@ def front_matter(facts: Facts) -> dict[str, Any]:
 def _hub_name(name: str) -> str:
     """The name of a data set in the spelling of hubs: `FashionMNIST` is `fashion_mnist`."""
     return re.sub(r"\W+", "-", re.sub("(?<=[a-z])(?=[A-Z])", "_", name)).lower()
-
-
-def code(text: str) -> str:
-    """Quote text as code, so that untrusted text cannot become markup."""
-    plain = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    return f"`{plain.replace('`', chr(0x2B9)).replace('|', chr(0xA6))}`"
 
 
 def _summary(facts: Facts) -> str:
@@ -167,7 +162,7 @@ def _metrics(facts: Facts) -> str:
         row = figures.find(name, units=facts.result.terms)
         unit = facts.result.terms.get(name.removeprefix("test."))
         meaning = row.meaning + (f", in {unit}" if unit and unit not in row.meaning else "") + DIRECTIONS[row.better]
-        rows.append(f"| {row.label} | {value:.{row.digits}f} | {meaning} |")
+        rows.append(f"| {markdown(row.label)} | {value:.{row.digits}f} | {markdown(meaning)} |")
     table = "\n".join(["| | | |", "|---|---|---|", *rows])
     count = facts.settings["data"].get("num_test")
     size = facts.result.model.parameters
@@ -242,7 +237,7 @@ def _data_set(facts: Facts) -> str:
     """A name for the data set."""
     named = facts.settings["data"].get("dataset")
     text = str(named).rpartition(".")[2] if named else "a folder of images"
-    return "".join(letter for letter in text if letter.isprintable())
+    return visible(text)
 
 
 def _data(facts: Facts) -> str:

@@ -1,7 +1,6 @@
 """Export a trained model to files for other programs, and compare each with the model."""
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import logging
@@ -24,6 +23,7 @@ from vae_lab.config import Config, FolderConfig
 from vae_lab.data import DataError
 from vae_lab.model import vae
 from vae_lab.model.weights import save_weights
+from vae_lab.results.integrity import sha256
 from vae_lab.trained import card, foreign, sheets
 from vae_lab.trained.card import FIGURES
 from vae_lab.trained.loading import LoadError, load, read_settings
@@ -307,6 +307,8 @@ def export(
     target = folder / results.EXPORT if out is None else out
     if target.exists() and not target.is_dir():
         raise ExportError(f"--out: must be a folder, but {target} is a file")
+    if out is None and target.is_symlink():
+        raise ExportError(f"{target} is a link to another folder; name that folder by --out, or remove the link")
     if target.exists() and target.resolve() == folder.resolve():
         raise ExportError(f"--out: {target} is the run's own folder; choose another one")
     # A lock file in the export's folder would be uploaded with it.
@@ -343,7 +345,7 @@ def _export(
             for file, difference in export_halves(model, name, target).items():
                 sentences.append(f"{file}: read again, differs from the model by {difference:.1g} at most")
     written = [file for file in card.FILES if (target / file).is_file()]
-    files = {results.WEIGHTS: _sha256(target / results.WEIGHTS)} if results.WEIGHTS in written else {}
+    files = {results.WEIGHTS: sha256(target / results.WEIGHTS)} if results.WEIGHTS in written else {}
     container = _portable(settings)
     overrides = [one for one in result.overrides if not LOCAL.search(one)]
     results.write_config(target, container)
@@ -381,11 +383,6 @@ def _check_same(target: Path, result: results.Result) -> None:
 
     if existing is not None and identity(existing) != identity(result):
         raise ExportError(f"{target} holds the export of another run; choose another folder by --out, or remove it")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _draw_pictures(folder: Path, model: vae.VAE, target: Path, root: str | None) -> tuple[list[str], str]:

@@ -1,10 +1,8 @@
 """Read the files of an untrusted run safely. Imports no torch."""
 
-import hashlib
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,14 @@ from pydantic import ValidationError
 
 from vae_lab import config
 from vae_lab.config import signatures
+from vae_lab.config.text import visible
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
-from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result
+from vae_lab.results.files import CONFIG, RESULT, WEIGHTS, Result, check_result
+from vae_lab.results.integrity import sha256
 from vae_lab.results.plain import PlainError, load_plain
+from vae_lab.results.reading import UnreadableError, check_file, read_bytes, read_json
 
-LARGEST = {CONFIG: 2**20, RESULT: 2**24}
-"""Size limits in bytes: vae_lab writes no larger files, and does not read them."""
 MOST_LETTERS = 500
 """Length limit of an error message, which may quote a file."""
 
@@ -39,7 +38,7 @@ class LoadError(ValueError):
     """A run folder from which a model cannot be loaded, or must not be."""
 
     def __init__(self, text: str) -> None:
-        words = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+        words = visible(" ".join(text.split()))
         super().__init__(words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} …")
 
 
@@ -155,32 +154,24 @@ def _result(folder: Path) -> Result:
     if not os.path.lexists(path):
         raise LoadError(f"{folder} has no {RESULT}: the run did not end, or it is not the folder of a run")
     try:
-        result = Result.model_validate_json(_read(path))
-    except ValidationError as error:
-        raise LoadError(f"{path} is damaged ({error.errors()[0]['msg']})") from error
+        result = check_result(read_json(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise LoadError(f"{path} is damaged ({reason})") from error
     if not result.finished:
         raise LoadError(f"the run in {folder} failed ({result.error}); there is no model of it")
     return result
 
 
-def _read(path: Path) -> bytes:
-    """The content of a small file; pipes and devices are rejected, so that reading cannot block."""
-    try:
-        _check_is_file(path)
-        with open(path, "rb") as file:
-            content = file.read(LARGEST[path.name] + 1)
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read ({error.strerror})") from error
-    if len(content) > LARGEST[path.name]:
-        raise LoadError(f"{path} is larger than any {path.name} that vae_lab writes")
-    return content
-
-
-def _check_is_file(path: Path) -> None:
-    if not os.path.exists(path):
-        raise LoadError(f"{path} is missing")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise LoadError(f"{path} is not a file")
+def unreadable(path: Path, error: OSError) -> LoadError:
+    """The error for a file that cannot be read."""
+    if isinstance(error, UnreadableError):
+        return LoadError(f"{path} {error.strerror}")
+    if isinstance(error, FileNotFoundError):
+        return LoadError(f"{path} is missing")
+    return LoadError(f"{path} cannot be read ({error.strerror})")
 
 
 def read_plain_config(folder: Path) -> dict[Any, Any]:
@@ -190,9 +181,10 @@ def read_plain_config(folder: Path) -> dict[Any, Any]:
         LoadError: if it is missing, or not such a configuration.
     """
     path = folder / CONFIG
-    content = _read(path)
     try:
-        loaded = load_plain(content)
+        loaded = load_plain(read_bytes(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except PlainError as error:
         raise LoadError(f"{path}: {error}") from error
     except Exception as error:  # PyYAML also raises what int() and others raise
@@ -215,15 +207,12 @@ def check_weights(folder: Path, result: Result) -> Path:
         LoadError: if they are missing or differ.
     """
     path = folder / WEIGHTS
-    _check_is_file(path)
     wanted = result.files.get(WEIGHTS)
-    if wanted is None:
-        return path
     try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        check_file(path)
+        found = wanted and sha256(path)
     except OSError as error:
-        raise LoadError(f"{path} cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
     if found != wanted:
         raise LoadError(f"{path} is not the file that the run wrote: its SHA-256 is not the one in {RESULT}")
     return path

@@ -1,14 +1,15 @@
 """Load the model of a run folder. The folder may be untrusted: none of its code is run."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vae_lab import compat, config
 from vae_lab.config import Config, ConfigError
@@ -16,6 +17,7 @@ from vae_lab.config.vocabulary import FitError
 from vae_lab.model import vae
 from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.results import CONFIG
+from vae_lab.results.reading import opened
 from vae_lab.trained import foreign
 from vae_lab.trained.foreign import LoadError
 from vae_lab.trained.trust import Allowed, Buildable, Trust
@@ -24,6 +26,8 @@ __all__ = ["LoadError", "load"]
 
 LONGEST_HEADER = 2**24
 """Size limit of the header with the names and shapes of the weights; about 100 bytes per tensor."""
+MOST_CALLS = 100_000
+"""Calls of torch that lay out a model; a network of a thousand convolutions takes fewer, in a few seconds."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 WHOLE = ("BOOL", "U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64")
 
@@ -115,7 +119,7 @@ def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> va
     """Build the model and load its weights; memory is allocated only after their shapes are checked."""
     stored = _header(path)
     with config.found_by(classes.__getitem__), torch.random.fork_rng(devices=[]), torch.no_grad():
-        with shapes_only():
+        with shapes_only(), _Limited():
             sketch = vae.build(settings)
             if not all(isinstance(half, config.Network) for half in (settings.encoder, settings.decoder)):
                 vae.check_shapes(sketch, settings.data.image_shape)  # lists of blocks check their own shapes
@@ -132,10 +136,26 @@ def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> va
     return model
 
 
+class _Limited(TorchFunctionMode):
+    """Inside it a model is laid out with a limited number of calls: a small file can stand for a huge network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            raise FitError("the model has too many layers to be built")
+        return func(*args, **kwargs or {})
+
+
 def _header(path: Path) -> dict[str, Stored]:
     """Name → shape and type of every tensor, without reading its values."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
             raise LoadError(f"{path} is damaged: its header would be {length:,} bytes long")

@@ -17,7 +17,7 @@ HOMES = ("vae_lab", "torch.nn")
 KEPT_OUT = ("torch.nn.parallel",)
 """Excluded: wrappers that communicate with other processes."""
 SIDES = ("encoder", "latent", "posterior", "prior", "decoder", "likelihood")
-MOST_MODULES = 10_000
+MOST_MODULES = 2000
 BUILT = (nn.Module, Latent)
 """The base classes of a model's parts."""
 

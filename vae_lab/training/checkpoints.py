@@ -1,26 +1,39 @@
 """The checkpoints from which an interrupted run resumes."""
 
 import io
-import zipfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from vae_lab import compat, results
+from vae_lab.config.text import one_line
+from vae_lab.results.reading import UnreadableError, archive, opened
 from vae_lab.training.module import LitVAE
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 OURS = "vae_lab"
 """Our own entry in a checkpoint, beside Lightning's."""
+LARGEST_CONTAINERS = 2**24
+"""Size limit in bytes of what is not tensors; torch reads about a megabyte per second of it."""
+LONGEST = 1000
+"""Length limit of an error message, which may quote a file."""
+DEEPEST = 100
+"""The most levels of nested containers."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be resumed, with its path and the reason."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text[:LONGEST]))
 
 
 class Checkpoints(Checkpoint):
@@ -102,16 +115,74 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU: tensors and plain containers; none of its code is run.
 
     Raises:
-        CheckpointError: if it is damaged, or contains objects that torch does not consider safe.
+        CheckpointError: if it is damaged, was not written by this version, or contains objects that torch does not
+            consider safe.
     """
     check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} is damaged (it holds a {type(loaded).__name__})")
-    return loaded
+    try:
+        _check_content(loaded)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{path} is not a checkpoint of this version ({reason})") from error
+    return cast("dict[str, Any]", loaded)
+
+
+class _Own(BaseModel):
+    """Our own entry of a checkpoint."""
+
+    model_config = ConfigDict(strict=True)
+
+    origin: dict[str, str | int]
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]
+    stopped: bool
+
+
+class _Best(BaseModel):
+    best: float | None
+
+
+class _Content(BaseModel):
+    """What resuming relies on; Lightning compares the rest with the run's own parts."""
+
+    own: Annotated[_Own, Field(alias=OURS)]
+    state_dict: dict[str, Any]
+    optimizer_states: list[dict[str, Any]]
+    lr_schedulers: list[dict[str, Any]]
+    loops: dict[str, Any]
+    callbacks: dict[str, Any]
+
+
+def _check_content(loaded: Any) -> None:
+    """Check the form of a checkpoint.
+
+    Raises:
+        ValueError: if it is of another form.
+    """
+    _Content.model_validate(loaded)
+    _Best.model_validate(loaded["callbacks"].get(Checkpoints.__qualname__))
+    progress = loaded["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if {*progress.values()} != {loaded[OURS]["epochs"]}:
+        raise ValueError("its counts of epochs differ")
+    parts = [(loaded, 0)]
+    seen: set[int] = set()
+    while parts:
+        part, depth = parts.pop()
+        if isinstance(part, Tensor) and part.numel() * part.element_size() > part.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(part.shape)} has fewer values")
+        if isinstance(part, dict | list | tuple | set) and id(part) not in seen:
+            seen.add(id(part))  # a container may hold itself
+            if depth > DEEPEST:
+                raise ValueError(f"containers are nested more than {DEEPEST} deep")
+            inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+            parts.extend((one, depth + 1) for one in inner)
 
 
 def check_archive(path: Path) -> None:
@@ -121,8 +192,15 @@ def check_archive(path: Path) -> None:
         CheckpointError: if one differs, or the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        with archive(path) as found:
+            containers = sum(one.file_size for one in found.infolist() if one.filename.endswith(".pkl"))
+            if containers > LARGEST_CONTAINERS:
+                raise CheckpointError(f"{path} is damaged (its containers are too large)")
+            damaged = found.testzip()
+    except UnreadableError as error:
+        raise CheckpointError(f"{path} {error.strerror}") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile raises many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged ({_first_line(error)})") from error
     if damaged is not None:
@@ -136,22 +214,18 @@ def epochs_kept(folder: Path, origin: Mapping[str, Any]) -> int:
         CheckpointError: if one is damaged, or was written by another configuration, machine or version.
     """
     path = folder / LAST
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0
     loaded = read_checkpoint(path)
-    try:
-        found, epochs = loaded[OURS]["origin"], int(loaded[OURS]["epochs"])
-        best = loaded["callbacks"][Checkpoints.__qualname__]["best"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of this version") from error
+    found, epochs = loaded[OURS]["origin"], loaded[OURS]["epochs"]
     differing = [
         f"{key} was {found.get(key)!r}, is {value!r}" for key, value in origin.items() if found.get(key) != value
     ]
     if differing:
         raise CheckpointError(f"{path} was not written by the same run ({'; '.join(differing)})")
-    if best is not None:
+    if loaded["callbacks"][Checkpoints.__qualname__]["best"] is not None:
         check_archive(folder / BEST)
-    return epochs
+    return int(epochs)
 
 
 def _first_line(error: Exception) -> str:

@@ -29,6 +29,9 @@ MOST_GROUPS, SMALLEST_GROUP = 32, 4
 # Functions that keep the shape of their input. On the meta device torch needs a millisecond for each of them.
 _KEEPING_SHAPE = {functional.leaky_relu, functional.relu, functional.elu, functional.gelu, functional.silu, torch.tanh}
 
+# Torch runs them step by step there, with 10 ms for each step.
+_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+
 
 class _Shortcuts(TorchFunctionMode):
     def __torch_function__(
@@ -40,6 +43,11 @@ class _Shortcuts(TorchFunctionMode):
             return x
         if is_float and func is functional.batch_norm and mean is not None and len(mean) == x.shape[1] < x.numel():
             return x  # otherwise torch raises the error
+        if is_float and func in _RECURRENT and not isinstance(args[2], Tensor):  # else the sequence is packed
+            states = args[1] if isinstance(args[1], Tensor) else (*args[1],)
+            first, is_bidirectional = (states if isinstance(states, Tensor) else states[0]), args[7]
+            output = x.new_empty(*x.shape[:2], first.shape[-1] * (1 + is_bidirectional))
+            return (output, states) if isinstance(states, Tensor) else (output, *states)
         return func(*args, **kwargs or {})
 
 
