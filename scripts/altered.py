@@ -115,7 +115,9 @@ def harmed(chance: random.Random, path: Path) -> None:
         case 2:
             content += chance.randbytes(chance.choice([1, 1000]))
         case 3:
-            content = bytearray(chance.choice([b"", b"\0" * 10**6, b"[" * 10**6, b"9" * 10**6, b"\xff\xfe", b"{}", b"[]"]))
+            content = bytearray(
+                chance.choice([b"", b"\0" * 10**6, b"[" * 10**6, b"9" * 10**6, b"\xff\xfe", b"{}", b"[]"])
+            )
     path.write_bytes(content)
 
 
@@ -169,14 +171,22 @@ def of_history(chance: random.Random, path: Path) -> None:
     """Too many rows, columns or digits."""
     head = "epoch,split,total,reconstruction,kl,seconds"
     path.write_text(
-        chance.choice([
-            head + "\n" + "1,train,0.1,0.1,0.1,1\n" * 700_000,
-            head + "".join(f",x{n}" for n in range(1000)) + "\n" + ("1,train,1,1,1,1" + ",1" * 1000 + "\n") * 1000,
-            head + "\n" + "".join(f"{n},train,{value},{value},{value},1\n" for n, value in enumerate(
-                ["1e308", "-1e308", "inf", "nan", "1e-320", "0"])),
-            head + "\n" + "9" * 4200 + ",train,1,1,1,1\n", head + "\n1,train," + "9" * 100_000 + ",1,1,1\n",
-            head + "\n" + "".join(f"{n},{n},1,1,1,1\n" for n in range(1000)), head + "\n-5,val,1,1,1,1\n" * 3,
-        ])  # fmt: skip
+        chance.choice(
+            [
+                head + "\n" + "1,train,0.1,0.1,0.1,1\n" * 700_000,
+                head + "".join(f",x{n}" for n in range(1000)) + "\n" + ("1,train,1,1,1,1" + ",1" * 1000 + "\n") * 1000,
+                head
+                + "\n"
+                + "".join(
+                    f"{n},train,{value},{value},{value},1\n"
+                    for n, value in enumerate(["1e308", "-1e308", "inf", "nan", "1e-320", "0"])
+                ),
+                head + "\n" + "9" * 4200 + ",train,1,1,1,1\n",
+                head + "\n1,train," + "9" * 100_000 + ",1,1,1\n",
+                head + "\n" + "".join(f"{n},{n},1,1,1,1\n" for n in range(1000)),
+                head + "\n-5,val,1,1,1,1\n" * 3,
+            ]
+        )  # fmt: skip
     )
 
 
@@ -185,7 +195,10 @@ def of_pictures(chance: random.Random, path: Path) -> None:
     header = io.BytesIO()
     match chance.randrange(7):
         case 0:
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("originals.npy", "w") as file:
+            with (
+                zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+                archive.open("originals.npy", "w") as file,
+            ):
                 for _ in range(300):
                     file.write(bytes(2**20))
         case 1:
@@ -201,9 +214,14 @@ def of_pictures(chance: random.Random, path: Path) -> None:
         case 3:
             np.savez(path, originals=np.array([{"a": 1}], dtype=object))
         case 4:
-            np.savez(path, originals=np.zeros(chance.choice([(1, 1, 1, 10**7), (10**6, 1, 1, 1), (1, 10**6, 1, 1)]), np.uint8))
+            np.savez(
+                path,
+                originals=np.zeros(chance.choice([(1, 1, 1, 10**7), (10**6, 1, 1, 1), (1, 10**6, 1, 1)]), np.uint8),
+            )
         case 5:
-            np.savez(path, **{name: np.zeros((10, 3, 1000, 1000), np.uint8) for name in ("originals", "reconstructions")})
+            np.savez(
+                path, **{name: np.zeros((10, 3, 1000, 1000), np.uint8) for name in ("originals", "reconstructions")}
+            )
         case 6:
             np.savez(path, originals=np.zeros((0, 1, 2, 2), np.uint8), samples=np.zeros((3, 1, 2, 2), np.float64))
 
@@ -229,7 +247,9 @@ def of_checkpoint(chance: random.Random, path: Path) -> None:
                 file.write(bytes(2**20))
         return
     loaded = torch.load(path, weights_only=True)
-    odd = chance.choice([math.inf, -1, 10**30, [], {}, None, "x", torch.zeros(1).expand(10**6, 10**6), _deep(90), [1] * 10**5])
+    odd = chance.choice(
+        [math.inf, -1, 10**30, [], {}, None, "x", torch.zeros(1).expand(10**6, 10**6), _deep(90), [1] * 10**5]
+    )
     match chance.randrange(7):
         case 0:
             loaded["vae_lab"] = odd

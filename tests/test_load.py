@@ -1,5 +1,6 @@
 """A run folder becomes its model; a folder that is damaged or hostile does not, and none of its code is run."""
 
+import functools
 import hashlib
 import inspect
 import json
@@ -335,26 +336,26 @@ BOMBS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "repeats": (blocks({"dropout": 0.1, "repeat": 1000}, {"dropout": 0.1}), "must be 1000 blocks or fewer"),
     "repeats in repeats": (
         blocks({**torchs("Identity"), "inner": {**torchs("ReLU", repeat=1000), "a": torchs("ReLU", repeat=1000)}}),
-        "more than 10,000 modules",
+        "more than 2,000 modules",
     ),
     "blocks in arguments": (
         blocks(torchs("Identity", inner={
             "_target_": "vae_lab.Encoder", "image_shape": [1, 28, 28], "num_parameters": 2,
             "blocks": [{"blocks": [{"blocks": [{"dropout": 0.1, "repeat": 1000}], "repeat": 1000}], "repeat": 1000}],
         })),
-        "more than 10,000 modules",
+        "more than 2,000 modules",
     ),
     "layers": (
         blocks(torchs("Identity", inner=torchs("LSTM", input_size=1, hidden_size=1, num_layers=10**9))),
-        "more than 10,000 modules",
+        "more than 2,000 modules",
     ),
     "transformer": (
         blocks(torchs("Transformer", d_model=1, nhead=1, num_encoder_layers=10**9, num_decoder_layers=-(10**9))),
-        "more than 10,000 modules",
+        "more than 2,000 modules",
     ),
     "layers by place": (
         blocks(torchs("TransformerEncoder", _args_=[torchs("TransformerEncoderLayer", _args_=[4, 4]), 10**9])),
-        "more than 10,000 modules",
+        "more than 2,000 modules",
     ),
     "recurrent by place": (blocks(torchs("LSTM", _args_=[1, 1, 10**9])), "must be given by their names"),
     "device": (
@@ -370,6 +371,12 @@ BOMBS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "is missing in the weights, but (1048576, 1, 28, 28) in the model",
     ),
     "enlarged": (blocks(torchs("Upsample", scale_factor=10**6)), "encoder.blocks[0]"),
+    "a long sequence": (
+        blocks(torchs("Sequential", _args_=[
+            torchs("Flatten", start_dim=2), torchs("LSTM", input_size=784, hidden_size=4, num_layers=400)
+        ])),
+        "'torch.nn.Sequential' makes a tuple",
+    ),
 }  # fmt: skip
 
 
@@ -381,6 +388,31 @@ def test_models_that_would_take_all_memory_or_time_are_refused_first(folder: Pat
     with at_most(calls=5_000_000):
         assert words in refused(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB; torch's own imports are 200 MB
+
+
+HOURGLASSES = {"encdec": 4, "depth": 4, "repeat": 900}
+
+
+@pytest.mark.parametrize("levels", [0, 15])
+def test_a_network_of_too_many_layers_is_not_built(folder: Path, monkeypatch: pytest.MonkeyPatch, levels: int) -> None:
+    monkeypatch.setattr("vae_lab.trained.loading.MOST_CALLS", 2000)
+    vae_lab.load(folder)
+    edit(folder, blocks(functools.reduce(lambda inner, _: {"blocks": [inner]}, range(levels), HOURGLASSES)))
+    assert "the model has too many layers to be built" in refused(folder)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("arguments", [{}, {"bidirectional": True, "batch_first": True}, {"num_layers": 2}])
+def test_recurrent_layers_have_their_shapes_without_being_run(
+    kind: type[nn.RNNBase], arguments: dict[str, Any]
+) -> None:
+    layer, given = kind(3, 4, **arguments), torch.rand(5, 2, 3)
+    output, states = layer(given)
+    with shapes_only():
+        on_meta, its_states = layer.to("meta")(given.to("meta"))
+    assert on_meta.shape == output.shape
+    assert on_meta.is_meta
+    assert len(its_states) == len(states)
 
 
 def test_a_lazy_layer_after_a_large_map_takes_no_memory(folder: Path) -> None:
@@ -416,9 +448,9 @@ TEXTS = {
     "no text": ("\x00\x01\x02", "is not a configuration that can be read"),
     "no number": ("seed: !!int ''\n", "is not a configuration that can be read"),
     "no date": ("a: 2001-99-99\n", "is not a configuration that can be read"),
-    "many digits": (f"seed: {'9' * 9999}\n", "line 1 has a number of more than 2,000 letters"),
-    "many hexadecimal digits": (f"seed: 0x{'f' * 9999}\n", "line 1 has a number of more than 2,000 letters"),
-    "many sixtieths": (f"seed: 1{':59' * 200_000}\n", "line 1 has a number of more than 2,000 letters"),
+    "many digits": (f"seed: {'9' * 9999}\n", "line 1 has a number of more than 100 letters"),
+    "many hexadecimal digits": (f"seed: 0x{'f' * 9999}\n", "line 1 has a number of more than 100 letters"),
+    "many sixtieths": (f"seed: 1{':59' * 200_000}\n", "line 1 has a number of more than 100 letters"),
 }
 
 

@@ -245,7 +245,7 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
     """The fingerprint of a run; empty if there is none that parses, as in runs of earlier versions."""
     try:
         return _FINGERPRINT.validate_python(read_json(folder / FINGERPRINT))
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return {}
 
 

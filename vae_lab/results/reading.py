@@ -24,6 +24,7 @@ MEBI = 2**20
 LARGEST = {
     "result.json": 16 * MEBI,
     "config.yaml": MEBI,
+    "fingerprint.json": MEBI,
     "hydra.yaml": MEBI,
     "history.csv": 32 * MEBI,
     "pictures.npz": 128 * MEBI,

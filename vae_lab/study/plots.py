@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from vae_lab.config.text import visible
+from vae_lab.config.text import one_line, visible
 from vae_lab.results import read_history, read_pictures
 from vae_lab.study.gather import SIDES, Record, Study
 from vae_lab.study.statistics import RECORD, Comparison
@@ -137,7 +137,7 @@ class _Studio:
         styles = itertools.cycle(itertools.product(DASHES, COLOURS))
         self.styles = dict(zip(cells, styles, strict=False))
         # matplotlib hides labels that begin with an underscore from a legend.
-        self.labels = {cell: re.sub("^_", " _", study.label(cell)) for cell in study.cells}
+        self.labels = {cell: re.sub("^_", " _", one_line(study.label(cell))) for cell in study.cells}
         self.histories = {
             cell: [history for record in study.of(cell) if (history := read_history(record.folder))]
             for cell in study.cells
