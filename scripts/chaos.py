@@ -1,4 +1,4 @@
-"""Disturb sweeps: kills at random moments, a full disk, many processes at once, a lost node, malformed commands.
+"""Disturb sweeps: kills, a full disk, many processes at once, a lost node, malformed commands, altered folders.
 
     python scripts/chaos.py                              # all parts; the figures go to chaos.json
     python scripts/chaos.py kills --kills 5 --seed 1     # one part
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from altered import alterations
 from fuzz import exit_code, fuzz
 
 from vae_lab import results
@@ -242,7 +243,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="What a sweep survives: kills, a full disk, many processes, odd words."
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, disk, processes, node, fuzz (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="kills, disk, processes, node, fuzz, folders (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument(
@@ -250,13 +253,16 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--cases", type=int, default=1000, help="of fuzz")
+    parser.add_argument("--folders", type=int, default=1000, help="of altered folders")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
     parser.add_argument("--small", action="store_true", help="a grid of two runs in place of four")
     given = parser.parse_args()
     if given.small:
         Child.words = ["decoder=vanilla", "trainer.max_epochs=4"]
     # Import here, not in every process, so that kills hit the sweep and not the imports.
-    for module in ("vae_lab.training.runner", "vae_lab.study.plots", "torch.utils.tensorboard"):
+    for module in (
+        "vae_lab.training.runner", "vae_lab.report.terminal", "vae_lab.trained.export", "torch.utils.tensorboard"
+    ):  # fmt: skip
         importlib.import_module(module)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -269,6 +275,7 @@ def main() -> None:
             "processes": lambda: processes(place, expected, given.processes),
             "node": lambda: lost_node(place, expected, given.seed),
             "fuzz": lambda: fuzz(given.cases, given.seed),
+            "folders": lambda: alterations(place, given.folders, given.seed),
         }
         for part in given.parts or parts:
             started = time.monotonic()

@@ -18,12 +18,14 @@ def test_a_sweep_survives_kills_a_full_disk_and_many_processes(tmp_path: Path) -
         "disk",
         "processes",
         "fuzz",
+        "folders",
         "--small",
         "--seed=1",
         "--kills=4",
         "--shares=0.5",
         "--processes=8",
         "--cases=40",
+        "--folders=12",
     )
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *few, "--out=chaos.json"],
@@ -34,5 +36,6 @@ def test_a_sweep_survives_kills_a_full_disk_and_many_processes(tmp_path: Path) -
     assert found["kills"]["kills"] == 4
     assert found["processes"]["runs"] == 2
     assert sum(found["fuzz"]["codes"].values()) == 40
+    assert sum(found["folders"]["codes"].values()) == 12
     if "skipped" in found["disk"]:
         pytest.skip(f"all but the full disk was tried: {found['disk']['skipped']}")
