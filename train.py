@@ -1,8 +1,17 @@
 """Train one model, or with `-m` a grid of them: `python train.py --help`."""
 
+# Python 3.6 and later can read this file, to say that it is too old.
 import sys
 
-from vae_lab.cli import main
+if sys.version_info < (3, 11):  # noqa: UP036
+    found = ".".join(map(str, sys.version_info[:2]))
+    sys.exit(f"vae_lab needs Python 3.11 or newer, but this is Python {found}: `make setup` makes .venv with one")
+try:
+    from vae_lab.cli import main
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("vae_lab."):
+        raise
+    sys.exit(f"{sys.executable} has no package {error.name}: run `make setup`, then .venv/bin/python {sys.argv[0]} …")
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -7,7 +7,7 @@ python scripts/describe.py encoder=resnet match=flops
 
 import sys
 
-from vae_lab.cli import main
+from commands import main
 
 if __name__ == "__main__":
     main(["describe", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from vae_lab.cli import main
+from commands import main
 
 if __name__ == "__main__":
     main(["generate", *sys.argv[1:]])

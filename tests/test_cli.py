@@ -220,6 +220,9 @@ def write(path: Path, content: object) -> None:
     [
         (["encoder=vanila"], "encoder: there is no choice 'vanila'; did you mean 'vanilla'? known: attention,"),
         (["-m", "encoder=vanilla,vanila"], "encoder: there is no choice 'vanila'"),
+        (["trainer.max_epochs=ten"], "trainer.max_epochs: must be a whole number, but is 'ten'"),
+        (["lr=0.1"], "lr: no such key (lr=0.1); did you mean optimizer.lr=0.1?"),
+        (["--nonsense"], "there is no flag --nonsense"),
         (["latent.dims=64"], "latent.dims: no such key (latent.dims=64); did you mean 'dim'?"),
         (["latent.dim=0"], "latent.dim: must be at least 1, but is 0"),
         (["-m", "latent.dim=16,0", "seed=0,1"], "latent.dim: must be at least 1, but is 0 (with latent.dim=0 seed=0)"),
@@ -230,7 +233,10 @@ def write(path: Path, content: object) -> None:
         (["-m", "latent.dim=16,16"], "two runs would share the folder"),
         (["latent.dim=["], "'latent.dim=[' is not of the form key=value"),
         (["encoder=null"], "Config group override must be a string"),
-        (["--config-dir", "nowhere"], "nowhere' not found"),
+        (
+            ["--config-dir", "nowhere"],
+            "--config-dir: nowhere: there is no such folder; a folder with <group>/<name>.yaml",
+        ),
         (["hydra.run.dir=."], "hydra.run.dir: must make a folder that ends in <name>/<cell>/seed-<n>"),
         (["-m", "hydra.sweep.dir=runs", "seed=0,1"], "hydra.sweep.dir: must make a folder that ends in"),
         (["-m", "name=a,b"], "name: must be one for the whole sweep, but is a, b"),
@@ -338,7 +344,7 @@ def test_a_job_may_change_its_folder(train: Train, tmp_path: Path) -> None:
 
 
 def test_words_that_the_parser_of_hydra_refuses_exit_with_2(train: Train) -> None:
-    assert train("--nonsense").returncode == 2
+    assert train("--cfg", "nothing").returncode == 2
 
 
 def test_damaged_files_in_the_package_are_reported(train: Train, tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def nested(lists: int) -> str:
         ("optimizer._partial_=false", "optimizer._partial_", "must be True, but is False"),
         ("data.root=${missing.key}", "data.root", "Interpolation key 'missing.key' not found"),
         ("latent.dim=???", "latent.dim", "is missing; give it: latent.dim=…"),
+        ("trainer.max_epochs=ten", "trainer.max_epochs", "a whole number, but is 'ten'"),
+        ("trainer.max_epochs=[1]", "trainer.max_epochs", "a whole number, but is [1]"),
+        ("data.batch_size=large", "data.batch_size", "a whole number, but is 'large'"),
+        ("optimizer.lr=fast", "optimizer.lr", "a number, but is 'fast'"),
+        ("optimizer.lr=???", "optimizer.lr", "is missing; give it: optimizer.lr=…"),
+        ("~optimizer.lr", "optimizer.lr", "is missing"),
     ],
 )
 def test_each_problem_names_key_rule_and_value(run_of: Compose, override: str, key: str, words: str) -> None:
@@ -210,6 +216,9 @@ def test_schedules_know_the_number_of_steps(run_of: Compose, images: int, batch:
     assert run.config.scheduler.model_dump()["total_steps"] == steps
 
 
+ACCUMULATION = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+
+
 @pytest.mark.parametrize(
     ("override", "steps"),
     [
@@ -218,6 +227,8 @@ def test_schedules_know_the_number_of_steps(run_of: Compose, images: int, batch:
         ("+trainer.accumulate_grad_batches=4", 120),
         ("+trainer.max_steps=100", 100),
         ("+trainer.max_steps=-1", 470),
+        ("+trainer.overfit_batches=2", 20),
+        (f"+callbacks.g={{_target_:{ACCUMULATION},scheduling:{{0:4,8:2}}}}", 8 * 12 + 2 * 24),
     ],
 )
 def test_schedules_know_what_shortens_a_training(run_of: Compose, override: str, steps: int) -> None:
@@ -270,7 +281,9 @@ def test_errors_of_hydra_are_explained_in_the_same_form(run_of: Compose) -> None
     )
     assert explained("encoders=vanilla").text.startswith("no such key (encoders=vanilla); did you mean 'encoder'?")
     assert explained("latent.dim").text.startswith("'latent.dim' is not of the form key=value")
-    assert explained("encoder._target_=mine.Encoder").text.endswith("add it with a plus: +encoder._target_=…")
+    assert explained("encoder._target_=mine.Encoder").text.endswith(
+        "add it with a plus: +encoder._target_=mine.Encoder"
+    )
     assert explained(f"encoder.blocks=[{nested(90)}]").text.startswith("lists are nested too deep")
     assert explained("encoder=null").text.startswith("Config group override must be")
 

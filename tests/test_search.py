@@ -18,7 +18,7 @@ from vae_lab.config import ConfigError, config_folder
 from vae_lab.config.widths import scaled
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, read_trials, write_trials
 from vae_lab.search.propose import propose
-from vae_lab.search.space import ends, parse
+from vae_lab.search.space import ends, parse, size
 from vae_lab.study.searches import importances
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +174,29 @@ def test_proposals_depend_on_the_record_alone_and_find_the_optimum(tmp_path: Pat
     assert shares["a"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
     assert importances(record(3)) == {}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(
+    ("space", "points"),
+    [
+        ({"a": Choice(choices=["1", "2", "3", "4", "5"])}, 5),
+        ({"a": Choice(choices=["x", "y", "z"]), "b": Number(low=1, high=4, whole=True)}, 12),
+        ({"a": Number(low=0.1, high=0.5, step=0.2), "b": Number(low=16, high=64, whole=True, step=16)}, 12),
+    ],
+)
+def test_a_finite_space_is_tried_out_before_anything_is_tried_twice(
+    space: dict[str, Choice | Number], points: int, sampler: str
+) -> None:
+    assert size(space) == points
+    known = Trials(metric="val.total", sampler=sampler, seed=0, fixed=[], space=space)
+    for number in range(points):
+        values = propose(known, [])
+        known = known.plus([Trial(number=number, values=values, state="finished", loss=1.0, run=f"c/{number}")])
+    assert len({tuple(one.values.values()) for one in known.trials}) == points
+    assert Trials.model_validate(known.model_dump()) == known  # every value lies in the space
+    assert propose(known, []).keys() == space.keys()
+    assert size(space | {"c": Number(low=0, high=1)}) is None
 
 
 def test_a_damaged_record_is_reported(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Arguments and error handling that the commands for trained models share."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -21,9 +22,23 @@ def parser_of(command: str, description: str, epilog: str) -> argparse.ArgumentP
     )
 
 
+def existing(text: str) -> Path:
+    """A folder as typed; ends the process where there is none, but one that may be meant."""
+    path = Path(text)
+    if path.exists():
+        return path
+    meant = [Path("outputs", path)] if Path("outputs", path).is_dir() and not path.is_absolute() else []
+    if not meant and path.parent.is_dir():
+        close = difflib.get_close_matches(path.name, [one.name for one in path.parent.iterdir() if one.is_dir()], n=1)
+        meant = [path.parent / name for name in close]
+    if meant:
+        refuse("Nothing was read", f"there is no folder {text}; did you mean {meant[0]}?")
+    return path
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select a model, its device and its data."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a sweep's with --best")
+    parser.add_argument("run", type=existing, metavar="RUN", help="a run's folder, or a sweep's with --best")
     parser.add_argument("--best", metavar="METRIC", help="of a sweep the run where this is best, such as val.total")
     parser.add_argument("--device", default="cpu", help="where the model computes: cpu, cuda, mps (default: cpu)")
     parser.add_argument("--data-root", metavar="FOLDER", help="the data set's files, if not where they were")

@@ -1,17 +1,16 @@
 """`vae-lab describe`: the layers of a model that is not trained."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
 from hydra.errors import ConfigCompositionException
 from rich.console import Console
 
+from vae_lab.cli.words import Words, prefer
 from vae_lab.config import ConfigError, Problem, Run, config_folder, explain, is_complaint, register_resolvers
-from vae_lab.config.terminal import stop
+from vae_lab.config.terminal import say, stop
 from vae_lab.sweep import checks
 
 DESCRIBE = """\
@@ -51,23 +50,17 @@ def describe(arguments: Sequence[str]) -> None:
 
 def _composed(arguments: Sequence[str]) -> Run:
     """The run that these arguments define, composed as for training."""
-    parser = argparse.ArgumentParser(prog="vae-lab describe", add_help=False)
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("overrides", nargs="*")
-    given, unknown = parser.parse_known_intermixed_args(arguments)
-    if {"-m", "--multirun"} & {*unknown}:
+    words = Words.read(arguments)
+    if {"-m", "--multirun"} & {*words.flags}:
         raise ConfigError(Problem("command line", ONE_MODEL))
-    if unknown:
-        raise ConfigError(Problem("command line", f"there is no flag {unknown[0]!r}; known: --config-dir, --help"))
-    search_path = []
-    if given.config_dir is not None:
-        folder = Path(given.config_dir).absolute()
-        if not folder.is_dir():
-            raise ConfigError(Problem("--config-dir", f"there is no folder {folder}"))
-        search_path = [f"hydra.searchpath=['file://{folder}']"]
+    if words.flags:
+        raise ConfigError(Problem("command line", f"there is no flag {words.flags[0]!r}; known: --config-dir, --help"))
+    prefer(words.config_dir)
+    for sentence in words.shadows():
+        say(sentence, error=True)
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
-            composed = hydra.compose("train", [*given.overrides, *search_path], return_hydra_config=True)
+            composed = hydra.compose("train", words.overrides, return_hydra_config=True)
         except ConfigCompositionException as error:
             if "sweep over it" in str(error):
                 raise ConfigError(Problem("command line", ONE_MODEL)) from error

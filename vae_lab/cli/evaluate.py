@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vae_lab import results
+from vae_lab.cli.arguments import existing
 from vae_lab.config import ConfigError, MetricsConfig, Run, config_folder, explain, is_complaint, register_resolvers
 from vae_lab.config.terminal import say, shown, stop
 from vae_lab.sweep import checks
@@ -27,7 +28,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         "show them. Folders may come from somebody else: no code of theirs is run.",
         epilog="examples: vae-lab evaluate outputs/study/vanilla-vanilla/seed-0; vae-lab evaluate outputs/study",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="outputs/<name>, or a cell's or run's")
+    parser.add_argument(
+        "folders", nargs="+", type=existing, metavar="FOLDER", help="outputs/<name>, or a cell's or run's"
+    )
     parser.add_argument("--metrics", default="full", metavar="CHOICE", help="a file of conf/metrics (default: full)")
     parser.add_argument("--device", default="cpu", help="where it is measured: cpu, cuda, mps (default: cpu)")
     parser.add_argument("--data-root", metavar="FOLDER", help="the data set's files, if not where they were")

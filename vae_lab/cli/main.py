@@ -1,5 +1,6 @@
 """`vae-lab COMMAND`: run a command."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -65,11 +66,13 @@ def _run(arguments: Sequence[str]) -> None:
     elif command == "--version":
         print(__version__)
     else:
-        print(
-            f"vae-lab: there is no command '{command}'\n\n{USAGE.format(version=__version__)}",
-            file=sys.stderr,
-            end="",
-        )
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        if close:
+            meant = f"; did you mean 'vae-lab {close[0]}'?"
+        else:
+            meant = f"; did you mean 'vae-lab train {command}'?" if "=" in command or command in ("-m", "-cd") else ""
+        usage = USAGE.format(version=__version__)
+        print(f"vae-lab: there is no command '{command}'{meant}\n\n{usage}", file=sys.stderr, end="")
         raise SystemExit(2)
 
 

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import hydra
@@ -17,31 +16,38 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vae_lab import results, search
+from vae_lab.cli.words import Words, prefer
 from vae_lab.config import ConfigError, Position, Problem, Run, config_folder, explain, is_complaint, register_resolvers
-from vae_lab.config.terminal import stop
+from vae_lab.config.terminal import say, stop, train_command
 from vae_lab.sweep import callback, launchers
 from vae_lab.training import plan
 
 log = logging.getLogger(__name__)
+
+COMMANDS = ("train", "describe", "report", "evaluate", "generate", "export")
 
 CALLBACK_CHANGED = ConfigError(
     Problem("hydra.callbacks.vae_lab", "must stay as it is: it checks the runs, and sums them up at the end")
 )
 
 
-def train(overrides: Sequence[str]) -> None:
+def train(typed: Sequence[str]) -> None:
     """Run Hydra, and report its errors in our own words."""
-    if any(re.match(r"[~+]*hydra\.callbacks(\.vae_lab\b|=|$)", word) for word in overrides):
+    if any(re.match(r"[~+]*hydra\.callbacks(\.vae_lab\b|=|$)", word) for word in typed):
         stop(CALLBACK_CHANGED)
-    sys.argv[1:] = overrides  # Hydra reads them here
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
     register_resolvers()
     try:
-        launchers.prepare(overrides)
+        words = Words.read(typed, COMMANDS)
+        launchers.prepare(typed)
         search.register()
     except ConfigError as error:
         stop(error)
+    prefer(words.config_dir)
+    for sentence in words.shadows():
+        say(sentence, error=True)
+    sys.argv[1:] = [*words.overrides, *words.flags]  # Hydra reads them here
     # Hydra then raises its errors instead of printing them; a user who sets it wants the traceback.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -49,7 +55,7 @@ def train(overrides: Sequence[str]) -> None:
         with _stoppable():
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(job)()
     except Stopped as ending:
-        print(f"\n{_stop_message(ending)}", file=sys.stderr)
+        print(f"\n{_stop_message(ending, typed)}", file=sys.stderr)
         raise SystemExit(128 + ending.number) from None
     except Exception as error:
         # Hydra's errors about missing files are OSErrors too, but without a number.
@@ -104,7 +110,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop_message(ending: Stopped) -> str:
+def _stop_message(ending: Stopped, typed: Sequence[str]) -> str:
     """The message after a signal: what is kept, and how to resume."""
     stopped = f"Stopped by {signal.Signals(ending.number).name}"
     run = ending.run
@@ -115,9 +121,8 @@ def _stop_message(ending: Stopped) -> str:
         epochs = plan.stage(run).epochs
         part = f"the first {epochs} of {run.config.trainer.max_epochs} epochs" if epochs else "nothing yet"
         partial = f" and, of {run}, {part}"
-    words = [word for word in sys.argv[1:] if not word.startswith("name=")]
-    program = "vae-lab train" if Path(sys.argv[0]).name == "vae-lab" else f"python {sys.argv[0]}"
-    command = f"{program} {shlex.join([*words, f'name={run.config.name}'])}"
+    words = [word for word in typed if not word.startswith("name=")]
+    command = f"{train_command()} {shlex.join([*words, f'name={run.config.name}'])}"
     return f"{stopped}. Kept are the runs that have finished{partial}. To go on:\n  {command}"
 
 

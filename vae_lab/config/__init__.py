@@ -1,7 +1,8 @@
 """Configurations and runs. Imports no torch, so that errors are reported at once."""
 
 from vae_lab.config.base import WIDEST, Node, PartialNode
-from vae_lab.config.errors import ConfigError, Problem, choices, explain, is_complaint
+from vae_lab.config.complaints import explain, is_complaint
+from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.identity import NOT_IDENTIFYING, cell_name, identifying
 from vae_lab.config.runs import (
     PACKAGE,
@@ -10,6 +11,7 @@ from vae_lab.config.runs import (
     Run,
     config_folder,
     cores,
+    optimizer_steps,
     precision,
     register_resolvers,
     words,
@@ -91,6 +93,7 @@ __all__ = [
     "multiples_of",
     "no_density",
     "not_binary",
+    "optimizer_steps",
     "parse_blocks",
     "precision",
     "register_resolvers",

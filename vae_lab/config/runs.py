@@ -3,9 +3,10 @@
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -16,8 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.resolvers import oc
 
-from vae_lab.config.errors import ConfigError, Problem, explain, is_complaint
+from vae_lab.config import keys
+from vae_lab.config.complaints import explain, is_complaint
+from vae_lab.config.errors import ConfigError, Problem
 from vae_lab.config.identity import BESIDE_TRAINING, cell_name, identifying
 from vae_lab.config.schema import Config, flatten
 from vae_lab.config.validation import validate
@@ -43,6 +47,8 @@ class Run:
     directory: Path
     given: Mapping[str, str] = field(default_factory=dict)
     """The overridden keys that can change a result, except encoder and decoder."""
+    lengths: tuple[str, ...] = ()
+    """The scheduler's arguments that are the number of optimiser steps: `${vae_lab.steps:}` in the file."""
 
     @classmethod
     def of(cls, composed: DictConfig) -> Self:
@@ -51,36 +57,23 @@ class Run:
         Raises:
             ConfigError: if the configuration is not valid.
         """
-        raw = {}
-        problems = []
-        for key in composed:
-            if key == "hydra":
-                continue
-            try:
-                value = composed[key]
-                raw[str(key)] = (
-                    OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
-                    if OmegaConf.is_config(value)
-                    else value
-                )
-            except MissingMandatoryValue as error:
-                missing = error.full_key or str(key)
-                problems.append(Problem(missing, f"is missing; give it: {missing}=…"))
-            except OmegaConfBaseException as error:
-                problems.append(Problem(error.full_key or str(key), str(error).splitlines()[0]))
-        if problems:
-            raise ConfigError(*problems)
+        raw, unresolved = _resolved(composed)
         hydra_config = hydra_node(composed)
+        problems = [*unresolved]
         try:
-            references = _references(raw, hydra_config)
+            references = _references(raw, hydra_config) if not unresolved else {}
         except ConfigError as error:
             references, problems = {}, [*error.problems]
         try:
             config = validate(raw | references)
         except ConfigError as error:
-            problems += error.problems
+            known = [problem.key for problem in unresolved]
+            problems += [one for one in error.problems if not _lies_in(one.key, known)]
         if problems:
-            raise ConfigError(*problems)
+            raise ConfigError(*_at_their_source(problems, unresolved, composed))
+        lengths = _lengths(composed)
+        if lengths and (limits := [*_time_limits(config)]):
+            raise ConfigError(*limits)
         chosen = hydra_config.runtime.choices
         overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
@@ -93,6 +86,7 @@ class Run:
             overrides=overrides,
             directory=Path(run_folder(hydra_config)),
             given=given,
+            lengths=lengths,
         )
         # A run takes the files in its folder for those of an earlier attempt, and removes them.
         if run.directory.parts[-3:] != (config.name, run.cell, f"seed-{config.seed}"):
@@ -103,6 +97,87 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.cell}/seed-{self.config.seed}"
+
+
+def _resolved(composed: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    """A composed configuration as plain containers, and a problem for each value that cannot be resolved."""
+    raw: dict[str, Any] = {}
+    problems: list[Problem] = []
+
+    def one_by_one(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: one_by_one(f"{key}.{name}", one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [one_by_one(f"{key}[{index}]", one) for index, one in enumerate(value)]
+        if not isinstance(value, str) or ("${" not in value and value != "???"):
+            return value
+        try:
+            return _plain(OmegaConf.select(composed, key, throw_on_missing=True), resolve=True)
+        except MissingMandatoryValue:
+            problems.append(Problem(key, f"is missing; give it: {key}=…"))
+        except OmegaConfBaseException as error:
+            problems.append(Problem(key, str(error).splitlines()[0]))
+        return None
+
+    for key in composed:
+        if key == "hydra":
+            continue
+        try:
+            value = composed[key]
+            raw[str(key)] = _plain(value, resolve=True)
+        except OmegaConfBaseException:  # find the values at fault
+            unresolved = OmegaConf.to_container(composed, resolve=False)
+            assert isinstance(unresolved, dict)
+            raw[str(key)] = one_by_one(str(key), unresolved[key])
+    return raw, problems
+
+
+def _lies_in(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of these or within one of them."""
+    return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
+
+
+def _at_their_source(problems: Sequence[Problem], unresolved: Sequence[Problem], composed: DictConfig) -> list[Problem]:
+    """The problems, with those of a computed value under the key that it is computed from.
+
+    A computed value is not reported if a key that it is computed from is.
+    """
+    leaves = flatten(OmegaConf.to_container(composed, resolve=False))
+    computed = {key: text for key, text in leaves.items() if isinstance(text, str) and "${" in text}
+    at_fault = [problem.key for problem in problems if problem.key not in computed]
+    typed = [word.lstrip("+~").partition("=")[0] for word in words(hydra_node(composed))]
+    found = []
+    for problem in problems:
+        text = computed.get(problem.key)
+        sources = re.findall(r"\$\{([A-Za-z_][\w.]*)\}", text or "")
+        if text is None:
+            found.append(problem)
+        elif any(_lies_in(key, sources) or not sources for key in at_fault):
+            continue
+        elif sources and problem not in unresolved and not _lies_in(problem.key, typed):
+            found.append(Problem(sources[0], f"{problem.text}; {problem.key} is computed from it"))
+        else:
+            found.append(problem)
+    return [*dict.fromkeys(found)]
+
+
+def _lengths(composed: DictConfig) -> tuple[str, ...]:
+    """The scheduler's arguments that are the number of optimiser steps."""
+    scheduler = composed.get("scheduler")
+    arguments = OmegaConf.to_container(scheduler, resolve=False) if OmegaConf.is_dict(scheduler) else {}
+    assert isinstance(arguments, dict)
+    return tuple(str(key) for key, value in arguments.items() if str(value).startswith("${vae_lab.steps:"))
+
+
+def _time_limits(config: Config) -> Iterator[Problem]:
+    """What ends a training at a time that depends on the machine, so that its number of steps is not known."""
+    callbacks = {f"callbacks.{key}": node.target for key, node in (config.callbacks or {}).items()}
+    limits = [key for key, target in callbacks.items() if target.endswith("callbacks.Timer")]
+    if (config.trainer.model_extra or {}).get("max_time") is not None:
+        limits.append("trainer.max_time")
+    for key in limits:
+        problem = "ends a training after a time, but the scheduler needs to know the number of steps"
+        yield Problem(key, f"{problem}; take scheduler=constant, or +trainer.max_steps in place of the time")
 
 
 class Position(NamedTuple):
@@ -173,7 +248,7 @@ def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
     """
     name = hydra_config.runtime.choices.get("experiment")
     folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == "file"]
-    files = (Path(folder, "experiment", f"{name}.yaml") for folder in reversed(folders))  # the last one found wins
+    files = (Path(folder, "experiment", f"{name}.yaml") for folder in folders)  # as Hydra does: the first one counts
     file = next((file for file in files if file.is_file()), None)
     if name is None or file is None:
         return ()
@@ -233,22 +308,42 @@ def _cell(*, _root_: DictConfig) -> str:
     )
 
 
-def _plain(nodes: Any) -> Any:
-    """A section as plain containers; validation reports its errors."""
-    return OmegaConf.to_container(nodes, resolve=False) if OmegaConf.is_config(nodes) else nodes
+def _plain(nodes: Any, *, resolve: bool = False) -> Any:
+    """A section as plain containers; by default unresolved, since validation reports its errors."""
+    if not OmegaConf.is_config(nodes):
+        return nodes
+    return OmegaConf.to_container(nodes, resolve=resolve, throw_on_missing=resolve)
 
 
 def _steps(*, _root_: DictConfig) -> int:
-    """The optimiser steps of a whole training."""
+    """The optimiser steps of a whole training, as far as the configuration says; 1 if it is not valid."""
     trainer = _root_.trainer
     try:
         batches = math.ceil(_root_.data.num_train / _root_.data.batch_size)
-        limit = trainer.get("limit_train_batches", 1.0)
+        limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches") or 1.0
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = trainer.max_epochs * math.ceil(batches / trainer.get("accumulate_grad_batches", 1))
-    except (TypeError, ZeroDivisionError, OmegaConfBaseException):
+        factors = {0: trainer.get("accumulate_grad_batches", 1)}
+        for node in (_root_.get("callbacks") or {}).values():
+            if str(node.get("_target_")).endswith(".GradientAccumulationScheduler"):
+                factors |= dict(node.scheduling)
+        return optimizer_steps(batches, trainer.max_epochs, factors, trainer.get("max_steps", -1))
+    except (TypeError, ValueError, AttributeError, ArithmeticError, OmegaConfBaseException):
         return 1  # validation reports the error
-    most = trainer.get("max_steps", -1)
+
+
+def optimizer_steps(batches: int, epochs: int, factors: Mapping[int, int], most: int = -1) -> int:
+    """The number of optimiser steps of a training.
+
+    Args:
+        batches: the batches of an epoch.
+        epochs: the number of epochs.
+        factors: epoch (from 0) → the number of batches whose gradients are added up for a step, from then on.
+        most: Lightning's `max_steps`; -1 for no limit.
+    """
+    starts = sorted(epoch for epoch in {0: 1} | dict(factors) if epoch < epochs)
+    steps = sum(
+        (end - start) * math.ceil(batches / factors.get(start, 1)) for start, end in pairwise([*starts, epochs])
+    )
     return max(1, min(steps, most) if most >= 0 else steps)
 
 
@@ -297,6 +392,16 @@ def _native_precision() -> str:
     return "bf16-mixed" if found else "32-true"
 
 
+def _environment(name: str, *default: str | None) -> Any:
+    """A variable of the environment, as OmegaConf gives it, but with numbers and truth values of their type."""
+    text = oc.env(name, *default)
+    if text is None or not (keys.NUMBER.fullmatch(text) or text.lower() in ("true", "false")):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
 def register_resolvers() -> None:
     """Register `${vae_lab.…:}` with OmegaConf: cores, precision, steps, cell, folders and launcher resources."""
     resolvers: dict[str, Callable[..., Any]] = {
@@ -314,3 +419,4 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vae_lab.{name}", resolver, replace=True)
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)

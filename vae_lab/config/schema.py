@@ -54,6 +54,10 @@ class DecoderConfig(Network):
         return {key: value for key, value in handler(self).items() if (key, value) != ("head", "conv")}
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if type(value) in (int, float) else value  # name=5
+
+
 def _grey_or_colour(shape: list[int]) -> list[int]:
     if shape[0] not in (1, 3):
         raise ValueError("must have 1 channel (grey) or 3 (colour)")
@@ -63,7 +67,7 @@ def _grey_or_colour(shape: list[int]) -> list[int]:
 class DataConfig(Section):
     target: Target
     dataset: str
-    root: str | None
+    root: Annotated[str | None, BeforeValidator(_number_as_text)]
     image_shape: Annotated[list[Width], Field(min_length=3, max_length=3)]
     train_images: Count
     test_images: Count
@@ -79,7 +83,7 @@ class DataConfig(Section):
 
 class FolderConfig(Section):
     target: Target
-    root: str
+    root: Annotated[str, BeforeValidator(_number_as_text)]
     dataset: str
     image_shape: Annotated[list[Width], Field(min_length=3, max_length=3), AfterValidator(_grey_or_colour)]
     num_train: Count
@@ -296,10 +300,6 @@ class TrainerConfig(BaseModel):
     def is_shared(self) -> bool:
         """Whether the strategy is for several processes."""
         return (self.model_extra or {}).get("strategy") in STRATEGIES
-
-
-def _number_as_text(value: Any) -> Any:
-    return str(value) if type(value) in (int, float) else value  # name=5
 
 
 def _folder_name(name: str) -> str:

@@ -44,6 +44,14 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+def train_command() -> str:
+    """The command for training, as the user calls this program: `vae-lab train` or `python train.py`."""
+    program = Path(sys.argv[0])
+    if program.stem == "vae-lab":
+        return "vae-lab train"
+    return f"python {sys.argv[0]}" if program.name == "train.py" else "python train.py"
+
+
 def stop(error: ConfigError) -> NoReturn:
     """Print every problem of a configuration and end the process with exit code 1."""
     count = len(error.problems)

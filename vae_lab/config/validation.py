@@ -1,5 +1,6 @@
 """Turn a composed configuration into a valid `Config`, or report all its problems."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -150,7 +151,22 @@ def _problem(error: ErrorDetails) -> Problem:
     if kind == "string_pattern_mismatch":
         return Problem(key, f"must be a dotted name such as torch.nn.ReLU, but is {value!r}")
     rule = next((text for name, text in _KINDS.items() if kind.startswith(name)), error["msg"])
-    return Problem(key, f"{rule}, but is {value!r}")
+    return Problem(key, f"{rule}, but is {value!r}{_several(key, value)}")
+
+
+def _several(key: str, value: Any) -> str:
+    """How to write the runs that a user meant by a range or a list in the place of a number."""
+    span = re.fullmatch(r"\s*(\d+)\s*(?:-|:|\.\.+|–|to)\s*(\d+)\s*", value) if isinstance(value, str) else None
+    if span and int(span[1]) < int(span[2]):
+        first, last = int(span[1]), int(span[2])
+        numbers = [*range(first, min(last, first + 4) + 1)]
+        each = f"{key}={','.join(map(str, numbers))}{'' if numbers[-1] == last else ',…'}"
+        return f"; for a run of each write -m {each} or -m '{key}=range({first},{last + 1})'"
+    if isinstance(value, str) and re.fullmatch(r"[\w.+-]+(\s*[,;]\s*[\w.+-]+)+", value):
+        value = re.split(r"\s*[,;]\s*", value)
+    if isinstance(value, list) and len(value) > 1 and all(type(one) in (int, float, str) for one in value):
+        return f"; for a run of each write -m {key}={','.join(map(str, value))}"
+    return ""
 
 
 def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
@@ -203,10 +219,28 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
     for key in TrainerConfig.RESERVED:
         if key in extra:
             yield Problem(f"trainer.{key}", "is set by vae_lab, since the files of a run depend on it; remove it")
+    yield from _length_problems(config, extra)
     for split in ("train", "val", "test"):
         if extra.get(f"limit_{split}_batches") == 0:
             other = "; data.num_val=0 does without validation" if split == "val" else ""
             yield Problem(f"trainer.limit_{split}_batches", f"must be greater than 0, but is 0{other}")
+
+
+def _length_problems(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:
+    """The trainer's arguments from which the number of optimiser steps follows."""
+    for key, special in (("max_steps", -1), ("accumulate_grad_batches", None)):
+        value = extra.get(key, 1)
+        if type(value) is not int or (value < 1 and value != special):
+            also = ", or -1 for no limit" if special == -1 else ""
+            yield Problem(f"trainer.{key}", f"must be a whole number of at least 1{also}, but is {value!r}")
+    batches = math.ceil(config.data.num_train / config.data.batch_size)
+    for key in ("limit_train_batches", "overfit_batches"):
+        value = extra.get(key) or 1  # 0 is reported elsewhere, or means none
+        if type(value) not in (int, float) or value < 0 or (type(value) is float and value > 1):
+            rule = "a whole number of batches, or the fraction of them, 0 to 1"
+            yield Problem(f"trainer.{key}", f"must be {rule}, but is {value!r}")
+        elif type(value) is float and int(value * batches) < 1:
+            yield Problem(f"trainer.{key}", f"must leave one batch or more, but is {value!r} of {batches}")
 
 
 def _name_problems(config: Config) -> Iterable[Problem]:

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from vae_lab.config.terminal import train_command
 from vae_lab.report.tables import (
     SAMPLERS,
     better_than,
@@ -70,7 +71,7 @@ def add_seeds(study: Study, seeds: Sequence[int] = range(5)) -> str | None:
     words = [word for folder in folders for word in ("--config-dir", folder)]
     words += [f"{key}={','.join(choices)}" if choices != {"": None} else key for key, choices in values.items()]
     words += [f"seed={','.join(map(str, seeds))}", f"name={study.sweeps[0]}"]
-    return f"python train.py -m {' '.join(map(shlex.quote, words))}"
+    return f"{train_command()} -m {' '.join(map(shlex.quote, words))}"
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, str]:

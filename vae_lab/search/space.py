@@ -122,6 +122,35 @@ def tidy(value: Value, parameter: Choice | Number) -> Value:
     return min(max(float(f"{value:.{DIGITS}g}"), parameter.low), parameter.high)
 
 
+def _values(parameter: Choice | Number) -> Sequence[Value] | None:
+    """All values of a key in order; None if they are not counted: an interval of real numbers."""
+    if isinstance(parameter, Choice):
+        return parameter.choices
+    if parameter.whole:
+        return range(int(parameter.low), int(parameter.high) + 1, int(parameter.step or 1))
+    if parameter.step is None:
+        return None
+    steps = range(round((parameter.high - parameter.low) / parameter.step) + 1)
+    return [tidy(parameter.low + parameter.step * step, parameter) for step in steps]
+
+
+def size(space: Space) -> int | None:
+    """The number of points of a space; None if it is not finite."""
+    counts = [None if (values := _values(parameter)) is None else len(values) for parameter in space.values()]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
+def point(space: Space, index: int) -> dict[str, Value]:
+    """The point of a finite space with this number, from 0."""
+    found: dict[str, Value] = {}
+    for key, parameter in space.items():
+        values = _values(parameter)
+        assert values is not None
+        index, own = divmod(index, len(values))
+        found[key] = values[own]
+    return found
+
+
 def overrides(values: Mapping[str, Value]) -> list[str]:
     """Values as overrides for a command line."""
     return [f"{key}={value}" for key, value in values.items()]

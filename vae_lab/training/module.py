@@ -1,7 +1,7 @@
 """The only LightningModule: it adds losses, their averages, optimiser and scheduler to a plain model."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vae_lab import compat
 from vae_lab.data import Batches, Streamed, derived_seed, shards
@@ -22,6 +22,7 @@ from vae_lab.model.distributions import by_dimension
 from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
+from vae_lab.training import schedules
 
 EVALUATION_SEED = 20140214
 """Seed of the noise of every validation and test, the same for all runs."""
@@ -128,6 +129,7 @@ class LitVAE(LightningModule):
         optimizer: maps parameters to an optimiser.
         scheduler: maps an optimiser to a scheduler that advances once per training step, or None.
         seed: seed of the noise. Each epoch has its own stream, so that an epoch can be repeated.
+        lengths: arguments of the scheduler that are the number of optimiser steps, known once the data are loaded.
 
     If several processes train one run, each computes its part of a batch. Each draws the z of the whole batch and takes
     the rows of its part, so that an image gets the same z as with one process.
@@ -140,6 +142,7 @@ class LitVAE(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
+        lengths: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.vae = vae
@@ -147,6 +150,7 @@ class LitVAE(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.seed = seed
+        self.lengths = lengths
         self.averages: dict[str, Average] = {}
         self._noise = torch.Generator()
         self._part = shards.mine()
@@ -262,8 +266,12 @@ class LitVAE(LightningModule):
         trainer, batches = self.trainer, self.trainer.num_training_batches
         if not trainer.max_epochs or trainer.max_epochs < 0 or batches in (0, math.inf):
             return 0.0
-        done = self.epochs_done if batch_idx is None else self.current_epoch + batch_idx / batches
-        return min(1.0, done / trainer.max_epochs)
+        done = (
+            self.epochs_done if batch_idx is None else self.current_epoch + batch_idx / batches
+        ) / trainer.max_epochs
+        if trainer.max_steps > 0:
+            done = max(done, trainer.global_step / trainer.max_steps)
+        return min(1.0, done)
 
     def _log(self, split: str) -> None:
         values = {f"{split}/{term}": value for term, value in self.averages[split].value().items()}
@@ -292,14 +300,25 @@ class LitVAE(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
-        """The optimiser, and the scheduler, which advances with each step."""
+        """The optimiser, and the scheduler, which advances with each step.
+
+        `ReduceLROnPlateau` advances with each epoch instead, and goes by the validation total.
+
+        Raises:
+            ScheduleError: if the scheduler needs the number of steps, and it is not known.
+        """
         optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        steps = schedules.steps_of(self.trainer) if self.lengths else None
+        scheduler = schedules.schedule(self.make_scheduler, optimizer, dict.fromkeys(self.lengths, steps))
+        if isinstance(scheduler, ReduceLROnPlateau):
+            split = "val" if self.trainer.enable_validation else "train"
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": f"{split}/total"},
+            }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from vae_lab.model.describe import Description, describe, matching, text
 from vae_lab.model.distributions import unvalidated
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights
-from vae_lab.training import checkpoints, parts, processes
+from vae_lab.training import checkpoints, parts, processes, schedules
 from vae_lab.training.callbacks import History, Quality, Together
 from vae_lab.training.loggers import hyperparameters, opened
 from vae_lab.training.loop import Unprofiled, lighten
@@ -123,7 +123,7 @@ def _check_parts(settings: Config) -> None:
         optimizer = config.build(settings.optimizer)([torch.nn.Parameter(torch.zeros(1, 1))])
     if settings.scheduler is not None:
         with _reported_under("scheduler"):
-            config.build(settings.scheduler)(optimizer)
+            schedules.schedule(config.build(settings.scheduler), optimizer)
     for name, node in (settings.logger or {}).items():
         package = LOGGERS.get(node.target.rpartition(".")[2])
         if package and importlib.util.find_spec(package) is None:
@@ -131,7 +131,9 @@ def _check_parts(settings: Config) -> None:
             raise ConfigError(Problem(f"logger.{name}", f"{problem}, or pip install {package}"))
     for name, node in (settings.callbacks or {}).items():
         with _reported_under(f"callbacks.{name}"):
-            config.build(node)
+            reason = schedules.refused(config.build(node))
+        if reason is not None:
+            raise ConfigError(Problem(f"callbacks.{name}", f"{node.target} {reason}"))
 
 
 @contextmanager
@@ -306,6 +308,7 @@ def attempt(
         config.build(settings.optimizer),
         config.build(settings.scheduler) if settings.scheduler else None,
         settings.seed,
+        run.lengths,
     )
     data = config.build(settings.data)
     data.seed = settings.seed
