@@ -86,7 +86,7 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.parent.relative_to(folder)): (path.stat().st_ino, path.read_bytes())
         for path in found
-        if json.loads(path.read_bytes())["status"] == "finished"
+        if (result := results.Result.model_validate_json(path.read_bytes())).finished and result.has_its_files
     }
 
 

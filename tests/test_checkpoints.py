@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_configuration_or_seed_is_not_resumed(
             checkpoints.epochs_kept(folder, runner.origin(other))
 
 
-def test_a_failed_run_starts_again(
+def test_a_failed_run_resumes_after_its_last_epoch(
     run_of: Compose, killed_at: Callable[..., None], undisturbed: Callable[..., Path]
 ) -> None:
     run = run_of(*SMALL, "name=x")
@@ -315,7 +315,7 @@ def test_a_failed_run_starts_again(
     finished = results.read_result(undisturbed())
     assert finished is not None
     results.write_result(run.directory, finished.model_copy(update={"status": "failed", "error": "a bug"}))
-    assert runner.epochs_kept(run) == 0
+    assert runner.epochs_kept(run) == 1
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vae_lab import config
 from vae_lab.config import MetricsConfig
-from vae_lab.evaluation import classifier
+from vae_lab.evaluation import classifier, latent_space
 from vae_lab.evaluation.classifier import ClassifierError, load_classifier
 from vae_lab.evaluation.latent_space import aggregate_bound, information_bound, probe_accuracy, use_of_latent
 from vae_lab.evaluation.likelihood import importance_weighted
@@ -233,6 +233,36 @@ def test_bounds_of_any_distribution_are_those_of_ours() -> None:
     assert information_bound(other, z) == pytest.approx(information_bound(ours, z))
     # The covariance of samples instead of the formula.
     assert aggregate_bound(other, z, prior) == pytest.approx(aggregate_bound(ours, z, prior), abs=0.1)
+
+
+@pytest.mark.parametrize(("images", "dim"), [(20, 50), (11, 12), (30, 31)])
+def test_bounds_of_wide_codes_are_those_of_the_whole_covariance(
+    images: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    means, log_variances = torch.randn(2, images, dim, dtype=torch.float64)
+    posterior, prior = DiagonalNormal(means, log_variances), StandardPrior([dim]).double()()
+    z = posterior.sample()
+    whole = aggregate_bound(posterior, z, prior)
+    monkeypatch.setattr(latent_space, "WIDE", 0)
+    assert aggregate_bound(posterior, z, prior) == pytest.approx(whole)
+
+
+def test_bounds_of_too_many_codes_are_none_and_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    means = torch.randn(20, 4)
+    whole = latent_use(means, 0.0)
+    monkeypatch.setattr(latent_space, "MOST_VALUES", 79)
+    found = latent_use(means, 0.0)
+    assert [found[name] for name in latent_space.BOUNDED] == [None] * 4
+    assert found["kl_per_dimension"] == pytest.approx(whole["kl_per_dimension"])
+    (sentence,) = symptoms(found, {}, 4)
+    assert re.search(r"not computed: .* a lower latent\.dim or data\.num_test", sentence)
+
+
+def test_samplers_of_wide_codes_are_left_out_with_the_reason() -> None:
+    (sentence,) = symptoms({"fid_samples_gaussian": None}, {}, 1025)
+    assert "not computed: samplers" in sentence
+    assert not symptoms({"fid_samples_gaussian": None}, {}, 1024)
 
 
 def test_posteriors_that_are_the_prior_hold_no_information() -> None:

@@ -20,6 +20,7 @@ from vae_lab.benchmark.loops import Epoch, Loop, plain
 from vae_lab.config import Config, Run
 from vae_lab.data import Batches, ImageData, derived_seed
 from vae_lab.model import vae
+from vae_lab.model.layout import channels_last
 from vae_lab.training import runner
 from vae_lab.training.machine import keep_freed_memory
 
@@ -31,7 +32,7 @@ def bare(settings: Config) -> Loop:
     """This project's training step as a plain loop, with the same weights, batches, noise and allocator."""
     keep_freed_memory()
     torch.manual_seed(settings.seed)
-    model = vae.build(settings).to(memory_format=torch.channels_last)
+    model = channels_last(vae.build(settings))
     optimizer = config.build(settings.optimizer)(model.parameters())
     scheduler = config.build(settings.scheduler)(optimizer) if settings.scheduler else None
     data = config.build(settings.data)

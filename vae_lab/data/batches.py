@@ -202,7 +202,7 @@ def order_of(count: int, seed: int | None, epoch: int) -> Int[Tensor, " n"]:
 
 
 def _as_float(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _binary_stream(seed: int | None, epoch: int) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,23 @@ from torch.distributions import Distribution
 
 from vae_lab.data import ImageModule
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
-from vae_lab.model.distributions import DiagonalNormal, by_dimension, divergence
+from vae_lab.model.distributions import DiagonalNormal, StandardNormal, by_dimension, divergence
 from vae_lab.model.flows import Flow
 from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import AT_ONCE, VAE
 
 ACTIVE = 0.01
 """A latent dimension is active if its posterior mean varies by more than this over the images (Burda et al. 2016)."""
+
+MOST_VALUES = 2**25
+"""Images times latent dimensions up to which posteriors are compared with each other: 256 MiB per tensor of them.
+
+The time grows with the square of the images and linearly with the dimensions, as that of training does.
+"""
+BOUNDED = ("mutual_information_low", "mutual_information_high", "aggregate_kl_low", "aggregate_kl_high")
+"""Figures that are None beyond that."""
+WIDE = 1024
+"""Dimensions beyond which a covariance of fewer images is not made a matrix, whose Cholesky factor takes cubic time."""
 
 ROWS = 500
 """Number of z that are compared with all posteriors at once."""
@@ -41,12 +52,15 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
 
     The last two refer to the distribution from which the images are a sample. The mean KL divergence is
     the sum of the two (Hoffman & Johnson 2016), so the lower bound of one gives the upper bound of the other; see
-    `information_bound` and `aggregate_bound`. They are missing where the posterior has no density.
+    `information_bound` and `aggregate_bound`. They are missing where the posterior has no density, and None beyond
+    `MOST_VALUES`.
     """
     parts = torch.split(parameters, AT_ONCE)
+    if len(parameters) * vae.latent_dim > MOST_VALUES:
+        return _of_dimensions(vae, parts) | dict.fromkeys(BOUNDED)
     with drawn_from(generator_for("aggregate")):
         z = torch.cat([in_double(vae.posterior(part).sample()) for part in parts])
-    densities = exact(vae)
+    densities = exact(vae) if _has_weights(vae) else vae
     prior = densities.prior()
     dimensions, nats, means, errors = [], [], [], []
     is_diagonal = True
@@ -80,6 +94,22 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
         if math.isfinite(aggregate):
             figures |= {"mutual_information_high": total - aggregate, "aggregate_kl_low": aggregate}
     return figures
+
+
+def _of_dimensions(vae: VAE, parts: Sequence[Tensor]) -> dict[str, Any]:
+    """The first two figures, in the model's own type, part by part."""
+    posteriors = [vae.posterior(part) for part in parts]
+    dimensions = [one for q in posteriors if (one := by_dimension(q, vae.prior())) is not None]
+    variance = torch.cat([_mean(q)[0].flatten(1) for q in posteriors]).var(0)
+    return {
+        "kl_per_dimension": torch.cat(dimensions).mean(0).flatten().tolist() if dimensions else None,
+        "active_units": int((variance > ACTIVE).sum()) if sum(map(len, parts)) > 1 else None,
+    }
+
+
+def _has_weights(vae: VAE) -> bool:
+    """Whether a posterior or a prior needs a model in 64 bits, whose copy takes twice the memory of the model."""
+    return not isinstance(vae.prior(), StandardNormal) or any(True for _ in vae.posterior.parameters())
 
 
 def _mean(posterior: Distribution) -> tuple[Float64[Tensor, "n ..."], Float64[Tensor, "n ..."]]:
@@ -121,7 +151,13 @@ def aggregate_bound(posterior: Distribution, z: Float64[Tensor, "n ..."], prior:
     gains = []
     for fitted, held_out in ((halves, ~halves), (~halves, halves)):
         if isinstance(posterior, DiagonalNormal):
-            codes, within = posterior.mean[fitted], torch.diag(posterior.variance[fitted].mean(0))
+            codes, variance = posterior.mean[fitted], posterior.variance[fitted].mean(0)
+            if z.shape[1] > max(len(codes), WIDE):
+                mean = codes.mean(0)
+                log_density = _log_low_rank_gaussian(codes - mean, variance, z[held_out] - mean)
+                gains.append(log_density - prior.log_prob(z[held_out]))
+                continue
+            within = torch.diag(variance)
         else:
             assert draws is not None
             codes, within = draws[:, fitted].flatten(0, 1), torch.zeros((), dtype=z.dtype, device=z.device)
@@ -154,6 +190,23 @@ def _log_gaussian(
     whitened = torch.linalg.solve_triangular(root, (z - mean).T, upper=False)
     constant = root.diagonal().log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
     return -0.5 * whitened.square().sum(0) - constant
+
+
+def _log_low_rank_gaussian(
+    factor: Float64[Tensor, "n z"], variance: Float64[Tensor, " z"], z: Float64[Tensor, "m z"]
+) -> Float64[Tensor, " m"]:
+    """Log-density at z of N(0, factorᵀ·factor / n + diag variance) for n < Z, in time linear in Z.
+
+    By the Woodbury identity and the matrix determinant lemma; NaN if rounding made a variance 0.
+    """
+    spread = variance.sqrt()
+    factor, z = factor / spread / math.sqrt(len(factor)), z / spread
+    root, failed = torch.linalg.cholesky_ex(torch.eye(len(factor)).to(factor) + factor @ factor.T)
+    if failed:
+        return torch.full_like(z[:, 0], math.nan)
+    explained = torch.linalg.solve_triangular(root, factor @ z.T, upper=False)
+    constant = root.diagonal().log().sum() + spread.log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
+    return -0.5 * (z.square().sum(1) - explained.square().sum(0)) - constant
 
 
 def training_codes(vae: VAE, data: LightningDataModule, like: Tensor) -> Codes:

@@ -14,7 +14,7 @@ from vae_lab.evaluation.classifier import fits, load_classifier
 from vae_lab.evaluation.latent_space import probe, training_codes, use_of_latent
 from vae_lab.evaluation.likelihood import bounds
 from vae_lab.evaluation.pictures import Draw, reconstruct
-from vae_lab.model.samplers import KINDS, fit_codes, least_codes, posterior_samples
+from vae_lab.model.samplers import KINDS, MOST_FITTED, fit_codes, least_codes, posterior_samples
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
 
@@ -63,12 +63,17 @@ def _measure(
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
     test = HeldOutBatches(data, data.test_dataloader(), like, limit)
     classifier = load_classifier().to(like.device) if asked.frechet and fits(settings.data) else None
+    if classifier is not None:
+        classifier.to(memory_format=torch.channels_last)  # as in its training
     figures: dict[str, Any] = {}
     in_nats = objective is not None and objective.measures(vae)
     if objective is not None and in_nats:
         elbo = objective.elbo(losses, vae)
         figures["elbo"] = bounds(vae, test, [1])["iwae_1"] if elbo is None else elbo
     with_samplers = asked.samplers and classifier is not None
+    if with_samplers and vae.latent_dim > MOST_FITTED:
+        with_samplers = False
+        figures |= dict.fromkeys(f"fid_samples_{kind}" for kind in KINDS)
     train = training_codes(vae, data, like) if asked.probe or with_samplers else None
     draws = _draws(vae, train if with_samplers else None) if classifier else {}
     codes, pictures = reconstruct(vae, test, classifier, draws)

@@ -14,6 +14,7 @@ from vae_lab.evaluation.measure import measure
 from vae_lab.evaluation.symptoms import kl_divisor, symptoms
 from vae_lab.model import vae
 from vae_lab.model.blocks.layers import shapes_only
+from vae_lab.model.layout import channels_last
 from vae_lab.model.match import matched
 from vae_lab.model.weights import load_weights
 from vae_lab.objectives.base import Objective
@@ -60,7 +61,7 @@ def remeasure(
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})
     data = open_images(folder, settings, *(("fit", "test") if wanted.probe or wanted.samplers else ("test",)))
     started = time.perf_counter()
-    figures = measure(model, objective, data, settings, wanted, result.test.model_dump())
+    figures = measure(channels_last(model), objective, data, settings, wanted, result.test.model_dump())
     updated = result.model_copy(
         update={
             "test": result.test.model_copy(update=figures),
@@ -72,7 +73,9 @@ def remeasure(
                     results.kl_of_epochs(results.read_history(folder), kl_divisor(result.terms, model.latent_dim)),
                     model.latent_dim,
                 ),
-                *(text for text in result.warnings if text.startswith(shards.BATCH_NORM)),  # from training
+                *(
+                    text for text in result.warnings if text.startswith((shards.BATCH_NORM, results.NOT_WRITTEN))
+                ),  # from training
             ],
         }
     )

@@ -1,9 +1,11 @@
 """Warnings about problems of a trained model."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from vae_lab.evaluation.latent_space import ACTIVE
+from vae_lab.evaluation.latent_space import ACTIVE, BOUNDED, MOST_VALUES
+from vae_lab.model.samplers import MOST_FITTED
 from vae_lab.results.figures import NATS_PER_DIMENSION
 
 MOST_KL = 10.0
@@ -19,7 +21,9 @@ def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
 
 
 def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: int) -> list[str]:
-    """Problems of a model, as `kind: sentence`: posterior collapse, dead dimensions or units, exploding KL.
+    """Problems of a model, as `kind: sentence`.
+
+    Posterior collapse, dead dimensions or units, exploding KL, and figures that are too expensive at its size.
 
     Args:
         figures: the result of `measure`.
@@ -37,6 +41,16 @@ def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: in
         found.append(
             f"dead latent dimensions: the posterior means of {latent_dim - active} of {latent_dim} have a variance of "
             f"no more than {ACTIVE} over the test images"
+        )
+    if figures.get(BOUNDED[0], math.nan) is None:
+        found.append(
+            "not computed: the bounds of mutual information and of the aggregate KL divergence, since the codes of the "
+            f"test images are more than {MOST_VALUES:,} numbers; a lower latent.dim or data.num_test is needed"
+        )
+    if latent_dim > MOST_FITTED and figures.get("fid_samples_gaussian", math.nan) is None:
+        found.append(
+            f"not computed: samplers fitted to codes of more than {MOST_FITTED:,} dimensions, since their time grows "
+            "with the cube of latent.dim"
         )
     if figures.get("dead_units"):
         found.append(

@@ -13,18 +13,23 @@ from vae_lab import config
 from vae_lab.config import Size, halved
 from vae_lab.config.vocabulary import FitError, Place, Shape, Style, describe
 from vae_lab.model.blocks import building
-from vae_lab.model.blocks.layers import shapes_only, transpose
+from vae_lab.model.blocks.layers import ScaledLinear, shapes_only, transpose
 
 LARGEST = 2**31
 """The most numbers in a map or vector of one image; a larger network is treated as a mistake."""
 HEAVIEST = 2**35
 """The most weights of one block, 128 GiB; more are treated as a mistake."""
+TUNED_PIXELS, TUNED_INPUTS = 28 * 28, 32 * 7 * 7
+"""Pixels of the images that the default learning rate is for, and inputs of the default encoder's dense layer there."""
 
 
 class Encoder(nn.Module):
     """Images to the parameters of a posterior: blocks, then one dense layer.
 
     (b, c, h, w) → (b, num_parameters).
+
+    With Adam a step changes an output of a dense layer by up to the learning rate times the sum of its inputs, which
+    grows with the image. So on larger images the last layer is a `ScaledLinear`: one learning rate serves all sizes.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -52,7 +57,11 @@ class Encoder(nn.Module):
         steps = _plan(key, config.parse_blocks(key, blocks), place)
         shape = steps[-1].after if steps else place.shape
         self.blocks = nn.Sequential(*map(_build, steps))
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_parameters))
+        inputs = math.prod(shape)
+        excess = min(math.prod(place.shape[1:]) / TUNED_PIXELS, inputs / TUNED_INPUTS)
+        halvings = max(0, math.floor(math.log2(excess)))
+        linear = ScaledLinear(inputs, num_parameters, halvings) if halvings else nn.Linear(inputs, num_parameters)
+        self.head = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p"]:
         return self.head(self.blocks(images))
@@ -113,7 +122,7 @@ class Decoder(nn.Module):
         self.head = nn.Sequential(*_onto_image(shape, channels, size, head))
 
     def forward(self, z: Float[Tensor, "b z"]) -> Float[Tensor, "b c h w"]:
-        return self.head(self.blocks(z))
+        return self.head(self.blocks(z)).contiguous()  # see `layout`
 
 
 def _onto_image(shape: Shape, channels: int, size: Size, head: str) -> list[nn.Module]:

@@ -30,6 +30,9 @@ LEAST_FLOOR = 1e-12
 COMPONENTS = 10
 """Number of Gaussians in a mixture, as in Ghosh et al."""
 
+MOST_FITTED = 1024
+"""Latent dimensions up to which `metrics=full` fits samplers: a mixture takes minutes there, and cubic time beyond."""
+
 FLOOR = 1e-6
 """Added to each variance, as a fraction of the codes' mean variance. Without it a covariance would have no Cholesky
 factor if there are fewer codes than dimensions or a dimension never varies."""

@@ -39,6 +39,8 @@ CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
 EXPORT = "export"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
+NOT_WRITTEN = "not written: "
+"""Beginning of a warning about a file of a finished run that could not be written."""
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")
 SPLITS = ("train", "val", "test")
 MOST_VALUES = 2_000_000
@@ -183,6 +185,11 @@ class Result(Part):
         """Whether the run finished."""
         return self.status == "finished"
 
+    @property
+    def has_its_files(self) -> bool:
+        """Whether every file of the run could be written."""
+        return not any(text.startswith(NOT_WRITTEN) for text in self.warnings)
+
     def measured(self) -> MetricsConfig | None:
         """The requested test metrics; None if they are not known."""
         try:
@@ -192,6 +199,12 @@ class Result(Part):
 
 
 _FINGERPRINT = TypeAdapter(dict[str, str])
+
+
+def not_written(what: str, error: Exception) -> str:
+    """The warning that a file could not be written, and how to get it."""
+    reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+    return f"{NOT_WRITTEN}{what} ({reason}); the same command again writes it from the last checkpoint"
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vae_lab import results
 from vae_lab.config import Config, FolderConfig
 from vae_lab.data import DataError
 from vae_lab.model import vae
-from vae_lab.model.weights import save_weights
+from vae_lab.model.weights import read_weights, save_weights
 from vae_lab.results.integrity import sha256
 from vae_lab.trained import card, foreign, sheets
 from vae_lab.trained.card import FIGURES
@@ -238,10 +237,9 @@ def export_weights(model: nn.Module, folder: Path) -> None:
         OSError: if the file cannot be written.
     """
     save_weights(model, folder / results.WEIGHTS)
-    stored = load_file(folder / results.WEIGHTS)
-    addresses = {tensor.data_ptr(): name for name, tensor in model.state_dict().items() if name in stored}
-    for name, tensor in model.state_dict().items():  # of shared tensors only one is stored
-        other = stored.get(name, stored.get(addresses.get(tensor.data_ptr(), "")))
+    stored = read_weights(folder / results.WEIGHTS)
+    for name, tensor in model.state_dict().items():
+        other = stored.get(name)
         if other is None or not torch.equal(other, tensor):
             (folder / results.WEIGHTS).unlink()
             raise ExportError(
@@ -335,7 +333,7 @@ def _export(
     if problem:
         sentences.append(f"! the card has no reconstructions: {problem}")
     console = Console(stderr=True)
-    model.cpu().to(memory_format=torch.contiguous_format)  # the formats support this memory layout only
+    model.cpu()
     for name in dict.fromkeys(formats):
         with console.status(f"writing {name}") if console.is_terminal else contextlib.nullcontext():
             if name == SAFETENSORS:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,6 +15,7 @@ from vae_lab.config import Config, ConfigError
 from vae_lab.config.vocabulary import FitError
 from vae_lab.model import vae
 from vae_lab.model.blocks.layers import shapes_only
+from vae_lab.model.weights import read_weights
 from vae_lab.results import CONFIG
 from vae_lab.results.reading import opened
 from vae_lab.trained import foreign
@@ -69,7 +69,7 @@ def load(
     except (FitError, ConfigError) as error:
         raise LoadError(f"{folder / CONFIG}: {_first(error)}") from error
     try:
-        return model.to(memory_format=torch.channels_last).to(target).eval()
+        return model.to(target).eval()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise LoadError(f"the model cannot go to device {str(device)!r}: {error}") from error
 
@@ -127,7 +127,7 @@ def _built(settings: Config, classes: Mapping[str, Buildable], path: Path) -> va
         with torch.device("cpu"):
             model = vae.build(settings).float()
         try:
-            model.load_state_dict(load_file(path), strict=False)
+            model.load_state_dict(read_weights(path), strict=False)
         except Exception as error:  # safetensors and torch raise many types for a damaged file
             raise LoadError(f"{path} cannot be read ({_first_line(error)})") from error
     for name, parameter in model.named_parameters():
@@ -153,7 +153,7 @@ class _Limited(TorchFunctionMode):
 
 
 def _header(path: Path) -> dict[str, Stored]:
-    """Name → shape and type of every tensor, without reading its values."""
+    """Name → shape and type of every tensor, under all of its names, without reading its values."""
     try:
         with opened(path) as file:
             length = int.from_bytes(file.read(8), "little")
@@ -161,7 +161,9 @@ def _header(path: Path) -> dict[str, Stored]:
             raise LoadError(f"{path} is damaged: its header would be {length:,} bytes long")
         with safe_open(path, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+            found = {name: Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+            metadata = tensors.metadata() or {}
+            return found | {other: found[name] for other, name in metadata.items() if name in found}
     except LoadError:
         raise
     except Exception as error:  # safetensors raises errors of its own

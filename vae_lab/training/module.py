@@ -1,5 +1,6 @@
 """The only LightningModule: it adds losses, their averages, optimiser and scheduler to a plain model."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from vae_lab import compat
+from vae_lab import compat, results
 from vae_lab.data import Batches, Streamed, derived_seed, shards
 from vae_lab.data.batches import images_of
 from vae_lab.model.distributions import by_dimension
@@ -23,6 +24,8 @@ from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
 from vae_lab.training import schedules
+
+log = logging.getLogger(__name__)
 
 EVALUATION_SEED = 20140214
 """Seed of the noise of every validation and test, the same for all runs."""
@@ -155,6 +158,14 @@ class LitVAE(LightningModule):
         self._noise = torch.Generator()
         self._part = shards.mine()
         self._train_noise: torch.Generator | None = None
+        self.warnings: list[str] = []
+        """Sentences for the run's result."""
+
+    def not_written(self, what: str, error: Exception) -> None:
+        """Warn that a file could not be written. The run goes on: its figures matter more than the file."""
+        warning = results.not_written(what, error)
+        log.warning("%s", warning)
+        self.warnings.append(warning)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == compat.SET_IN_EVERY_HOOK:
@@ -164,14 +175,15 @@ class LitVAE(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, which is minimised."""
+        average = self.averages["train"]
         if self._part.processes > 1:
             losses, images, weight = self._losses_of_part(images_of(batch), batch_idx)
-            self.averages["train"].add(losses, images)
             total = losses["total"] * weight
         else:
             losses = self.objective(self.vae, images_of(batch), self._progress(batch_idx))
-            self.averages["train"].add(losses, len(images_of(batch)))
-            total = losses["total"]
+            images, total = len(images_of(batch)), losses["total"]
+        if average.batches <= batch_idx:  # L-BFGS evaluates a batch several times
+            average.add(losses, images)
         if (batch_idx + 1) % CHECK_EVERY == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self._check_losses()
         return total

@@ -37,10 +37,12 @@ class Stage(NamedTuple):
 
 
 def finished(run: Run) -> results.Result | None:
-    """The result of this run if it has finished with this configuration and its files are undamaged."""
+    """The result of this run if it finished with this configuration, and wrote files that are undamaged."""
     result = results.read_result(run.directory)
     if result is None or not result.finished or result.config_sha256 != run.config.sha256():
         return None
+    if not result.has_its_files and any((run.directory / results.CHECKPOINTS).glob("*.ckpt")):
+        return None  # it resumes, to write them
     return None if results.damaged(run.directory, result) else result
 
 

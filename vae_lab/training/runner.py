@@ -24,6 +24,7 @@ from vae_lab.model import vae
 from vae_lab.model.blocks.layers import shapes_only
 from vae_lab.model.describe import Description, describe, matching, text
 from vae_lab.model.distributions import unvalidated
+from vae_lab.model.layout import channels_last
 from vae_lab.model.match import Matched, matched
 from vae_lab.model.weights import save_weights
 from vae_lab.training import checkpoints, parts, processes, schedules
@@ -48,6 +49,11 @@ QUIET = (
 
 # Lightning's loggers that need a package which is an extra of this project.
 LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+
+READERS = ("prior", "objective", "optimizer", "callbacks", "metrics")
+"""Sections whose objects can read the weights of a whole model."""
+LAYOUTS_KNOWN = ("vae_lab.", "torch.", "lightning.")
+"""Packages whose code reads weights in any layout, except for L-BFGS."""
 
 # Our own progress bar and files replace these.
 SILENT = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
@@ -172,15 +178,20 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
     results.write_config(folder, settings.container())
     results.write_fingerprint(folder, contents)
     history = History(on_epoch=lambda rows: results.write_history(folder, rows))
+    not_written = []
     try:
         described = describe(settings)
-        results.write_text(folder / results.MODEL, text(described, matching(settings, match)))
+        try:
+            results.write_text(folder / results.MODEL, text(described, matching(settings, match)))
+        except OSError as failure:
+            not_written.append(results.not_written(results.MODEL, failure))
         if settings.trainer.processes > 1:
             assert not watching, "callbacks of this process do not see the processes of a run"
             measured = processes.train(run, settings, goes_on=epochs > 0, on_history=history.take)
         else:
             measured = attempt(run, settings, history, watching, goes_on=epochs > 0)
         measured["model"] = _size(described, _match_record(settings, match))
+        measured["warnings"] += not_written
         error = None
     except processes.RankError as failure:
         with suppress(OSError):
@@ -250,14 +261,11 @@ def origin(run: Run) -> dict[str, Any]:
 
 
 def epochs_kept(run: Run) -> int:
-    """The epoch after which a run resumes: 0 unless an earlier attempt was interrupted; a failed one starts again.
+    """The epoch after which a run resumes, whatever ended its earlier attempt; 0 without one.
 
     Raises:
         CheckpointError: if its checkpoint cannot be used.
     """
-    earlier = results.read_result(run.directory)
-    if earlier is not None and not earlier.finished:
-        return 0
     return checkpoints.epochs_kept(run.directory / results.CHECKPOINTS, origin(run))
 
 
@@ -278,6 +286,13 @@ def _arguments(settings: Config) -> dict[str, Any]:
     if settings.trainer.processes == 1:
         return arguments
     return {"sync_batchnorm": on_gpu(settings)} | arguments | {"use_distributed_sampler": False}
+
+
+def _are_weights_read(settings: Config) -> bool:
+    """Whether code reads the weights that may need them contiguous: a user's, or L-BFGS, which makes them a vector."""
+    readers = {key: node for key, node in settings.container().items() if key in READERS}
+    targets = [value for key, value in config.flatten(readers).items() if key.endswith("_target_")]
+    return any(not target.startswith(LAYOUTS_KNOWN) or target == "torch.optim.LBFGS" for target in targets)
 
 
 def attempt(
@@ -301,7 +316,7 @@ def attempt(
     reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
     seed_everything(settings.seed, verbose=False)
-    model = vae.build(settings).to(memory_format=torch.channels_last)
+    model = channels_last(vae.build(settings), weights=not _are_weights_read(settings))
     module = LitVAE(
         model,
         config.build(settings.objective),
@@ -345,7 +360,10 @@ def attempt(
         trainer.test(module, datamodule=data, verbose=False)
     if not part.is_first:
         return {}
-    save_weights(model, folder / results.WEIGHTS)
+    try:
+        save_weights(model, folder / results.WEIGHTS)
+    except Exception as error:  # a full disk, or a user's module whose state is not tensors only
+        module.not_written(results.WEIGHTS, error)
     recorded = _recorded(history)
     trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # else only the test ran here
     return {
@@ -362,6 +380,7 @@ def attempt(
                 model.latent_dim,
             ),
             *stats_warnings,
+            *module.warnings,
         ],
         "terms": dict(module.objective.units),
         "nats": model.likelihood.data if module.objective.measures(model) else None,

@@ -86,6 +86,35 @@ class Rescale(nn.Module):
         return f"{self.size}, mode={self.mode!r}"
 
 
+class ScaledLinear(nn.Linear):
+    """A dense layer that learns 2ⁿ times more slowly: (b, inputs) → (b, outputs).
+
+    Its weights are trained 2ⁿ times larger than they act, so that a step of Adam, which does not depend on a weight's
+    size, is 2ⁿ times smaller. At the start it is `nn.Linear`. Stored weights are those that act; powers of two lose
+    no digit. This is the width scaling of Yang & Hu (2021), "Feature Learning in Infinite-Width Neural Networks".
+    """
+
+    def __init__(self, inputs: int, outputs: int, halvings: int) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = 0.5**halvings
+        with torch.no_grad():
+            self.weight /= self.scale
+        self.register_state_dict_post_hook(_as_acting)
+        self.register_load_state_dict_pre_hook(_as_trained)
+
+    def forward(self, x: Float[Tensor, "b inputs"]) -> Float[Tensor, "b outputs"]:
+        return functional.linear(x, self.weight) * self.scale + self.bias
+
+
+def _as_acting(module: ScaledLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    state[f"{prefix}weight"] = state[f"{prefix}weight"] * module.scale
+
+
+def _as_trained(module: ScaledLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if f"{prefix}weight" in state:
+        state[f"{prefix}weight"] = state[f"{prefix}weight"] / module.scale
+
+
 def norm(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
     """The normalisation of a map or, if not `spatial`, of a vector; empty for none.
 

@@ -72,18 +72,19 @@ class TensorBoardPages(Callback):
         if wanted <= 0 or not _writers(trainer):
             return
         images, labels, vae = images_of(batch)[:wanted], labels_of(batch), pl_module.vae
-        with failures_logged("the projector"), torch.no_grad():
+        with failures_logged("the projector", pl_module), torch.no_grad():
             self._codes.append(vae.posterior(vae.encoder(images)).mean.flatten(1))
             self._sprites.append(_sprites(images))
             if labels is not None:
                 self._labels.append(labels[:wanted])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitVAE)
         codes, sprites, labels = self._codes, self._sprites, self._labels
         self._codes, self._sprites, self._labels = [], [], []
         if not codes or not trainer.is_global_zero:
             return
-        with failures_logged("the projector"):
+        with failures_logged("the projector", pl_module):
             names = None
             if len(labels) == len(codes):
                 classes = getattr(getattr(trainer, "datamodule", None), "classes", None)

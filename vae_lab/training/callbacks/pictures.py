@@ -84,7 +84,7 @@ class Pictures(Callback):
         due = epoch % self.every_epochs == 0 or epoch == trainer.max_epochs
         if seen is None or not due or not trainer.loggers or not trainer.is_global_zero:
             return
-        with failures_logged(f"pictures of epoch {epoch}"):
+        with failures_logged(f"pictures of epoch {epoch}", pl_module):
             taken = take_pictures(pl_module.vae, seen[: self.images], self.samples)
             log_image(trainer.loggers, "val/reconstructions", _pairs(taken), epoch)
             log_image(trainer.loggers, "latent/samples", _sheet(taken.samples, 10), epoch)
@@ -107,7 +107,7 @@ class Pictures(Callback):
         if self._originals is None or not trainer.is_global_zero:
             return
         originals, self._originals = self._originals, None
-        with failures_logged("pictures of the test"):
+        with failures_logged("pictures of the test", pl_module):
             self._keep(trainer, pl_module, originals)
 
     def _keep(self, trainer: Trainer, pl_module: LitVAE, originals: Tensor) -> None:
