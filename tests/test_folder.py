@@ -12,6 +12,7 @@ import torch
 from conftest import Compose
 from PIL import Image
 
+from vae_lab import results
 from vae_lab.config import ConfigError
 from vae_lab.data import Batches, DataError, FolderData, Streamed
 from vae_lab.data.shards import WHOLE, Part
@@ -151,6 +152,7 @@ def test_a_training_on_a_folder_is_the_same_in_memory_and_from_its_files(run_of:
     kept = runner.run(run_of(*words, "data.in_memory=true", "name=kept"))
     streamed = runner.run(run_of(*words, "data.in_memory=false", "data.workers=1", "name=streamed"))
     assert kept.finished, kept.error
+    assert [*results.read_fingerprint(run_of(*words, "data.in_memory=true", "name=kept").directory)] == ["images"]
     assert (kept.train, kept.val, kept.test) == (streamed.train, streamed.val, streamed.test)
     assert kept.test.probe_accuracy is not None
     assert kept.test.fid_samples is None

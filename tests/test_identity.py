@@ -1,10 +1,14 @@
 """Whatever can change a result is part of what a run is, and nothing else."""
 
+from pathlib import Path
+
 import pytest
 from conftest import Compose
+from omegaconf import OmegaConf
 
-from vae_lab.config import names
+from vae_lab.config import ConfigError, build, cell_name, check_targets, identifying, names
 from vae_lab.config.identity import changes_results
+from vae_lab.config.runs import experiment_words
 
 SWA = (
     "+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging", "+callbacks.swa.swa_lrs=0.01",
@@ -33,6 +37,10 @@ def test_a_callback_that_changes_training_makes_another_run(run_of: Compose) -> 
         ["+trainer.log_every_n_steps=5"],
         ["metrics=full"],
         ["data.root=elsewhere"],
+        ["+trainer.num_sanity_val_steps=2", "+trainer.enable_autolog_hparams=false"],
+        ["trainer.devices=1"],
+        ["trainer.devices=[0]"],
+        ["plan=true"],
     ],
     ids=" ".join,
 )
@@ -63,6 +71,57 @@ def test_whatever_may_change_a_result_does(run_of: Compose, words: list[str]) ->
     plain, changed = run_of("name=x"), run_of("name=x", *words)
     assert changed.cell != plain.cell
     assert changed.config.sha256() != plain.config.sha256()
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "local"])
+def test_a_launcher_that_an_experiment_chooses_makes_no_other_run(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    chosen = f"  - override /hydra/launcher: {launcher}\n"
+    cells = []
+    for defaults in ("", f"defaults:\n{chosen}"):
+        (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{defaults}latent:\n  dim: 8\n")
+        node = OmegaConf.create(
+            {
+                "runtime": {
+                    "choices": {"experiment": "mine"},
+                    "config_sources": [{"path": str(tmp_path), "schema": "file"}],
+                }
+            }
+        )
+        cells.append(cell_name("a", "b", identifying(experiment_words(node), {})))
+    assert cells == ["a-b__latent.dim-8"] * 2
+
+
+STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/total"
+LOGGER = "+logger.mine={_target_:mine.Logger"
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ([STOP + ",verbose:true}"], [STOP + ",verbose:false}"]),
+        ([LOGGER + ",save_dir:/tmp/logs}"], [LOGGER + ",save_dir:elsewhere}"]),
+        ([LOGGER + ",file:${vae_lab.run_folder:}/x.txt}"], [LOGGER + ",file:${vae_lab.run_folder:}/x.txt}", "seed=3"]),
+        ([LOGGER + ",run:${name}}"], [LOGGER + ",run:${name}}", "name=y"]),
+        ([LOGGER + ",run:a/seed-${seed}}"], [LOGGER + ",run:a/seed-${seed}}", "seed=3"]),
+    ],
+    ids=["verbose", "save_dir", "own folder", "name", "seed"],
+)
+def test_where_a_callback_or_logger_writes_makes_no_other_run(
+    run_of: Compose, words: list[str], same: list[str]
+) -> None:
+    assert run_of("name=x", *words).config.sha256() == run_of("name=x", *same).config.sha256()
+    assert run_of("name=x", *words).config.sha256() != run_of("name=x").config.sha256()
+
+
+def test_changes_results_is_a_key_of_callbacks_and_loggers_alone(run_of: Compose) -> None:
+    run = run_of("+callbacks.mine={_target_:builtins.dict,a:1,changes_results:false}", "+optimizer.changes_results=1")
+    assert run.config.callbacks is not None
+    assert build(run.config.callbacks["mine"]) == {"a": 1}
+    with pytest.raises(ConfigError, match=r"optimizer\.changes_results: \w+ takes no such argument"):
+        check_targets(run.config, ["optimizer"])
+    with pytest.raises(ConfigError, match="changes_results must be true or false, but is 'no'"):
+        run_of("+callbacks.mine={_target_:builtins.dict,changes_results:'no'}")
 
 
 def test_each_callback_of_ours_says_whether_it_changes_results() -> None:

@@ -601,3 +601,16 @@ def test_a_conclusion_about_the_prior_is_drawn_only_where_the_seeds_show_it(
     write_sampled(tmp_path / "x", "vanilla", [(60.0 + gain, 61.0, 60.0) for gain in gains])
     told = [one for one in found(tmp_path / "x") if "prior" in one]
     assert told == ([sentence] if sentence else [])
+
+
+def test_the_files_are_complete_before_anything_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen before: `vae-lab report … | head` wrote no report, since it ended at the first table."""
+    write_run(tmp_path / "x", pictures=False)
+
+    def closed(self: Console, *objects: object, **settings: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, "print", closed)
+    with pytest.raises(BrokenPipeError):
+        terminal.show_report([tmp_path / "x"])
+    assert {path.name for path in (tmp_path / "x/report").iterdir()} >= {"report.html", "report.md", "results.csv"}

@@ -22,6 +22,9 @@ IMAGE_ENDINGS = (
 )  # fmt: skip
 """The endings of image files."""
 
+IGNORED = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
+"""Folders of operating systems, which are ignored like hidden ones."""
+
 IMAGES, CODE = "images", "code of "
 """How the keys of a fingerprint begin: `images`, or `images of a split`, and `code of a.b.Class`."""
 
@@ -104,7 +107,7 @@ def image_files(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in IGNORED)
         inside = os.path.relpath(place, folder)
         images = [name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_ENDINGS)]
         found += [Path(inside, name).as_posix() for name in images]

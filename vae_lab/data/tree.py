@@ -6,11 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vae_lab.config.fingerprint import IMAGE_ENDINGS
+from vae_lab.config.fingerprint import IGNORED, IMAGE_ENDINGS
 from vae_lab.data.files import DataError
-
-IGNORED = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
-"""Folders of operating systems, which are ignored like hidden ones."""
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vae_lab import config, results
-from vae_lab.config import Config, MetricsConfig, Run
+from vae_lab.config import Config, MetricsConfig, Run, fingerprint
 from vae_lab.data import DataError, shards
 from vae_lab.data.devices import on_gpu
 from vae_lab.evaluation.measure import measure
@@ -53,9 +53,12 @@ def remeasure(
     Custom metrics that the run already has keep their values unless they are requested again.
 
     Raises:
-        DataError: if the images cannot be read.
+        DataError: if the images cannot be read, or are not those that the run was trained on.
         OSError: if the result cannot be written.
     """
+    before = results.read_fingerprint(folder)
+    if fingerprint.differing(before, fingerprint.of_images(settings.data)):
+        raise DataError(f"{folder}: the images are not those that it was trained on; let data.root name their folder")
     known = result.measured()
     wanted = asked.with_all_of(known.model_copy(update={"further": {}})) if known else asked
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})

@@ -23,17 +23,11 @@ MOST_HOLES = 10
 
 def show_report(folders: Sequence[Path], out: Path | None = None, *, all_pictures: bool = False) -> bool:
     """Write the report of the runs under these folders and print its findings; False if that fails."""
-    console = Console()
     try:
         find(folders)
         # Lock the report: with several processes, the last one to read the runs must be the last one to write.
         with results.in_turn(pages.place(folders) if out is None else out):
             prepared = pages.prepare(folders)
-            for table in (
-                summary(prepared.study, prepared.statistics),
-                *details(prepared.study, prepared.statistics),
-            ):
-                console.print(table)
             place = pages.write(prepared, out, all_pictures=all_pictures)
     except StudyError as error:
         say(f"No report: {error}", error=True)
@@ -42,6 +36,10 @@ def show_report(folders: Sequence[Path], out: Path | None = None, *, all_picture
         path = f"{error.filename} " if error.filename else ""
         say(f"No report: {path}{error.strerror or error}", error=True)
         return False
+    # The files are complete before anything is printed, since the reader of a pipe may stop reading at any line.
+    console = Console()
+    for table in (summary(prepared.study, prepared.statistics), *details(prepared.study, prepared.statistics)):
+        console.print(table)
     missing = [f"{hole.run}: {hole.reason}" for hole in prepared.study.holes]
     if len(missing) > MOST_HOLES:
         missing[MOST_HOLES:] = [f"{len(missing) - MOST_HOLES} more missing runs: see the report"]
