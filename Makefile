@@ -7,7 +7,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test bench chaos scale check format browser tensorboard notebook clean
+.PHONY: help setup grid test bench costs chaos scale check format browser tensorboard notebook clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -27,6 +27,9 @@ grid: $(STAMP) ## train the 2×2 grid of encoders and decoders, print the table
 
 bench: $(STAMP) ## measure speed beside other ways to train; a quiet machine and a quarter of an hour
 	@$(RUN)/python scripts/benchmark.py
+
+costs: $(STAMP) ## measure a step under each objective, into docs/objectives.md; a quiet machine and some minutes
+	@$(RUN)/python scripts/objective_costs.py
 
 test: $(STAMP) ## run the test suite
 	@$(RUN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

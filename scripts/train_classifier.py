@@ -5,7 +5,7 @@
 FOLDER holds the four official files, plain or compressed by gzip. The network learns from the first 55,000 training
 images; the last 5,000 tell how well while it learns, and the 10,000 test images once, at the end. The weights go to
 FILE as safetensors, with the accuracies beside them. Weights of another training give other distances: whoever ships
-new ones gives them a new name, and `vae_lab/evaluation/classifier.py` their checksum.
+new ones gives them a new name, and `vae_lab/model/classifier.py` their checksum.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import RandomCrop
 
 from vae_lab.data import ImageData
-from vae_lab.evaluation.classifier import Classifier
+from vae_lab.model.classifier import Classifier
 
 DATA = {
     "dataset": "torchvision.datasets.FashionMNIST",

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vae_lab import config
 from vae_lab.config import MetricsConfig
-from vae_lab.evaluation import classifier, latent_space
-from vae_lab.evaluation.classifier import ClassifierError, load_classifier
+from vae_lab.evaluation import latent_space
 from vae_lab.evaluation.latent_space import aggregate_bound, information_bound, probe_accuracy, use_of_latent
 from vae_lab.evaluation.likelihood import importance_weighted
 from vae_lab.evaluation.measure import kind_of_divergence, measure
 from vae_lab.evaluation.pictures import ConstantChannels, FrechetDistance
 from vae_lab.evaluation.symptoms import symptoms
-from vae_lab.model import vae
+from vae_lab.model import classifier, vae
+from vae_lab.model.classifier import ClassifierError, load_classifier
 from vae_lab.model.distributions import DiagonalNormal
 from vae_lab.model.interfaces import Likelihood, Posterior
 from vae_lab.model.likelihoods.bernoulli import BernoulliLikelihood

@@ -157,14 +157,23 @@ class Schedule(MseKl):
         return super().forward(vae, images, progress) | {"progress": torch.tensor(progress)}
 
 
-def test_an_objective_is_given_the_part_of_the_training_that_is_done(run_of: Compose) -> None:
+def test_an_objective_is_given_the_part_of_the_training_that_is_done_and_evaluated_as_at_its_end(
+    run_of: Compose,
+) -> None:
     module = module_of(run_of)
     module.objective = objective = Schedule()
     loop = trainer(num_sanity_val_steps=0)
     loop.fit(module, Batches(store(32), 16, 0), Batches(store(8), 8))
     loop.test(module, Batches(store(8), 8), verbose=False)
-    assert objective.seen == {True: [0.0, 0.25, 0.5, 0.75], False: [0.5, 1.0, 1.0]}
+    assert objective.seen == {True: [0.0, 0.25, 0.5, 0.75], False: [1.0, 1.0, 1.0]}
     assert module.averages["train"].value()["progress"] == 0.625  # a term of its own is averaged like the others
+
+
+def test_training_that_ends_after_some_steps_is_done_after_them(run_of: Compose) -> None:
+    module = module_of(run_of)
+    module.objective = objective = Schedule()
+    trainer(num_sanity_val_steps=0, max_steps=3).fit(module, Batches(store(32), 16, 0), Batches(store(8), 8))
+    assert objective.seen[True] == pytest.approx([0, 1 / 3, 2 / 3])
 
 
 def test_the_divergence_of_each_dimension_is_kept_whatever_the_objective(run_of: Compose) -> None:

@@ -170,14 +170,9 @@ def job(composed: DictConfig) -> float | None:
         log.error("%s: failed, %s: %s", label, type(error).__name__, error, exc_info=not isinstance(error, OSError))
         return None
     if result.finished:
-        log.info(
-            "%s: total %.4f, reconstruction %.4f, KL %.4f in %.1f s",
-            label,
-            result.train.total,
-            result.train.reconstruction,
-            result.train.kl,
-            result.timing.train_seconds,
-        )
+        losses = {"total": result.train.total, "reconstruction": result.train.reconstruction, "KL": result.train.kl}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
+        log.info("%s: %s in %.1f s", label, shown, result.timing.train_seconds)
         for warning in result.warnings:
             log.warning("%s: %s", label, warning)
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 WIDEST = 2**20
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
@@ -22,6 +22,15 @@ def _low_and_high(ends: Any) -> Any:
 
 
 Bounds = Annotated[Sequence[float], BeforeValidator(_low_and_high)]
+
+
+def _share_of_training(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ValueError("must be a share of the training, greater than 0 and at most 1: half of the epochs are 0.5")
+    return share
+
+
+Share = Annotated[float, AfterValidator(_share_of_training)]
 Binarize = Literal["none", "threshold", "static", "dynamic"]
 Background = Literal["white", "black"]
 Target = Annotated[str, Field(alias="_target_")]

@@ -353,6 +353,13 @@ class Config(Section):
         return math.prod(self.data.image_shape)
 
     @property
+    def is_fashion_mnist(self) -> bool:
+        """Whether the images are of the kind that the classifier that ships was trained on."""
+        data = self.data
+        is_ours = isinstance(data, DataConfig) and data.dataset.rpartition(".")[2] == "FashionMNIST"
+        return is_ours and data.image_shape == [1, 28, 28]
+
+    @property
     def implied_sigma(self) -> float | None:
         """σ of the Gaussian likelihood that β implies under `mse_kl`; None where it implies none."""
         beta = getattr(self.objective, "beta", None) if signatures.beta_sets_sigma(self.objective.target) else None

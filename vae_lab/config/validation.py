@@ -202,6 +202,7 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
     yield from _name_problems(config)
     yield from _likelihood_problems(config)
     yield from _density_problems(config)
+    yield from _perceptual_problems(config)
     if isinstance(data, DataConfig):
         if data.num_train + data.num_val > data.train_images:
             yield Problem(
@@ -313,6 +314,16 @@ def no_density(posterior: str, objective: str) -> Problem:
         f"{posterior} has no density, which the objective {objective} needs; take posterior=diagonal"
         + (f", or {others}" if others else ""),
     )
+
+
+def _perceptual_problems(config: Config) -> Iterable[Problem]:
+    """The classifier that ships knows Fashion-MNIST only."""
+    if getattr(config.objective, "perceptual", 0) and not config.is_fashion_mnist:
+        yield Problem(
+            "objective.perceptual",
+            "is for Fashion-MNIST, which its classifier was trained on, but data is other images; take "
+            "data=fashion_mnist_3k or fashion_mnist, or objective.perceptual=0",
+        )
 
 
 def _process_problems(config: Config, extra: Mapping[str, Any]) -> Iterable[Problem]:

@@ -13,10 +13,17 @@ from vae_lab.config.identity import BESIDE_TRAINING, changes_results
 if TYPE_CHECKING:
     from vae_lab.config.schema import Config
 
-LATER_DEFAULTS = {"data": {"binarize": "none", "binarize_seed": 0, "background": "white"}}
-"""Keys added after version 0.1, with the values that keep the old behaviour."""
-OF_FOLDERS = ("background",)
-"""Those of them that only `FolderData` has."""
+_BINARY = {"binarize": "none", "binarize_seed": 0}
+LATER_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "data": {"vae_lab.ImageData": _BINARY, "vae_lab.FolderData": _BINARY | {"background": "white"}},
+    "objective": {
+        "vae_lab.Elbo": {
+            "schedule": "constant", "warm_up": None, "cycles": None, "free_bits": 0.0, "target_kl": None,
+            "perceptual": 0.0,
+        },
+    },
+}  # fmt: skip
+"""Group → class → keys that the class got after its first version, with the values that keep the old behaviour."""
 
 
 def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,16 +36,16 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
         objective.pop("_partial_", None)
     for part, implied in _implied(new.get("decoder")).items():
         new.setdefault(part, implied)
-    for group, defaults in LATER_DEFAULTS.items():
+    for group, classes in LATER_DEFAULTS.items():
         section = new.get(group)
         if not isinstance(section, dict):
             continue
-        if str(section.get("_target_")).startswith("vae_lab."):
-            is_folder = section["_target_"] == "vae_lab.FolderData"
-            own = {key: value for key, value in defaults.items() if is_folder or key not in OF_FOLDERS}
-            new[group] = own | section
-        else:  # left over from the file whose class a user has replaced
-            left_over = {key: value for key, value in defaults.items() if key not in OF_FOLDERS}.items()
+        target = str(section.get("_target_"))
+        if target in classes:
+            new[group] = classes[target] | section
+        elif not target.startswith("vae_lab."):
+            # left over from the file whose class a user has replaced
+            left_over = next(iter(classes.values())).items()
             new[group] = {key: value for key, value in section.items() if (key, value) not in left_over}
     return new
 
@@ -53,10 +60,9 @@ def as_first_written(config: "Config") -> dict[str, Any]:
     container["trainer"]["devices"] = config.trainer.processes
     if config.trainer.is_shared:
         del container["trainer"]["strategy"]
-    for group, defaults in LATER_DEFAULTS.items():
-        for key, default in defaults.items():
-            if key in container[group] and container[group][key] == default:
-                del container[group][key]
+    for group, classes in LATER_DEFAULTS.items():
+        later = classes.get(container[group]["_target_"], {}).items()
+        container[group] = {key: value for key, value in container[group].items() if (key, value) not in later}
     if config.objective.target == "vae_lab.MseKl":
         container["objective"]["_partial_"] = True
     for part, implied in _implied(container["decoder"]).items():

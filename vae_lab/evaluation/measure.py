@@ -10,10 +10,10 @@ from vae_lab import config
 from vae_lab.config import Config, MetricsConfig
 from vae_lab.data.batches import images_of
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, generator_for
-from vae_lab.evaluation.classifier import fits, load_classifier
 from vae_lab.evaluation.latent_space import probe, training_codes, use_of_latent
 from vae_lab.evaluation.likelihood import bounds
 from vae_lab.evaluation.pictures import Draw, reconstruct
+from vae_lab.model.classifier import load_classifier
 from vae_lab.model.samplers import KINDS, MOST_FITTED, fit_codes, least_codes, posterior_samples
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective
@@ -62,7 +62,7 @@ def _measure(
     like = next(vae.parameters(), torch.empty(0))
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
     test = HeldOutBatches(data, data.test_dataloader(), like, limit)
-    classifier = load_classifier().to(like.device) if asked.frechet and fits(settings.data) else None
+    classifier = load_classifier().to(like.device) if asked.frechet and settings.is_fashion_mnist else None
     if classifier is not None:
         classifier.to(memory_format=torch.channels_last)  # as in its training
     figures: dict[str, Any] = {}

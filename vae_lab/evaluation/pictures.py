@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vae_lab.data.batches import images_of, labels_of
 from vae_lab.evaluation.batches import Codes, generator_for, in_double, joined
-from vae_lab.evaluation.classifier import Classifier
+from vae_lab.model.classifier import Classifier
 from vae_lab.model.vae import VAE
 
 ROWS, PART = 500, 125

@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_lab.model.vae import VAE
 
@@ -16,8 +18,11 @@ class Objective(nn.Module, ABC):
     The keys of its section are the keyword-only arguments of its class.
     """
 
-    units: ClassVar[Mapping[str, str]] = {}
-    """Unit of every term, such as `nats per image`. The terms include `total`, `reconstruction` and `kl`."""
+    units: Mapping[str, str] = {}
+    """Unit of every term, such as `nats per image`. The terms include `total`, `reconstruction` and `kl`.
+
+    An attribute of the class, or of the object if its keys decide which terms it has.
+    """
 
     only_likelihood: ClassVar[str | None] = None
     """Class name of the only likelihood that it can train; None if it can train any."""
@@ -38,8 +43,16 @@ class Objective(nn.Module, ABC):
         Args:
             vae: the model.
             images: with values in [0, 1].
-            progress: the fraction of training that is done, from 0 to 1.
+            progress: the fraction of training that is done, from 0 to 1. It is 1 in validation and test.
         """
+
+    def check(self, vae: VAE) -> None:
+        """Check before training that this objective can train a model; called on the meta device.
+
+        Raises:
+            ValueError: if it cannot, in one sentence with the alternatives.
+        """
+        return
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:
         """The evidence lower bound in nats per image, computed from the terms; None if they do not determine it."""
@@ -48,3 +61,15 @@ class Objective(nn.Module, ABC):
     def measures(self, vae: VAE) -> bool:
         """Whether a model under this objective is measured in nats."""
         return bool(self.is_likelihood_trained) and vae.posterior.has_density
+
+
+def bound_of(terms: Mapping[str, float]) -> float:
+    """−reconstruction − kl, for terms that are both in nats per image."""
+    return -terms["reconstruction"] - terms["kl"]
+
+
+def posteriors_of(vae: VAE) -> Distribution:
+    """Two posteriors of a model, whatever their parameters, to see what they can do."""
+    parameters = torch.zeros(2, vae.posterior.num_parameters(vae.latent_shape))
+    found: Distribution = vae.posterior(parameters)
+    return found

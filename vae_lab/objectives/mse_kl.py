@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +24,7 @@ class MseKl(Objective):
         beta: weight of the KL term.
     """
 
-    units: ClassVar[Mapping[str, str]] = {
+    units: Mapping[str, str] = {
         "total": "squared error per pixel",
         "reconstruction": "squared error per pixel",
         "kl": "nats per latent dimension",

@@ -269,18 +269,16 @@ class LitVAE(LightningModule):
             drawn_from(self._noise, taken, len(whole), len(self.vae.latent_shape)),
             _captured(self.vae.posterior) as posteriors,
         ):
-            losses = self.objective(self.vae, images, 1.0 if split == "test" else self._progress())
+            losses = self.objective(self.vae, images, 1.0)  # what a schedule ends with, so that epochs compare
         dimensions = by_dimension(posteriors[-1], self.vae.prior()) if posteriors else None
         self.averages[split].add(losses, count, None if dimensions is None else dimensions[:count].flatten(1))
 
-    def _progress(self, batch_idx: int | None = None) -> float:
-        """The fraction of training that is done, from 0 to 1; without `batch_idx`, at the end of the current epoch."""
+    def _progress(self, batch_idx: int) -> float:
+        """The fraction of training that is done before a batch, from 0 to 1."""
         trainer, batches = self.trainer, self.trainer.num_training_batches
         if not trainer.max_epochs or trainer.max_epochs < 0 or batches in (0, math.inf):
             return 0.0
-        done = (
-            self.epochs_done if batch_idx is None else self.current_epoch + batch_idx / batches
-        ) / trainer.max_epochs
+        done = (self.current_epoch + batch_idx / batches) / trainer.max_epochs
         if trainer.max_steps > 0:
             done = max(done, trainer.global_step / trainer.max_steps)
         return min(1.0, done)

@@ -14,7 +14,7 @@ from vae_lab.objectives.base import Objective
 from vae_lab.results.figures import OF_TEST
 
 TERMS = ("total", "reconstruction", "kl")
-"""The terms that every objective has."""
+"""The terms that every objective has; without a density of the posterior there is no `kl`."""
 TAKEN = (*OF_TEST, "epoch", "split", "seconds")
 """Names of figures and columns, which no term may have."""
 
@@ -29,9 +29,16 @@ def check(settings: Config) -> None:
     images = torch.empty(2, *settings.data.image_shape)
     _check_shapes(model, model(images))
     _check_likelihood(settings, model)
-    objective = _objective(settings, model)
-    _check_density(settings, model, objective)
-    _check_terms(objective, settings.objective.target, objective(model, images, 0.0))
+    try:
+        objective = _objective(settings, model)
+        _check_density(settings, model, objective)
+        objective.check(model)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(Problem("objective", str(error))) from error
+    terms = objective(model, images, 0.0)
+    _check_terms(objective, settings.objective.target, terms, has_density=model.posterior.has_density)
     check_metrics(settings)
 
 
@@ -108,15 +115,18 @@ def _check_density(settings: Config, model: VAE, objective: Objective) -> None:
         raise ConfigError(Problem("prior", f"{problem}; take prior=standard or posterior=diagonal"))
 
 
-def _check_terms(objective: Objective, name: str, terms: dict[str, Tensor]) -> None:
-    missing = [term for term in TERMS if term not in terms]
+def _check_terms(objective: Objective, name: str, terms: dict[str, Tensor], *, has_density: bool) -> None:
+    required = TERMS if has_density else [term for term in TERMS if term != "kl"]
+    missing = [term for term in required if term not in terms]
     if missing:
-        raise ConfigError(Problem("objective", f"must return {', '.join(TERMS)}, but {name} returns no {missing[0]}"))
+        raise ConfigError(
+            Problem("objective", f"must return {', '.join(required)}, but {name} returns no {missing[0]}")
+        )
     bare = [term for term in terms if not objective.units.get(term)]
     if bare:
         problem = f"{name} returns the term {bare[0]!r} without a unit: add it to its `units`, such as 'nats per image'"
         raise ConfigError(Problem("objective", problem))
-    absent = [term for term in objective.units if term not in terms]
+    absent = [term for term in objective.units if term not in terms and (has_density or term != "kl")]
     if absent:
         problem = f"{name} declares a unit for {absent[0]!r}, but does not return it: every step returns every term"
         raise ConfigError(Problem("objective", problem))

@@ -1,7 +1,7 @@
 """The layers that blocks use: normalisation, activation and convolutions."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ def shapes_only() -> Iterator[None]:
     """Inside it modules are built and run on the meta device: tensors have shapes, but no memory and no values."""
     with torch.device("meta"), torch.no_grad(), unvalidated(), _Shortcuts():
         yield
+
+
+def in_32_bits(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside it products of 32-bit tensors stay in 32 bits, whatever the training precision."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class ChannelNorm(nn.Module):

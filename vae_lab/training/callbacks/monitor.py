@@ -89,7 +89,8 @@ class Monitor(Callback):
             _log_histogram(trainer, kl, pl_module.epochs_done)
 
     def _warn_if_exploding(self, module: LitVAE) -> None:
-        kl = max(module.averages[split].value()["kl"] for split in ("train", "val") if split in module.averages)
+        values = [module.averages[split].value() for split in ("train", "val") if split in module.averages]
+        kl = max(value.get("kl", 0.0) for value in values)
         kl /= kl_divisor(module.objective.units, module.vae.latent_dim)
         if kl > MOST_KL and not self._warned:
             self._warned = True

@@ -1,6 +1,7 @@
-"""A small Fashion-MNIST classifier; Fréchet distances compare the features of its last hidden layer."""
+"""A small Fashion-MNIST classifier, whose last hidden layer is what Fréchet distances and a perceptual loss compare."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -8,11 +9,11 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vae_lab.config import PACKAGE, DataConfig
+from vae_lab.config import PACKAGE
+from vae_lab.model.blocks.layers import in_32_bits
 
 CLASSIFIER = PACKAGE / "assets" / "fashion_mnist_classifier" / "v1.safetensors"
 SHA256 = "0acb4cb48604e97b132874572d9bdddb40c01d2dcf9120b111bd2f6af9c0e7ff"
-DATASET, IMAGE_SHAPE = "FashionMNIST", [1, 28, 28]
 
 
 class ClassifierError(ValueError):
@@ -74,8 +75,22 @@ def load_classifier(path: Path = CLASSIFIER) -> Classifier:
     return classifier.eval().requires_grad_(False)
 
 
-def fits(data: object) -> bool:
-    """Whether a configuration's images are of the kind that the classifier was trained on."""
-    return (
-        isinstance(data, DataConfig) and data.dataset.rpartition(".")[2] == DATASET and data.image_shape == IMAGE_SHAPE
-    )
+@cache
+def _on(device: torch.device) -> Classifier:
+    with torch.inference_mode(False):  # validation may be the first to ask, and training uses it later
+        return load_classifier().to(device)
+
+
+def squared_feature_distance(
+    reconstructions: Float[Tensor, "b 1 28 28"], images: Float[Tensor, "b 1 28 28"]
+) -> Float[Tensor, ""]:
+    """‖f(x̂) − f(x)‖² for the classifier's features f, averaged over images; computed in 32 bits.
+
+    Raises:
+        ClassifierError: if the classifier's weights are missing.
+    """
+    classifier = _on(images.device)
+    with in_32_bits(images.device):
+        with torch.no_grad():
+            wanted = classifier.features(images.float())
+        return (classifier.features(reconstructions.float()) - wanted).square().sum(1).mean()
