@@ -55,7 +55,7 @@ def _with_contiguous_inputs(module: nn.Module, given: tuple[Any, ...]) -> tuple[
 
 def _with_contiguous_gradient(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
     if isinstance(output, Tensor) and output.requires_grad:
-        output.register_hook(Tensor.contiguous)
+        output.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]  # in torch
 
 
 def _with_channels_last_inputs(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

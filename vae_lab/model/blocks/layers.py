@@ -104,8 +104,8 @@ class ScaledLinear(nn.Linear):
         self.scale = 0.5**halvings
         with torch.no_grad():
             self.weight /= self.scale
-        self.register_state_dict_post_hook(_as_acting)
-        self.register_load_state_dict_pre_hook(_as_trained)
+        self.register_state_dict_post_hook(_as_acting)  # type: ignore[no-untyped-call]  # in torch
+        self.register_load_state_dict_pre_hook(_as_trained)  # type: ignore[no-untyped-call]  # in torch
 
     def forward(self, x: Float[Tensor, "b inputs"]) -> Float[Tensor, "b outputs"]:
         return functional.linear(x, self.weight) * self.scale + self.bias
