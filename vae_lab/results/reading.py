@@ -205,6 +205,6 @@ def read_byte_arrays(path: Path) -> "dict[str, np.ndarray]":
                 content = member.read()
             if len(content) != math.prod(shape):
                 raise ValueError(f"{name} has {len(content)} bytes, not the shape {shape}")
-            pixels = np.frombuffer(content, np.uint8)
+            pixels = np.frombuffer(bytearray(content), np.uint8)  # writable, as torch wants arrays
             arrays[name.removesuffix(".npy")] = pixels.reshape(shape, order="F" if is_fortran else "C")
     return arrays
