@@ -63,8 +63,6 @@ def _measure(
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
     test = HeldOutBatches(data, data.test_dataloader(), like, limit)
     classifier = load_classifier().to(like.device) if asked.frechet and settings.is_fashion_mnist else None
-    if classifier is not None:
-        classifier.to(memory_format=torch.channels_last)  # as in its training
     figures: dict[str, Any] = {}
     in_nats = objective is not None and objective.measures(vae)
     if objective is not None and in_nats:
