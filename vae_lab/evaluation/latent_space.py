@@ -112,7 +112,7 @@ def _has_weights(vae: VAE) -> bool:
     return not isinstance(vae.prior(), StandardNormal) or any(True for _ in vae.posterior.parameters())
 
 
-def _mean(posterior: Distribution) -> tuple[Float64[Tensor, "n ..."], Float64[Tensor, "n ..."]]:
+def _mean(posterior: Distribution) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n ..."]]:
     """The mean of each posterior, and the variance of its error: not 0 for flows, whose means are estimated."""
     if not isinstance(posterior, Flow):
         return posterior.mean, torch.zeros_like(posterior.mean)

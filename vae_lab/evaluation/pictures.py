@@ -60,7 +60,9 @@ def reconstruct(
             squared += in_double(reconstructions - images).square().flatten(1).mean(1).sum().item()
             count += len(images)
             if classifier:
-                _add(distances.values(), classifier.features(images.float()), real=True)
+                # The classifier's own layout; reconstructions come in it.
+                channels_last = images.float().to(memory_format=torch.channels_last)
+                _add(distances.values(), classifier.features(channels_last), real=True)
                 _add([distances["reconstructions"]], classifier.features(reconstructions.float()), real=False)
     figures: dict[str, Any] = {"mse": squared / count} | {name: one.compute().item() for name, one in quality.items()}
     figures["dead_units"] = channels.dead() if count > 1 else None

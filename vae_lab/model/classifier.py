@@ -41,8 +41,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Float[Tensor, "b 1 28 28"]) -> Float[Tensor, "b f"]:
         """The outputs of the last hidden layer, for images with values in [0, 1]."""
-        centred = (images - 0.5).to(memory_format=torch.channels_last)  # the layout of its training
-        return self.dense(self.map(centred).mean((2, 3)))
+        return self.dense(self.map(images - 0.5).mean((2, 3)))
 
     def forward(self, images: Float[Tensor, "b 1 28 28"]) -> Float[Tensor, "b classes"]:
         """Log-odds of the classes, in the order of Fashion-MNIST's labels."""
