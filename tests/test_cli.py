@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from runs import write_run
@@ -27,12 +28,14 @@ def train(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """`python train.py …` with another working folder, as a user's own."""
 
     def call(*words: str, torch: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *words]
         environment = os.environ | {"COLUMNS": "100"} | variables
+        if torch and not variables:
+            return forks.run(ROOT / "train.py", *words, cwd=tmp_path, env=environment)
         if not torch:  # what takes seconds to import must not be
             trap = tmp_path_factory.mktemp("trap")
             (trap / "torch.py").write_text("raise SystemExit('torch was imported')")
             environment["PYTHONPATH"] = str(trap)
+        command = [sys.executable, str(ROOT / "train.py"), *words]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return call

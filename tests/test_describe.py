@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from conftest import Command, Compose, at_most
@@ -71,9 +71,8 @@ def test_a_users_own_encoder_is_described_by_its_children(run_of: Compose) -> No
 
 
 def call(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "describe.py"), *words]
-    environment = os.environ | {"COLUMNS": "120", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"COLUMNS": "120"}
+    return forks.run(ROOT / "scripts" / "describe.py", *words, cwd=folder, env=environment)
 
 
 def test_the_command_takes_the_words_of_training(tmp_path: Path) -> None:

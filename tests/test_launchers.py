@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from conftest import Compose
 from lightning.pytorch import LightningModule, Trainer
@@ -51,10 +52,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     )
 
     def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *words, "--config-dir", "mine"]
-        return subprocess.run(
-            command, cwd=folder, env=environment(**variables), capture_output=True, text=True, check=False
-        )
+        words = (*words, "--config-dir", "mine")
+        return forks.run(ROOT / "train.py", *words, cwd=folder, env=environment(**variables))
 
     call.folder = folder  # type: ignore[attr-defined]
     return call

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from conftest import Compose
 from hydra import compose, initialize_config_dir
@@ -31,10 +32,7 @@ SEARCH = ("-m", "hydra/sweeper=optuna", *SPACE, *SMALL)
 
 
 def train(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=folder, env=os.environ | {"COLUMNS": "120"} | variables,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return forks.run(ROOT / "train.py", *words, cwd=folder, env=os.environ | {"COLUMNS": "120"} | variables)
 
 
 def trials(folder: Path, name: str) -> list[dict[str, Any]]:
