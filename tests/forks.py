@@ -11,12 +11,10 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NoReturn
 
 PRELOADED = ("lightning.pytorch", "torch.utils.tensorboard", "torchvision", "vae_lab.report", "vae_lab.training.trial")
 
@@ -58,7 +56,7 @@ def _serve() -> None:
         os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _become(argv: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
+def _become(argv: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> NoReturn:
     """Be the process of a script, to its end."""
     os.chdir(cwd)
     os.environ.clear()
@@ -68,23 +66,8 @@ def _become(argv: list[str], cwd: str, env: dict[str, str], out: str, err: str) 
         os.dup2(os.open(path, mode), number)
     sys.argv[:] = argv
     sys.path[:0] = [str(Path(argv[0]).parent), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    code: Any = 0
-    try:
-        runpy.run_path(argv[0], run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    runpy.run_path(argv[0], run_name="__main__")
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -329,8 +329,10 @@ def test_a_failure_that_cannot_be_printed_still_exits_with_1(train: Train, tmp_p
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Odd(torch.nn.Module):\n"
+        "    steps = 0\n"
         "    def forward(self, x):\n"
-        "        if x.device.type != 'meta': raise RuntimeError('[/bold] [/tmp/x] β')\n"
+        "        self.steps += self.training\n"
+        "        if self.steps > 2: raise RuntimeError('[/bold] [/tmp/x] β')\n"
         "        return x\n"
     )
     done = train("encoder.blocks=[{down:4},{_target_:mine.Odd}]", *SMALL, "name=x", PYTHONIOENCODING="ascii")
@@ -365,7 +367,7 @@ def test_a_broken_pair_of_torch_and_torchvision_is_reported_in_one_sentence(trai
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
     )
-    done = train("name=x")
+    done = train("name=x", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert (
         "do not load together (operator torchvision::nms does not exist); install a pair from one source" in done.stderr

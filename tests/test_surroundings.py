@@ -119,7 +119,7 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream(tmp_path: Path) -> No
         {"MPLBACKEND": "nonsense", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "ascii"},
         {
             "MPLBACKEND": "module://nowhere",
-            "HOME": "/nowhere",
+            "HOME": "/dev/null/nowhere",
             "TMPDIR": "/nowhere",
             "LC_ALL": "C",
             "PYTHONUTF8": "0",

@@ -32,6 +32,7 @@ from vae_lab.model.match import matched
 from vae_lab.training import runner
 from vae_lab.training.callbacks import History
 from vae_lab.training.inspection import Inspection
+from vae_lab.training.module import LossError
 
 LONGEST_ERROR = 400
 """Characters of an error that a message quotes."""
@@ -93,6 +94,8 @@ def _problem(run: Run, limit: float) -> tuple[Problem | None, bool]:
         moved = replace(run, config=_limited(run, folder, limit), directory=place)
         try:
             measured = runner.attempt(moved, moved.config, history, [look], goes_on=False)
+        except LossError:  # a matter of rates and seeds, which trials do not judge: the run itself may fail of it
+            return None, True
         except Exception as error:  # the user's classes may raise anything
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
