@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 from conftest import Compose
 from lightning.pytorch import LightningModule, Trainer
@@ -52,8 +51,10 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     )
 
     def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        words = (*words, "--config-dir", "mine")
-        return forks.run(ROOT / "train.py", *words, cwd=folder, env=environment(**variables))
+        command = [sys.executable, str(ROOT / "train.py"), *words, "--config-dir", "mine"]
+        return subprocess.run(
+            command, cwd=folder, env=environment(**variables), capture_output=True, text=True, check=False
+        )
 
     call.folder = folder  # type: ignore[attr-defined]
     return call

@@ -98,6 +98,13 @@ class Tied(Callback):
         pl_module.vae.decoder.blocks[1][0].weight = pl_module.vae.encoder.blocks[1][0].weight
 
 
+class Watching(Callback):
+    """Reads the weights."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        assert all(weight.isfinite().all() for weight in pl_module.parameters())
+
+
 class Vector(Callback):
     """Looks at all weights as a vector, and at a batch."""
 
@@ -165,8 +172,9 @@ def test_what_passes_the_check_trains(trained: Callable[..., Any], words: tuple[
 
 
 def test_a_callback_that_watches_changes_no_loss(trained: Callable[..., Any]) -> None:
-    _, plain = trained("name=plain")
-    _, watched = trained("name=watched", "+callbacks.v={_target_:test_layout.Vector,changes_results:false}")
+    words = ("encoder.blocks=[{down:4},{down:8}]", "decoder.blocks=[{unflatten:8},{up:4},{up:4}]")
+    _, plain = trained("name=plain", *words)
+    _, watched = trained("name=watched", *words, "+callbacks.w={_target_:test_layout.Watching,changes_results:false}")
     assert (watched.train, watched.val, watched.test) == (plain.train, plain.val, plain.test)
 
 

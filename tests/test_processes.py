@@ -56,7 +56,8 @@ class Ending(Callback):
         self.rank, self.folder, self.whom = rank, Path(folder), whom
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        (self.folder / str(os.getpid())).touch()
+        if trainer.world_size > 1:  # not in the trial before the run
+            (self.folder / str(os.getpid())).touch()
         if trainer.current_epoch == 1:
             trainer.strategy.barrier()  # all have noted themselves
             if trainer.global_rank == self.rank:
@@ -186,7 +187,12 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
             data.setup("fit")
         loader = data.train_dataloader()
         module._trainer = SimpleNamespace(  # type: ignore[assignment]
-            train_dataloader=loader, num_training_batches=10**6, current_epoch=4, max_epochs=10, state=None
+            train_dataloader=loader,
+            num_training_batches=10**6,
+            current_epoch=4,
+            max_epochs=10,
+            max_steps=-1,
+            state=None,
         )
         module.on_train_epoch_start()
         found = []

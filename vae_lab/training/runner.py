@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from vae_lab import __version__, config, results
 from vae_lab.config import Config, ConfigError, Position, Problem, Run
 from vae_lab.config.fingerprint import differing
+from vae_lab.config.identity import changes_results
 from vae_lab.data import DataError, fingerprint, shards
 from vae_lab.data.devices import on_gpu
 from vae_lab.evaluation.symptoms import kl_divisor, symptoms
@@ -50,8 +51,12 @@ QUIET = (
 # Lightning's loggers that need a package which is an extra of this project.
 LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 
-READERS = ("prior", "objective", "optimizer", "callbacks", "metrics")
-"""Sections whose objects can read the weights of a whole model."""
+READERS = ("prior", "objective", "optimizer")
+"""Sections whose objects can read the weights of a whole model, beside callbacks.
+
+Callbacks that only watch, and metrics, do not count: with other layouts sums are rounded otherwise, and these must not
+change a result.
+"""
 LAYOUTS_KNOWN = ("vae_lab.", "torch.", "lightning.")
 """Packages whose code reads weights in any layout, except for L-BFGS."""
 
@@ -290,7 +295,9 @@ def _arguments(settings: Config) -> dict[str, Any]:
 
 def _are_weights_read(settings: Config) -> bool:
     """Whether code reads the weights that may need them contiguous: a user's, or L-BFGS, which makes them a vector."""
-    readers = {key: node for key, node in settings.container().items() if key in READERS}
+    container = settings.container()
+    callbacks = {name: node for name, node in (container["callbacks"] or {}).items() if changes_results(node)}
+    readers = {key: node for key, node in container.items() if key in READERS} | {"callbacks": callbacks}
     targets = [value for key, value in config.flatten(readers).items() if key.endswith("_target_")]
     return any(not target.startswith(LAYOUTS_KNOWN) or target == "torch.optim.LBFGS" for target in targets)
 
