@@ -56,6 +56,9 @@ def test_keys_of_a_result_stay_the_same(tmp_path: Path) -> None:
         "parameters",
         "encoder_parameters",
         "decoder_parameters",
+        "posterior_parameters",
+        "prior_parameters",
+        "likelihood_parameters",
         "flops_per_image",
         "match",
     }
