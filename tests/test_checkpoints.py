@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Compose
+from kills import Killed
 from lightning.pytorch import LightningDataModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -27,10 +28,6 @@ SMALL = (
     "trainer.max_epochs=4", "trainer.threads=1", "encoder.blocks=[{down:4},{dropout:0.2},{down:4}]",
     "decoder.blocks=[{unflatten:4},{up:4},{up:4}]", "callbacks=quiet",
 )  # fmt: skip
-
-
-class Killed(BaseException):
-    """Ends a run where a signal would: nothing that is told of errors sees it."""
 
 
 class Shuffled(LightningDataModule):

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import Compose
-from lightning.pytorch import Callback
-from safetensors.torch import load_file
+from kills import check_resuming
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae_lab
@@ -61,18 +60,6 @@ EXTENSIONS = {
 }
 
 
-class Killed(BaseException):
-    """Ends a run where a signal would."""
-
-
-class Killer(Callback):
-    """Ends the process's run in its second epoch."""
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch == 1:
-            raise Killed
-
-
 @pytest.fixture
 def extended(run_of: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs that are chosen by a user's own files."""
@@ -96,16 +83,7 @@ def test_an_extension_does_everything_that_ours_do(extended: Callable[..., Any],
     whole, run = extended(kind, "name=whole"), extended(kind, "name=killed")
     check_fit(run.config)
     runner.check(run.config)
-    # Train; be killed; resume, and end as if nothing had happened.
-    assert runner.run(whole).finished
-    with pytest.raises(Killed):
-        runner.run(run, [Killer()])
-    result = runner.run(run)
-    assert result.finished, result.error
-    assert result.resumed == [1]
-    weights, there = (load_file(one.directory / results.WEIGHTS) for one in (whole, run))
-    assert weights.keys() == there.keys()
-    assert all(torch.equal(value, there[name]) for name, value in weights.items())
+    _, result = check_resuming(whole, run)
     # Its terms and figures are in every file.
     test = result.test.model_dump()
     assert all(isinstance(test[name], float) for name in ("total", *extension.figures))

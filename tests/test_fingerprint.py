@@ -120,7 +120,7 @@ def test_a_runs_code_is_that_of_what_changes_its_result(run_of: Compose, write: 
 
 
 def of_folder(folder: Path) -> str:
-    return fingerprint.of_files(folder, fingerprint.image_files(folder))
+    return fingerprint.of_files(folder, fingerprint.image_names(folder))
 
 
 @pytest.fixture

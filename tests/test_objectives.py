@@ -7,8 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import Compose, shipped_choices
-from lightning.pytorch import Callback
-from safetensors.torch import load_file
+from kills import check_resuming
 from scipy.integrate import quad
 from torch import Tensor, nn
 from torch.distributions import (
@@ -609,29 +608,11 @@ def test_every_objective_trains_in_mixed_precision_and_its_terms_are_in_every_fi
     assert {*prepare([run.directory.parents[1]]).study.terms} >= {*result.terms} - {"kl"}
 
 
-class Killed(BaseException):
-    """Ends a run where a signal would."""
-
-
-class Killer(Callback):
-    """Ends the process's run in its second epoch."""
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch == 1:
-            raise Killed
-
-
 def test_a_schedule_resumes_where_it_was(run_of: Compose) -> None:
     words = ("objective=elbo", "objective.schedule=linear", "objective.warm_up=1", *SMALL)
     whole, run = run_of(*words, "name=whole"), run_of(*words, "name=killed")
-    first = runner.run(whole)
-    with pytest.raises(Killed):
-        runner.run(run, [Killer()])
-    result = runner.run(run)
-    assert result.resumed == [1]
+    first, result = check_resuming(whole, run)
     assert result.test == first.test
-    weights, there = (load_file(one.directory / results.WEIGHTS) for one in (whole, run))
-    assert all(torch.equal(value, there[key]) for key, value in weights.items())
     history = results.read_history(run.directory)
     assert history["train"]["beta"] == pytest.approx([1 / 6, 4 / 6], rel=1e-5)
     assert history["val"]["beta"] == [1, 1]

@@ -8,18 +8,15 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import Compose
-from safetensors.torch import load_file
-from test_extensions import SMALL, Killed, Killer
+from kills import check_resuming
+from test_extensions import SMALL
 
 import vae_lab
-from vae_lab import results
-from vae_lab.config import ConfigError, config_folder
+from vae_lab.config import ConfigError
 from vae_lab.model import vae
 from vae_lab.model.match import check_fit
 from vae_lab.trained import export, sheets
 from vae_lab.training import runner
-
-HAS_RAE = (config_folder() / "objective/rae.yaml").exists()
 
 
 class Combination(NamedTuple):
@@ -43,7 +40,7 @@ COMBINATIONS = {
     "full, per_pixel": Combination(
         ("posterior=full", "objective=elbo", "likelihood.sigma=per_pixel"), divergence="exact"
     ),
-    **({"point": Combination(("posterior=point", "objective=rae"), None, None)} if HAS_RAE else {}),
+    "point": Combination(("posterior=point", "objective=rae"), None, None),
 }
 
 
@@ -54,14 +51,7 @@ def test_a_combination_trains_resumes_loads_and_exports(run_of: Compose, tmp_pat
     whole, run = (run_of(*small, *words, f"name={name}") for name in ("whole", "killed"))
     check_fit(run.config)
     runner.check(run.config)
-    assert runner.run(whole).finished
-    with pytest.raises(Killed):
-        runner.run(run, [Killer()])
-    result = runner.run(run)
-    assert result.finished, result.error
-    weights, there = (load_file(one.directory / results.WEIGHTS) for one in (whole, run))
-    assert weights.keys() == there.keys()
-    assert all(torch.equal(value, there[name]) for name, value in weights.items())
+    _, result = check_resuming(whole, run)
     # What it is measured by, and what it cannot be.
     assert (result.nats, result.divergence) == (nats, divergence)
     test = result.test.model_dump()
@@ -106,7 +96,6 @@ def test_every_distribution_is_the_same_in_onnx(run_of: Compose, tmp_path: Path,
     assert max(export.export_halves(model, "onnx", tmp_path).values()) <= export.TOLERANCE
 
 
-@pytest.mark.skipif(not HAS_RAE, reason="no objective trains such codes")
 @pytest.mark.parametrize("prior", ["mixture", "vamp", "flow"])
 def test_a_prior_that_nothing_trains_is_refused(run_of: Compose, prior: str) -> None:
     with pytest.raises(ConfigError, match=r"^prior: .* is trained by a KL divergence, which .*PointPosterior lacks"):

@@ -12,7 +12,8 @@ from vae_lab.cli.export import export
 from vae_lab.cli.generate import generate
 from vae_lab.cli.report import report
 from vae_lab.cli.train import train
-from vae_lab.config.terminal import printing, say
+from vae_lab.config import ConfigError, Problem
+from vae_lab.config.terminal import printing, say, stop
 from vae_lab.sweep import checks
 
 COMMANDS = {
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     command, *rest = arguments or ["--help"]
+    if command == "train" and rest and rest[0] in COMMANDS:
+        stop(ConfigError(Problem("command line", f"{rest[0]} is a command of its own: vae-lab {' '.join(rest)}")))
     if command in COMMANDS:
         _check_folder()
         try:

@@ -24,8 +24,6 @@ from vae_lab.training import plan
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("train", "describe", "report", "evaluate", "generate", "export")
-
 CALLBACK_CHANGED = ConfigError(
     Problem("hydra.callbacks.vae_lab", "must stay as it is: it checks the runs, and sums them up at the end")
 )
@@ -39,7 +37,7 @@ def train(typed: Sequence[str]) -> None:
         sys.path.insert(0, os.getcwd())  # a class in the user's folder can be a _target_
     register_resolvers()
     try:
-        words = Words.read(typed, COMMANDS)
+        words = Words.read(typed)
         launchers.prepare(typed)
         search.register()
     except ConfigError as error:

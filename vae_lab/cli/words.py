@@ -37,12 +37,11 @@ class Words(NamedTuple):
     config_dir: Path | None
 
     @classmethod
-    def read(cls, words: Sequence[str], commands: Sequence[str] = ()) -> "Words":
+    def read(cls, words: Sequence[str]) -> "Words":
         """Sort the words of a command line, and correct those whose meaning is clear.
 
         Args:
             words: as typed.
-            commands: other commands, which someone may have typed behind this one.
 
         Raises:
             ConfigError: with every mistake that Hydra would not name.
@@ -67,7 +66,7 @@ class Words(NamedTuple):
             if long == "--config-dir" and (equals or takes_next):
                 folders.append(value if equals else flags[-1])
                 del flags[-1 if equals else -2 :]
-        found = [*_spaces(overrides, commands)]
+        found = [*_spaces(overrides)]
         problems += found
         corrected = [] if found else [_corrected(word, problems) for word in overrides]
         for folder in folders:
@@ -130,7 +129,7 @@ def _unknown_flag(word: str, rest: list[str]) -> Problem:
     return Problem("command line", f"there is no flag {word}; values have no dashes: {' or '.join(meant)}")
 
 
-def _spaces(words: list[str], commands: Sequence[str]) -> Iterator[Problem]:
+def _spaces(words: list[str]) -> Iterator[Problem]:
     """Words that belong together, or need an equals sign."""
     if not any("=" not in word.strip("=") and not word.startswith("~") for word in words):
         return
@@ -147,9 +146,6 @@ def _spaces(words: list[str], commands: Sequence[str]) -> Iterator[Problem]:
             continue
         key, colon, value = word.partition(":")
         is_key = key in keys.in_files() or key in keys.groups()
-        if index == 1 and word in commands:
-            yield Problem("command line", f"{word} is a command of its own: vae-lab {' '.join(joined)}")
-            return
         if is_key and colon and (value or after):
             index += not value
             yield Problem("command line", f"a value comes behind '=': write {key}={value or after}")

@@ -4,12 +4,11 @@ from vae_lab.config.base import WIDEST, Node, PartialNode
 from vae_lab.config.complaints import explain, is_complaint
 from vae_lab.config.errors import ConfigError, Problem, choices
 from vae_lab.config.identity import NOT_IDENTIFYING, cell_name, identifying
+from vae_lab.config.names import PACKAGE, config_folder
 from vae_lab.config.runs import (
-    PACKAGE,
     Inherited,
     Position,
     Run,
-    config_folder,
     cores,
     optimizer_steps,
     precision,

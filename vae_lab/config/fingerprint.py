@@ -12,18 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from vae_lab.config.images import image_files
 from vae_lab.config.schema import Config, DataConfig, FolderConfig, ForeignData
 from vae_lab.config.sources import digest_of
 from vae_lab.config.versions import as_first_written, nodes_in
-
-IMAGE_ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp",
-    ".gif", ".avif", ".jp2", ".tga",
-)  # fmt: skip
-"""The endings of image files."""
-
-IGNORED = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
-"""Folders of operating systems, which are ignored like hidden ones."""
 
 IMAGES, CODE = "images", "code of "
 """How the keys of a fingerprint begin: `images`, or `images of a split`, and `code of a.b.Class`."""
@@ -79,7 +71,7 @@ def of_images(data: Data) -> dict[str, str]:
     """The fingerprint of the images in known files: `images` → files and digest; empty if they are not there."""
     try:
         if isinstance(data, FolderConfig):
-            return {IMAGES: of_files(data.root, image_files(Path(data.root)))}
+            return {IMAGES: of_files(data.root, image_names(Path(data.root)))}
         if isinstance(data, DataConfig) and data.dataset in _IDX_SETS:
             return {IMAGES: _of_idx(data)}
         if isinstance(data, DataConfig) and data.dataset in _SETS:
@@ -89,29 +81,9 @@ def of_images(data: Data) -> dict[str, str]:
     return {}
 
 
-def image_files(folder: Path) -> list[str]:
-    """The image files at any depth under a folder: paths relative to it, sorted; nothing hidden, no folder twice.
-
-    Raises:
-        OSError: if a folder cannot be read.
-    """
-    found = []
-    seen: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # links may go round in circles
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in IGNORED)
-        inside = os.path.relpath(place, folder)
-        images = [name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_ENDINGS)]
-        found += [Path(inside, name).as_posix() for name in images]
-    return sorted(found)
+def image_names(folder: Path) -> list[str]:
+    """The paths of the image files under a folder, relative to it, sorted; see `image_files`."""
+    return sorted(Path(os.path.relpath(image.path, folder)).as_posix() for image in image_files(folder).images)
 
 
 def of_files(folder: str | Path, names: Sequence[str]) -> str:

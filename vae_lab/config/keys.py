@@ -14,17 +14,8 @@ from typing import Any
 
 import yaml
 
-from vae_lab.config import names
-from vae_lab.config.schema import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    FolderConfig,
-    MatchConfig,
-    MetricsConfig,
-    TrainerConfig,
-    flatten,
-)
+from vae_lab.config.names import config_folder
+from vae_lab.config.schema import SECTIONS, TrainerConfig, flatten
 
 MOST = 3
 """The most suggestions for one word."""
@@ -41,29 +32,15 @@ ALSO_CALLED = {
 ON_A_GPU = ("gpu", "gpus", "cuda", "device")
 """Usual names for what `trainer=gpu` says."""
 
-_SCHEMAS = {
-    "data": (DataConfig, FolderConfig),
-    "encoder": (EncoderConfig,),
-    "decoder": (DecoderConfig,),
-    "match": (MatchConfig,),
-    "metrics": (MetricsConfig,),
-    "trainer": (TrainerConfig,),
-}
-
 
 @cache
 def groups() -> dict[str, list[str]]:
     """Group → its choices, those of Hydra left out."""
     found: dict[str, list[str]] = {}
-    for path in sorted(_folder().glob("*/*.yaml")):
+    for path in sorted(config_folder().glob("*/*.yaml")):
         if path.parent.name != "hydra":
             found.setdefault(path.parent.name, []).append(path.stem)
     return found
-
-
-def _folder() -> Path:
-    inside = names.PACKAGE / "conf"
-    return inside if inside.is_dir() else names.PACKAGE.parent / "conf"
 
 
 @cache
@@ -72,7 +49,7 @@ def in_files() -> dict[str, Any]:
     found: dict[str, Any] = {"name": "", "seed": 0, "plan": False}
     for group, choices in groups().items():
         for choice in choices if group != "experiment" else ():
-            node = yaml.safe_load((_folder() / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+            node = yaml.safe_load((config_folder() / group / f"{choice}.yaml").read_text(encoding="utf-8"))
             keys = flatten({group: node}) if isinstance(node, dict) else {}
             found |= {key: value for key, value in keys.items() if not re.search(r"[\[]|\._|\.defaults", key)}
     return found
@@ -82,9 +59,8 @@ def in_files() -> dict[str, Any]:
 def to_add() -> set[str]:
     """Keys that no file has to have: on the command line they take a plus."""
     found = {
-        f"{group}.{name}"
-        for group, schemas in _SCHEMAS.items()
-        for schema in schemas
+        f"{'data' if section == 'folder' else section}.{name}"
+        for section, schema in SECTIONS.items()
         for name in schema.model_fields
         if name not in ("target", "references")
     }

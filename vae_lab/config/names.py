@@ -11,6 +11,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 
+
+def config_folder() -> Path:
+    """`conf/`: inside the package where it is installed, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
 FAMILIES = {
     "latent": ("model/latents", "Latent"),
     "posterior": ("model/posteriors", "Posterior"),

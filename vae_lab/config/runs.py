@@ -23,16 +23,9 @@ from vae_lab.config import keys
 from vae_lab.config.complaints import explain, is_complaint
 from vae_lab.config.errors import ConfigError, Problem
 from vae_lab.config.identity import BESIDE_TRAINING, cell_name, identifying
+from vae_lab.config.names import PACKAGE
 from vae_lab.config.schema import Config, flatten
 from vae_lab.config.validation import validate
-
-PACKAGE = Path(__file__).parents[1]
-
-
-def config_folder() -> Path:
-    """`conf/`: inside the package where it is installed, beside it in a checkout."""
-    inside = PACKAGE / "conf"
-    return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,18 @@ PARTS = (
 """The sections that are each built from one `_target_`."""
 
 
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "folder": FolderConfig,
+    "encoder": EncoderConfig,
+    "decoder": DecoderConfig,
+    "match": MatchConfig,
+    "metrics": MetricsConfig,
+    "trainer": TrainerConfig,
+}
+"""The sections with known keys; `folder` is the other kind of `data`."""
+
+
 class Config(Section):
     """The whole configuration of one run, as `config.yaml` holds it."""
 

@@ -10,18 +10,7 @@ from pydantic_core import ErrorDetails
 
 from vae_lab.config import names, signatures
 from vae_lab.config.errors import ConfigError, Problem, choices
-from vae_lab.config.schema import (
-    STRATEGIES,
-    Config,
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    FolderConfig,
-    MatchConfig,
-    MetricsConfig,
-    TrainerConfig,
-    flatten,
-)
+from vae_lab.config.schema import SECTIONS, STRATEGIES, Config, DataConfig, TrainerConfig, flatten
 from vae_lab.config.versions import upgraded
 from vae_lab.config.vocabulary import BLOCKS, DUPLICATES, AnyBlock, Block, ForeignBlock, Styled
 from vae_lab.config.widths import scaled
@@ -181,12 +170,7 @@ def _parts(location: tuple[int | str, ...]) -> Iterable[tuple[int | str, bool]]:
 def _fields(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` knows."""
     sections: dict[str, type[BaseModel]] = {
-        "data": DataConfig,
-        "folder": FolderConfig,
-        "encoder": EncoderConfig,
-        "decoder": DecoderConfig,
-        "match": MatchConfig,
-        "metrics": MetricsConfig,
+        **SECTIONS,
         **BLOCKS,
         **{name: schema for family in names.FAMILIES for name, schema in signatures.schemas(family).items()},
     }

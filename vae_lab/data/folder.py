@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
 from vae_lab.config.base import Background, Binarize
-from vae_lab.config.fingerprint import IMAGE_ENDINGS, cache_folder
+from vae_lab.config.fingerprint import cache_folder
+from vae_lab.config.images import IMAGE_ENDINGS, ImageFile, image_files
 from vae_lab.config.terminal import watched
 from vae_lab.data import derived_seed
 from vae_lab.data.batches import Batches, ImageModule, Item, Split, Streamed, order_of
@@ -23,7 +24,7 @@ from vae_lab.data.binarize import fixed
 from vae_lab.data.devices import fits_in_memory, home_of, megabytes
 from vae_lab.data.files import DataError
 from vae_lab.data.pixels import check_image, read_image
-from vae_lab.data.tree import ImageFile, image_files, pools
+from vae_lab.data.tree import pools
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,10 @@ class FolderData(ImageModule):
         """The files of all splits, which it draws."""
         if not self.root.is_dir():
             raise DataError(f"there is no folder {self.root}; data.root must name a folder of images")
-        tree = image_files(self.root)
+        try:
+            tree = image_files(self.root)
+        except OSError as error:
+            raise DataError(str(error)) from error
         self.left_out = [
             f"{len(paths):,} {kind}, such as {min(paths)}"
             for paths, kind in ((tree.repeated, "links to images that count already"), (tree.others, "other files"))

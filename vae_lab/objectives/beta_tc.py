@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lab.config.base import Count, NonNegative
-from vae_lab.model.distributions import DiagonalNormal, StandardNormal
+from vae_lab.model.distributions import DiagonalNormal, StandardNormal, divergence
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective, bound_of, posteriors_of
 
@@ -62,14 +62,15 @@ class BetaTc(Objective):
     def forward(self, vae: VAE, images: Float[Tensor, "b c h w"], progress: float) -> dict[str, Float[Tensor, ""]]:
         q, z, x = vae(images)
         reconstruction = -x.log_prob(images).mean()
-        parts = decompose(q, vae.prior(), z, log_weights(len(z), self.num_train, self.sampling).to(z))
+        prior = vae.prior()
+        parts = decompose(q, prior, z, log_weights(len(z), self.num_train, self.sampling).to(z))
         total = reconstruction
         for weight, part in zip((self.alpha, self.beta, self.gamma), parts, strict=True):
             total = total + weight * part
         return {
             "total": total,
             "reconstruction": reconstruction,
-            "kl": vae.divergence(q, z).nats.mean(),
+            "kl": divergence(q, prior, z).nats.mean(),
             **parts._asdict(),
         }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lab.config.base import Count
+from vae_lab.model.distributions import divergence
 from vae_lab.model.interfaces import Posterior
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective, bound_of
@@ -41,13 +42,14 @@ class Iwae(Objective):
         z = q.rsample((self.k,))
         x = vae.likelihood(vae.decoder(z.flatten(0, 1)))
         log_x = x.log_prob(images.repeat(self.k, 1, 1, 1)).unflatten(0, (self.k, len(images)))
-        log_joint = log_x + vae.prior().log_prob(z)
+        prior = vae.prior()
+        log_joint = log_x + prior.log_prob(z)
         if self.estimator == "dreg" and z.requires_grad:
             total = _doubly_reparameterised(log_joint - _detached_log_density(vae.posterior, parameters, z), z)
         else:
             total = _negative_bound(log_joint - q.log_prob(z))
         with torch.no_grad():  # not part of the total
-            reconstruction, kl = -log_x.mean(), vae.divergence(q, z).nats.mean()
+            reconstruction, kl = -log_x.mean(), divergence(q, prior, z).nats.mean()
         return {"total": total, "reconstruction": reconstruction, "kl": kl}
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_lab.config.base import NonNegative, Positive
+from vae_lab.model.distributions import divergence
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective, bound_of
 
@@ -65,7 +66,7 @@ class Mmd(Objective):
         total = reconstruction + self.mmd_weight * mmd
         terms = {"reconstruction": reconstruction, "mmd": mmd}
         if vae.posterior.has_density:
-            terms["kl"] = vae.divergence(q, z).nats.mean()
+            terms["kl"] = divergence(q, prior, z).nats.mean()
             total = total + self.beta * terms["kl"]
         return {"total": total, **terms}
 

@@ -182,7 +182,7 @@ def check_folders(runs: Sequence[Run]) -> None:
                     "choose another name, or delete that folder",
                 )
             )
-        elif result.finished if result is not None else plan.has_checkpoint(run):  # one that failed begins anew
+        elif result.finished if result is not None else plan.has_checkpoint(run):  # a failed one begins anew then
             before = results.read_fingerprint(run.directory)
             changed = fingerprint.differing(before, current.of(run.config, before))
             if changed:

@@ -41,7 +41,7 @@ def finished(run: Run) -> results.Result | None:
     result = results.read_result(run.directory)
     if result is None or not result.finished or result.config_sha256 != run.config.sha256():
         return None
-    if not result.has_its_files and any((run.directory / results.CHECKPOINTS).glob("*.ckpt")):
+    if not result.has_its_files and has_checkpoint(run):
         return None  # it resumes, to write them
     return None if results.damaged(run.directory, result) else result
 
