@@ -604,7 +604,7 @@ def test_every_objective_trains_in_mixed_precision_and_its_terms_are_in_every_fi
     assert has_density == (test["kl"] is not None) == (result.nats == "real") == (test["elbo"] is not None)
     if has_density:
         assert test["elbo"] == pytest.approx(-test["reconstruction"] - test["kl"])
-        assert validation_bound(run.config, result) is not None
+        assert validation_bound(run.config, result.val.model_dump()) is not None
     assert {*prepare([run.directory.parents[1]]).study.terms} >= {*result.terms} - {"kl"}
 
 

@@ -20,6 +20,7 @@ from vae_lab.config.widths import scaled
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, read_trials, write_trials
 from vae_lab.search.propose import propose
 from vae_lab.search.space import ends, parse, size
+from vae_lab.search.sweeper import _figures
 from vae_lab.study.searches import importances
 
 ROOT = Path(__file__).parents[1]
@@ -81,13 +82,17 @@ def test_a_search_that_is_killed_and_resumed_ends_like_an_undisturbed_one(tmp_pa
     assert study.best_value == best["loss"]
 
 
-def test_a_launcher_runs_several_trials_at_once_and_one_may_fail(tmp_path: Path) -> None:
+def test_a_launcher_runs_several_trials_by_any_term_and_one_may_fail(tmp_path: Path) -> None:
     words = (*SEARCH, "hydra/launcher=local", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    words = (*words, "objective=beta_tc", "hydra.sweeper.metric=val.mutual_information")
     done = train(tmp_path, *words, "optimizer.lr=0.005,1e30", "name=both")
     states = {one["values"]["optimizer.lr"]: one["state"] for one in trials(tmp_path, "both")}
     assert len(trials(tmp_path, "both")) == 4
     assert states.get("1e+30", "failed") == "failed"
     assert states.get("0.005", "finished") == "finished"
+    for one in trials(tmp_path, "both"):
+        result = json.loads((tmp_path / "outputs/both" / one["run"] / "result.json").read_text())
+        assert result["val"].get("mutual_information") == one["loss"]
     assert done.returncode == ("1e+30" in states)
     assert "Launcher local: " in done.stdout
 
@@ -103,6 +108,24 @@ def test_a_launcher_runs_several_trials_at_once_and_one_may_fail(tmp_path: Path)
         (["latent.dim=4,8", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials: must be at least 1, but is 0"),
         (["latent.dim=4,8", "hydra.sweeper.sampler=tp"], "did you mean 'tpe'?"),
         (["latent.dim=4,8", "hydra.sweeper.trials=3"], "hydra.sweeper.trials"),
+        (["latent.dim=4,8", "hydra.sweeper.metric=total"], "must be a figure of the validation images, val.total, "),
+        (
+            ["latent.dim=4,8", "objective=elbo", "hydra.sweeper.metric=val.beta"],
+            "val.beta, which vae_lab.Elbo does not have; known: val.total, val.reconstruction, val.kl, val.elbo",
+        ),
+        (
+            ["objective.schedule=linear,constant", "latent.dim=4", "objective=elbo", "hydra.sweeper.metric=val.beta"],
+            "val.beta, which vae_lab.Elbo does not have with objective.schedule=constant; known",
+        ),
+        (
+            ["latent.dim=4,8", "objective=beta_tc", "hydra.sweeper.metric=val.mutual_info"],
+            "known: val.total, val.reconstruction, val.kl, val.mutual_information, ",
+        ),
+        (
+            ["latent.dim=4,8", "objective=mmd", "posterior=point", "hydra.sweeper.metric=val.kl"],
+            "val.kl, which vae_lab.Mmd does not have; known: val.total, val.reconstruction, val.mmd",
+        ),
+        (["objective.beta=0,0.01", "hydra.sweeper.metric=val.elbo"], "does not have with objective.beta=0; "),
         (["latent.dim=4,8", "data.num_val=0"], "data.num_val: must be at least 1, since the search goes by val.total"),
     ],
 )
@@ -119,6 +142,19 @@ def test_mistakes_are_reported_before_the_first_trial(
     assert ending.value.code == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").rglob("search.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "further"),
+    [
+        (["objective=elbo", "objective.schedule=linear"], ["val.beta"]),
+        (["objective=elbo", "objective.target_kl=5", "objective.beta=9"], ["val.target_kl"]),
+        (["objective=elbo", "objective.perceptual=1"], ["val.perceptual"]),
+        (["objective=dip"], ["val.off_diagonal", "val.diagonal"]),
+    ],
+)
+def test_terms_that_keys_switch_on_can_be_searched(run_of: Compose, words: list[str], further: list[str]) -> None:
+    assert _figures(run_of(*words)) == ["val.total", "val.reconstruction", "val.kl", *further, "val.elbo"]
 
 
 def test_without_optuna_the_command_that_installs_it_is_printed(

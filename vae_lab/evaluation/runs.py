@@ -1,6 +1,7 @@
 """Compute the test metrics of finished runs from their weights."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,12 @@ def open_images(folder: Path, settings: Config, *stages: str) -> Any:
     return data
 
 
-def validation_bound(settings: Config, result: Result) -> float | None:
+def validation_bound(settings: Config, terms: Mapping[str, float | None]) -> float | None:
     """The evidence lower bound in nats per image, computed from the validation terms; None if that is impossible."""
-    terms = result.val.model_dump()
-    if any(terms.get(term) is None for term in ("reconstruction", "kl")):
+    known = {term: value for term, value in terms.items() if value is not None}
+    if not {"reconstruction", "kl"} <= known.keys():
         return None
     objective: Objective = config.build(settings.objective)
     with shapes_only():
         model = vae.build(settings)
-    return objective.elbo(terms, model) if objective.measures(model) else None
+    return objective.elbo(known, model) if objective.measures(model) else None

@@ -49,6 +49,9 @@ def _problem(error: Any) -> Problem:
         known = context["expected"]
         close = difflib.get_close_matches(str(value), re.findall("'(.*?)'", known), n=1)
         return Problem(key, f"must be {known}, but is {value!r}" + (f"; did you mean '{close[0]}'?" if close else ""))
+    if kind == "string_pattern_mismatch":
+        known = "val.total, val.elbo, or val. and another term of the objective"
+        return Problem(key, f"must be a figure of the validation images, {known}, but is {value!r}")
     if kind == "int_type":
         return Problem(key, f"must be a whole number, but is {value!r}")
     limit = f"at least {context['ge']}" if "ge" in context else f"at most {context.get('le')}"

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lab import compat, results
-from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, choices, explain, is_complaint, signatures, words
+from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, bare, read_trials
 from vae_lab.search.loop import search
 from vae_lab.search.options import Options, options
@@ -30,6 +30,8 @@ from vae_lab.training import plan as plans
 TARGET = "hydra_plugins.vae_lab.Optuna"
 """The name in conf/hydra/sweeper/optuna.yaml; Hydra accepts only plugins of the package `hydra_plugins`."""
 PACKAGE = "optuna"
+ALWAYS = ("val.total", "val.reconstruction")
+"""The figures that every objective has."""
 
 
 class Optuna(Sweeper):
@@ -135,19 +137,23 @@ class Planned:
         if any(getattr(run.config.data, "num_val", 1) == 0 for run in corners):
             problem = f"must be at least 1, since the search goes by {self.options.metric}, but is 0"
             raise ConfigError(Problem("data.num_val", problem))
-        metric = self.options.metric
-        for run in corners:
-            terms = _terms(run)
-            if terms is not None and metric not in (*terms, "val.elbo"):
-                raise ConfigError(
-                    Problem("hydra.sweeper.metric", f"there is no {metric}; {choices(metric, [*terms, 'val.elbo'])}")
-                )
-            if metric == "val.elbo" and not _is_measured(run):
-                problem = "is val.elbo, but the objective trains no likelihood, as mse_kl with a beta of 0 does not"
-                raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; take val.reconstruction"))
+        self._check_metric(corners)
         owner = results.holder(self.folder)
         if owner is not None:
             raise ConfigError(Problem("name", f"the search under {self.folder} is in the hands of {owner}"))
+
+    def _check_metric(self, corners: Sequence[Run]) -> None:
+        metric = self.options.metric
+        if metric in ALWAYS:
+            return
+        known = [(run, _figures(run)) for run in corners]
+        lacking = [(run, names) for run, names in known if names is not None and metric not in names]
+        if lacking:
+            run, names = lacking[0]
+            searched = [word for word in run.overrides if word.partition("=")[0] in self.record.space]
+            where = f" with {' '.join(searched)}" if len(lacking) < len(known) else ""
+            problem = f"is {metric}, which {run.config.objective.target} does not have{where}"
+            raise ConfigError(Problem("hydra.sweeper.metric", f"{problem}; known: {', '.join(names)}"))
 
     def outcome(self, trial: Trial) -> Trial:
         """A trial with the result of its run."""
@@ -195,18 +201,20 @@ class Planned:
         return f"About {timedelta(seconds=seconds)} one after another, judged by {len(walls)} finished runs."
 
 
-def _terms(run: Run) -> list[str] | None:
-    """The validation terms of a run's objective; None for a user's own objective, which is not imported yet."""
-    units = signatures.attribute("objective", run.config.objective.target, "units")
-    return None if units is None else [f"val.{term}" for term in units]
+def _figures(run: Run) -> list[str] | None:
+    """The figures that a search of such runs can go by; None if its parts cannot be built, which later checks report.
 
+    The objective is built, since its keys may decide which terms it has.
+    """
+    from vae_lab.evaluation.runs import validation_bound  # imports torch
+    from vae_lab.training.parts import terms
 
-def _is_measured(run: Run) -> bool:
-    """Whether a run is measured in nats, if that is known before torch is imported."""
-    target = run.config.objective.target
-    if signatures.beta_sets_sigma(target):
-        return run.config.implied_sigma is not None
-    return bool(signatures.attribute("objective", target, "is_likelihood_trained", default=True))
+    try:
+        names = terms(run.config)
+        has_bound = validation_bound(run.config, dict.fromkeys(names, 1.0)) is not None
+    except Exception:  # a user's class may raise anything
+        return None
+    return [*(f"val.{name}" for name in names), *(["val.elbo"] if has_bound else [])]
 
 
 def _loss(run: Run, result: results.Result, metric: str) -> float | None:
@@ -215,7 +223,7 @@ def _loss(run: Run, result: results.Result, metric: str) -> float | None:
         return cast("float | None", result.val.model_dump().get(metric.partition(".")[2]))
     from vae_lab.evaluation.runs import validation_bound  # imports torch
 
-    bound = validation_bound(run.config, result)
+    bound = validation_bound(run.config, result.val.model_dump())
     return None if bound is None else -bound
 
 

@@ -1,5 +1,6 @@
 """Checks of a model's parts and its objective, on the meta device, before the first run starts."""
 
+import pkgutil
 from typing import get_args
 
 import torch
@@ -40,6 +41,12 @@ def check(settings: Config) -> None:
     terms = objective(model, images, 0.0)
     _check_terms(objective, settings.objective.target, terms, has_density=model.posterior.has_density)
     check_metrics(settings)
+
+
+def terms(settings: Config) -> list[str]:
+    """The terms of a run's objective; their names may depend on its keys, and `kl` on the posterior."""
+    has_density = pkgutil.resolve_name(settings.posterior.target).has_density
+    return [term for term in config.build(settings.objective).units if term != "kl" or has_density]
 
 
 def check_metrics(settings: Config) -> None:
