@@ -1,5 +1,6 @@
 """The two kinds of section: those with known keys, and those that describe a call of any class."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,19 @@ def _low_and_high(ends: Any) -> Any:
 
 
 Bounds = Annotated[Sequence[float], BeforeValidator(_low_and_high)]
+
+
+def _channels_height_width(shape: Any) -> Any:
+    numbers = isinstance(shape, list | tuple) and all(type(side) is int and side >= 1 for side in shape)
+    if not numbers or len(shape) != 3 or math.prod(shape) > WIDEST:
+        raise ValueError(
+            "must be channels, height and width, such as [4, 7, 7]: numbers from 1, whose product is at most "
+            f"{WIDEST:,}"
+        )
+    return shape
+
+
+MapShape = Annotated[Sequence[int], BeforeValidator(_channels_height_width)]
 
 
 def _share_of_training(share: float) -> float:

@@ -355,8 +355,10 @@ class Config(Section):
 
     @property
     def latent_dim(self) -> int:
-        """Z, the number of latent dimensions; 0 for a user's own latent space without `dim`."""
-        dim = getattr(self.latent, "dim", 0)
+        """Z, the number of latent dimensions; 0 for a user's own latent space without `dim` or `shape`."""
+        dim, shape = getattr(self.latent, "dim", 0), getattr(self.latent, "shape", ())
+        if isinstance(shape, list | tuple) and shape and all(type(side) is int for side in shape):
+            return math.prod(shape)
         return dim if isinstance(dim, int) else 0
 
     @property

@@ -266,7 +266,9 @@ def _likelihood_problems(config: Config) -> Iterable[Problem]:
         )
     elif signatures.beta_sets_sigma(objective.target):
         if getattr(objective, "beta", 0) and config.implied_sigma is None:
-            yield Problem("latent", "must have a key `dim`, the numbers of a code, from which beta's σ follows")
+            yield Problem(
+                "latent", "must have a key `dim` or `shape`, the numbers of a code, from which beta's σ follows"
+            )
         sigma = getattr(likelihood, "sigma", "auto")
         if sigma not in ("auto", "from_beta", config.implied_sigma):
             yield Problem(

@@ -151,10 +151,10 @@ def aggregate_bound(posterior: Distribution, z: Float64[Tensor, "n ..."], prior:
     gains = []
     for fitted, held_out in ((halves, ~halves), (~halves, halves)):
         if isinstance(posterior, DiagonalNormal):
-            codes, variance = posterior.mean[fitted], posterior.variance[fitted].mean(0)
-            if z.shape[1] > max(len(codes), WIDE):
+            codes, variance = posterior.mean[fitted].flatten(1), posterior.variance[fitted].flatten(1).mean(0)
+            if codes.shape[1] > max(len(codes), WIDE):
                 mean = codes.mean(0)
-                log_density = _log_low_rank_gaussian(codes - mean, variance, z[held_out] - mean)
+                log_density = _log_low_rank_gaussian(codes - mean, variance, z[held_out].flatten(1) - mean)
                 gains.append(log_density - prior.log_prob(z[held_out]))
                 continue
             within = torch.diag(variance)
@@ -173,7 +173,7 @@ def _log_mean_posterior(posterior: Distribution, z: Float64[Tensor, "m ..."]) ->
     if not isinstance(posterior, DiagonalNormal):
         return torch.stack([posterior.log_prob(one).logsumexp(0) for one in z]) - math.log(posterior.batch_shape[0])
     # Matrix products, because a tensor of all pairs and dimensions would not fit into memory.
-    mean, log_variance = posterior.mean, posterior.log_variance
+    z, mean, log_variance = (one.flatten(1) for one in (z, posterior.mean, posterior.log_variance))
     precision = torch.exp(-log_variance)
     squared = z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)
     constant = (log_variance + math.log(2 * math.pi)).sum(1)

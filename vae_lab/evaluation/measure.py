@@ -100,8 +100,8 @@ def kind_of_divergence(vae: VAE) -> Literal["exact", "estimated"] | None:
 def _draws(vae: VAE, train: Codes | None) -> dict[str, Draw]:
     """The sources of z for sampled images: the prior, and the samplers that are fitted to the training codes."""
     draws: dict[str, Draw] = {"samples": vae.draw}
-    if train is not None and len(vae.latent_shape) == 1:
-        codes = posterior_samples(vae.posterior(train.parameters[:MOST_CODES]), generator_for("samplers"))
+    if train is not None:
+        codes = posterior_samples(vae.posterior(train.parameters[:MOST_CODES]), generator_for("samplers")).flatten(1)
         if len(codes) >= least_codes() and codes.isfinite().all():
             draws |= {f"samples_{kind}": fit_codes(codes, kind).draw for kind in KINDS}
     return draws

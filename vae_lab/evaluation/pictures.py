@@ -19,8 +19,8 @@ SMALLEST_SSIM = 11
 """The smallest height and width of an image into which SSIM's window fits (Wang et al. 2004)."""
 
 
-Draw = Callable[[int, torch.Generator], Float[Tensor, "n z"]]
-"""Draws a given number of z, from a generator on the CPU."""
+Draw = Callable[[int, torch.Generator], Float[Tensor, "n ..."]]
+"""Draws a given number of z, flattened or not, from a generator on the CPU."""
 
 
 def reconstruct(
@@ -71,7 +71,7 @@ def reconstruct(
             break
         generator = generator_for(name)
         for rows in torch.split(torch.arange(count), ROWS):
-            z = draw(len(rows), generator).to(images)
+            z = draw(len(rows), generator).to(images).reshape(-1, *vae.latent_shape)
             features = [
                 classifier.features(vae.likelihood(vae.decoder(part)).mean.float()) for part in torch.split(z, PART)
             ]

@@ -17,38 +17,44 @@ class DiagonalNormal(Distribution):
     """Normal distributions with diagonal covariance, given by mean and log-variance.
 
     Args:
-        mean: (*batch, z).
-        log_variance: (*batch, z).
+        mean: (*batch, *event).
+        log_variance: (*batch, *event).
+        events: number of event dimensions: 1 for vectors, 3 for maps.
     """
 
     arg_constraints = {"mean": constraints.real_vector, "log_variance": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, mean: Float[Tensor, "... z"], log_variance: Float[Tensor, "... z"]) -> None:
+    def __init__(self, mean: Float[Tensor, "..."], log_variance: Float[Tensor, "..."], events: int = 1) -> None:
         self._mean, self.log_variance = mean, log_variance
-        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+        super().__init__(mean.shape[:-events], mean.shape[-events:], validate_args=False)
 
     @property
-    def mean(self) -> Float[Tensor, "... z"]:
+    def mean(self) -> Float[Tensor, "..."]:
         return self._mean
 
     @property
-    def variance(self) -> Float[Tensor, "... z"]:
+    def variance(self) -> Float[Tensor, "..."]:
         return self.log_variance.exp()
 
-    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "... z"]:
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         """Mean + σ·ε, ε ~ N(0, I) (Kingma & Welling 2014)."""
         shape = (*sample_shape, *self.mean.shape)
         noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
-    def log_prob(self, value: Float[Tensor, "... z"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         squared = (value - self.mean).square() * torch.exp(-self.log_variance)
-        return -0.5 * (squared + self.log_variance + math.log(2 * math.pi)).sum(-1)
+        return -0.5 * (squared + self.log_variance + math.log(2 * math.pi)).sum(_events(self))
 
     def entropy(self) -> Float[Tensor, "..."]:
-        return 0.5 * (self.log_variance + math.log(2 * math.pi * math.e)).sum(-1)
+        return 0.5 * (self.log_variance + math.log(2 * math.pi * math.e)).sum(_events(self))
+
+
+def _events(distribution: Distribution) -> tuple[int, ...]:
+    """The event dimensions, counted from the last."""
+    return tuple(range(-len(distribution.event_shape), 0))
 
 
 def bounded(values: Float[Tensor, "..."], bounds: Sequence[float] | None) -> Float[Tensor, "..."]:
@@ -85,35 +91,77 @@ class StandardNormal(Distribution):
         return torch.randn((*sample_shape, *self.origin.shape), dtype=self.origin.dtype, device=self.origin.device)
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        events = tuple(range(-self.origin.dim(), 0))
-        return -0.5 * (value.square() + math.log(2 * math.pi)).sum(events)
+        return -0.5 * (value.square() + math.log(2 * math.pi)).sum(_events(self))
 
 
 class Point(Distribution):
     """All probability at one code, which is the mean and every sample. It has no density.
 
     Args:
-        mean: (*batch, z).
+        mean: (*batch, *event).
+        events: number of event dimensions.
     """
 
     arg_constraints = {"mean": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, mean: Float[Tensor, "... z"]) -> None:
+    def __init__(self, mean: Float[Tensor, "..."], events: int = 1) -> None:
         self._mean = mean
-        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+        super().__init__(mean.shape[:-events], mean.shape[-events:], validate_args=False)
 
     @property
-    def mean(self) -> Float[Tensor, "... z"]:
+    def mean(self) -> Float[Tensor, "..."]:
         return self._mean
 
     @property
-    def variance(self) -> Float[Tensor, "... z"]:
+    def variance(self) -> Float[Tensor, "..."]:
         return torch.zeros_like(self._mean)
 
-    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "... z"]:
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         return self._mean.expand((*sample_shape, *self._mean.shape))
+
+
+class Reshaped(Distribution):
+    """A distribution over vectors as one over maps with the same numbers, in the same order.
+
+    Args:
+        base: batch shape (*batch), event shape (z,).
+        shape: the event shape, with z numbers.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
+        self.base = base
+        self.has_rsample = base.has_rsample
+        super().__init__(base.batch_shape, torch.Size(shape), validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "..."]:
+        return self._as_map(self.base.mean)
+
+    @property
+    def variance(self) -> Float[Tensor, "..."]:
+        return self._as_map(self.base.variance)
+
+    @property
+    def covariance_matrix(self) -> Float[Tensor, "... z z"]:
+        """Of the flattened codes; only if the base has one."""
+        found: Tensor = self.base.covariance_matrix  # type: ignore[attr-defined]
+        return found
+
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        return self._as_map(self.base.rsample(sample_shape))
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.base.log_prob(value.flatten(-len(self.event_shape)))
+
+    def entropy(self) -> Float[Tensor, "..."]:
+        return self.base.entropy()
+
+    def _as_map(self, vectors: Float[Tensor, "... z"]) -> Float[Tensor, "..."]:
+        return vectors.reshape(*vectors.shape[:-1], *self.event_shape)
 
 
 @contextmanager
@@ -149,13 +197,13 @@ def factorised(q: type[Distribution], p: type[Distribution]) -> Callable[[ByDime
 
 
 @factorised(DiagonalNormal, StandardNormal)
-def _from_standard(q: DiagonalNormal, p: StandardNormal) -> Float[Tensor, "... z"]:
+def _from_standard(q: DiagonalNormal, p: StandardNormal) -> Float[Tensor, "..."]:
     """Kingma & Welling 2014, appendix B."""
     return 0.5 * (q.mean.square() + q.log_variance.exp() - q.log_variance - 1)
 
 
 @factorised(DiagonalNormal, DiagonalNormal)
-def _from_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Float[Tensor, "... z"]:
+def _from_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Float[Tensor, "..."]:
     ratio = q.log_variance - p.log_variance
     return 0.5 * ((q.mean - p.mean).square() * torch.exp(-p.log_variance) + ratio.exp() - ratio - 1)
 
@@ -166,7 +214,12 @@ def _full_from_standard(q: MultivariateNormal, p: StandardNormal) -> Float[Tenso
     return 0.5 * (trace + q.mean.square().sum(-1) - log_determinant - q.event_shape[0])
 
 
+def _reshaped_from_standard(q: Reshaped, p: StandardNormal) -> Float[Tensor, "..."]:
+    return kl_divergence(q.base, StandardNormal(p.origin.flatten()))
+
+
 _kl(MultivariateNormal, StandardNormal)(_full_from_standard)
+_kl(Reshaped, StandardNormal)(_reshaped_from_standard)
 
 
 class Divergence(NamedTuple):

@@ -127,7 +127,7 @@ class Flow(Distribution):
     it is the expected value only where the layers are linear.
 
     Args:
-        base: the distribution of the noise.
+        base: the distribution of the noise, whose event shape is that of a code; the layers take it flattened.
         couplings: coupling layers.
         context: their context, (*batch, c).
     """
@@ -141,12 +141,18 @@ class Flow(Distribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def mean(self) -> Float[Tensor, "... z"]:
-        return self.couplings.inverse(self.base.mean, self.context)
+    def mean(self) -> Float[Tensor, "..."]:
+        return self._codes(self.base.mean)
 
-    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "... z"]:
-        return self.couplings.inverse(self.base.rsample(sample_shape), self.context)
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        return self._codes(self.base.rsample(sample_shape))
 
-    def log_prob(self, value: Float[Tensor, "... z"]) -> Float[Tensor, "..."]:
-        noise, log_determinant = self.couplings(value, self.context)
-        return self.base.log_prob(noise) + log_determinant
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        noise, log_determinant = self.couplings(value.flatten(-len(self.event_shape)), self.context)
+        return self.base.log_prob(self._shaped(noise)) + log_determinant
+
+    def _codes(self, noise: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self._shaped(self.couplings.inverse(noise.flatten(-len(self.event_shape)), self.context))
+
+    def _shaped(self, vectors: Float[Tensor, "... z"]) -> Float[Tensor, "..."]:
+        return vectors.reshape(*vectors.shape[:-1], *self.event_shape)

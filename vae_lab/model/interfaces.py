@@ -26,7 +26,7 @@ class Latent(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The shape of one z: (dim,) for vectors."""
+        """The shape of one z: (dim,) for vectors, (channels, height, width) for maps."""
 
 
 class Posterior(nn.Module, ABC):
@@ -39,12 +39,22 @@ class Posterior(nn.Module, ABC):
     outputs: ClassVar[tuple[str, ...]] = ("mean",)
     """Attributes of the distribution that an exported encoder puts out, each (b, *latent_shape)."""
 
+    is_spatial: ClassVar[bool] = False
+    """Whether the parameters of a map are themselves channels of its height and width, one block after the other.
+
+    The encoder then ends with a convolution, otherwise with a dense layer.
+    """
+
     has_density: ClassVar[bool] = True
     """Whether its distributions have a `log_prob`. Without one there is no KL divergence, and nothing in nats."""
 
     def __init__(self, latent_shape: Sequence[int]) -> None:
         super().__init__()
         self.latent_shape = tuple(latent_shape)
+
+    def as_codes(self, numbers: Float[Tensor, "b z"]) -> Float[Tensor, "b ..."]:
+        """A number for each latent dimension in the shape of the codes, (b, *latent_shape)."""
+        return numbers if len(self.latent_shape) == 1 else numbers.reshape(-1, *self.latent_shape)
 
     @abstractmethod
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:

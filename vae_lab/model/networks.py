@@ -13,7 +13,7 @@ from vae_lab import config
 from vae_lab.config import Size, halved
 from vae_lab.config.vocabulary import FitError, Place, Shape, Style, describe
 from vae_lab.model.blocks import building
-from vae_lab.model.blocks.layers import ScaledLinear, shapes_only, transpose
+from vae_lab.model.blocks.layers import ScaledLinear, convolve, shapes_only, transpose
 
 LARGEST = 2**31
 """The most numbers in a map or vector of one image; a larger network is treated as a mistake."""
@@ -24,7 +24,7 @@ TUNED_PIXELS, TUNED_INPUTS = 28 * 28, 32 * 7 * 7
 
 
 class Encoder(nn.Module):
-    """Images to the parameters of a posterior: blocks, then one dense layer.
+    """Images to the parameters of a posterior: blocks, then one dense layer or, for codes that are maps, a convolution.
 
     (b, c, h, w) → (b, num_parameters).
 
@@ -37,6 +37,7 @@ class Encoder(nn.Module):
         blocks: the list from an architecture file, `[{"down": 16}, …]`.
         activation: for every block that sets none.
         normalization: for every block that sets none.
+        latent_shape: the shape (c, h, w) of a code whose parameters are maps of its size; None for a vector.
 
     Raises:
         ConfigError: if a block is not in the vocabulary.
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
         blocks: Sequence[Any],
         activation: str = "leaky_relu",
         normalization: str = "batch",
+        latent_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         key = "encoder.blocks"
@@ -57,6 +59,10 @@ class Encoder(nn.Module):
         steps = _plan(key, config.parse_blocks(key, blocks), place)
         shape = steps[-1].after if steps else place.shape
         self.blocks = nn.Sequential(*map(_build, steps))
+        if latent_shape is not None:
+            _check_last_map(key, shape, tuple(latent_shape))
+            self.head = nn.Sequential(convolve(shape[0], num_parameters // math.prod(shape[1:]), 3), nn.Flatten())
+            return
         inputs = math.prod(shape)
         excess = min(math.prod(place.shape[1:]) / TUNED_PIXELS, inputs / TUNED_INPUTS)
         halvings = max(0, math.floor(math.log2(excess)))
@@ -68,10 +74,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent vectors to the parameters of a likelihood: blocks, then one layer to the image's channels.
+    """Latent codes to the parameters of a likelihood: blocks, then one layer to the image's channels.
 
-    (b, latent_dim) → (b, c, h, w). The sizes of the maps are computed backwards from the image: before a block that
-    doubles the map, the map has half the size, rounded up. Any image size can be reached that way.
+    (b, *latent_shape) → (b, c, h, w). The sizes of the maps are computed backwards from the image: before a block that
+    doubles the map, the map has half the size, rounded up. Any image size can be reached that way. A first
+    `unflatten: N` makes a map of N channels: of a vector by a dense layer, of a map of that size by a convolution.
 
     Args:
         image_shape: channels that the likelihood expects, height and width of the images.
@@ -79,6 +86,7 @@ class Decoder(nn.Module):
         blocks: the list from an architecture file, `[{"unflatten": 32}, {"up": 16}, …]`.
         activation: for every block that sets none.
         normalization: for every block that sets none.
+        latent_shape: the shape of a latent code; None is (latent_dim,).
         head: the layer from the last map to the image: `conv`, a convolution, or `up`, a transposed convolution that
             doubles the map. If the blocks end with a vector, the head is a dense layer.
 
@@ -95,6 +103,7 @@ class Decoder(nn.Module):
         activation: str = "leaky_relu",
         normalization: str = "batch",
         head: str = "conv",
+        latent_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         key = "decoder.blocks"
@@ -103,7 +112,11 @@ class Decoder(nn.Module):
         size = tuple(image_size)
         end = halved(size) if head == "up" else size
         _check_sizes(key, parsed, size, end)
-        place = Place((latent_dim,), Style(activation, normalization), end)
+        code = (latent_dim,) if latent_shape is None else tuple(latent_shape)
+        if len(code) == 3:
+            _check_codes(key, parsed, code, end)
+            parsed = _from_map(parsed)
+        place = Place(code, Style(activation, normalization), end)
         steps = _plan(key, parsed, place)
         shape = steps[-1].after if steps else place.shape
         if len(shape) == 3 and shape[1:] != end:
@@ -121,8 +134,52 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*map(_build, steps))
         self.head = nn.Sequential(*_onto_image(shape, channels, size, head))
 
-    def forward(self, z: Float[Tensor, "b z"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, z: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
         return self.head(self.blocks(z)).contiguous()  # see `layout`
+
+
+def _check_last_map(key: str, shape: Shape, code: Shape) -> None:
+    """Check that an encoder's blocks end with a map of the height and width of the codes."""
+    if len(shape) == 1:
+        raise FitError(
+            f"{key}: end with {describe(shape)}, but a code is {describe(code)}; take latent=vector, or blocks that "
+            "end with a map, such as encoder=vanilla"
+        )
+    if shape[1:] != code[1:]:
+        change = "remove" if math.prod(shape[1:]) < math.prod(code[1:]) else "add"
+        raise FitError(
+            f"{key}: end with {describe(shape)}, but a code is {describe(code)}; take "
+            f"latent.shape=[{code[0]},{shape[1]},{shape[2]}], or {change} a 'down'"
+        )
+
+
+def _check_codes(key: str, blocks: Sequence[config.AnyBlock], code: Shape, end: Size) -> None:
+    """Check that codes that are maps have the height and width from which a decoder's blocks reach the image.
+
+    Blocks behind one that makes a vector take codes of any size; so do those behind a class of the user's.
+    """
+    for _, block in config.leaves(blocks, key):
+        if not isinstance(block, config.Block) or len(block.after(code, code[1:])) == 1:
+            return
+    size = end
+    for block in reversed(config.unrolled(blocks)):
+        size = block.size_before(size)
+    if size != code[1:]:
+        raise FitError(
+            f"{key}: reach the image from maps of {size[0]}×{size[1]}, but a code is {describe(code)}; take "
+            f"latent.shape=[{code[0]},{size[0]},{size[1]}], or change the blocks that double the map"
+        )
+
+
+def _from_map(blocks: Sequence[config.AnyBlock]) -> list[config.AnyBlock]:
+    """The blocks with a first `unflatten` as the convolution that it is for a map."""
+    first, *others = blocks
+    if isinstance(first, config.Group):
+        first = first.model_copy(update={"blocks": _from_map(first.blocks)})
+    elif isinstance(first, config.Block) and first.word == "unflatten":
+        style = first.model_dump(include={"activation", "normalization", "repeat"})
+        (first,) = config.parse_blocks("decoder.blocks", [{"conv": first.value, **style}])
+    return [first, *others]
 
 
 def _onto_image(shape: Shape, channels: int, size: Size, head: str) -> list[nn.Module]:

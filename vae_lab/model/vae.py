@@ -166,7 +166,8 @@ class VAE(nn.Module):
         if steps < 2:
             raise ValueError(f"steps must be at least 2, the two ends, but is {steps}")
         start, end = (self.encode(self._checked(image, name)[None]).mean for name, image in (("a", a), ("b", b)))
-        return self.decode(torch.lerp(start, end, torch.linspace(0, 1, steps).to(start)[:, None]))
+        weights = torch.linspace(0, 1, steps).to(start).reshape(-1, *(1 for _ in self.latent_shape))
+        return self.decode(torch.lerp(start, end, weights))
 
     def traverse(
         self, image: Shaped[Tensor, "..."], dims: Sequence[int], span: float = 3.0, steps: int = 9
@@ -175,14 +176,14 @@ class VAE(nn.Module):
 
         Args:
             image: (c, h, w) in [0, 1]; the other dimensions keep the values of its posterior mean.
-            dims: the latent dimensions, counted from 0.
+            dims: the latent dimensions, counted from 0; those of a map in the order of its flattened numbers.
             span: the largest distance from 0, in standard deviations of the prior.
             steps: number of images in a row.
 
         Raises:
             ValueError: see `encode`; also if a dimension does not exist, or `steps` is less than 2.
         """
-        known = range(self.latent_shape[0])
+        known = range(self.latent_dim)
         missing = [dim for dim in dims if dim not in known]
         if missing or not len(dims):
             rule = f"dims must be among the latent dimensions 0 to {len(known) - 1}"
@@ -192,10 +193,10 @@ class VAE(nn.Module):
         if not 0 < span < math.inf:
             raise ValueError(f"span must be a finite number greater than 0, but is {span}")
         mean = self.encode(self._checked(image, "image")[None]).mean
-        z = mean.repeat(len(dims), steps, 1)
+        z = mean.flatten(1).repeat(len(dims), steps, 1)
         for row, dim in enumerate(dims):
             z[row, :, dim] = torch.linspace(-span, span, steps).to(z)
-        images = self.decode(z.flatten(0, 1))
+        images = self.decode(z.reshape(-1, *self.latent_shape))
         return images.reshape(len(dims), steps, *images.shape[1:])
 
     def _checked(self, images: Tensor, name: str, *before: str) -> Tensor:
@@ -279,11 +280,19 @@ def build_half(side: Side, settings: config.Config, distributions: Distributions
     """
     channels, *size = settings.data.image_shape
     latent_shape = distributions.posterior.latent_shape
+    is_map = len(latent_shape) == 3
     if side == "encoder":
         count = distributions.posterior.num_parameters(latent_shape)
-        return _side(side, settings.encoder, (channels, *size), image_shape=[channels, *size], num_parameters=count)
-    latent_dim, image_shape = math.prod(latent_shape), [distributions.likelihood.channels(channels), *size]
-    return _side(side, settings.decoder, (latent_dim,), image_shape=image_shape, latent_dim=latent_dim)
+        of_map = is_map and distributions.posterior.is_spatial and isinstance(settings.encoder, config.Network)
+        further: dict[str, Any] = {"latent_shape": latent_shape} if of_map else {}
+        return _side(
+            side, settings.encoder, (channels, *size), image_shape=[channels, *size], num_parameters=count, **further
+        )
+    image_shape = [distributions.likelihood.channels(channels), *size]
+    further = {"latent_shape": latent_shape} if is_map and isinstance(settings.decoder, config.Network) else {}
+    return _side(
+        side, settings.decoder, latent_shape, image_shape=image_shape, latent_dim=math.prod(latent_shape), **further
+    )
 
 
 def _part(key: str, node: BaseModel, kind: Any, **arguments: Any) -> Any:

@@ -1,5 +1,6 @@
 """Write the model card of an exported run, which a model hub shows. Imports no torch."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Facts(NamedTuple):
     result: Result
     settings: Mapping[str, Any]
     image_shape: Sequence[int]
-    latent_dim: int
+    latent_shape: Sequence[int]
     files: Sequence[str]
     pictures: Sequence[str]
     license: str
@@ -122,9 +123,9 @@ def _summary(facts: Facts) -> str:
     channels, height, width = facts.image_shape
     return (
         f"A variational autoencoder (Kingma & Welling 2014) of images of {height} × {width} pixels, "
-        f"{channels} channel{'s' if channels > 1 else ''}, with {facts.latent_dim} latent "
+        f"{channels} channel{'s' if channels > 1 else ''}, with {math.prod(facts.latent_shape)} latent "
         f"dimensions; {_parts(facts)}. Its encoder gives {sentence(facts.outputs)} of the posterior, its decoder the "
-        "mean image of a latent vector. Both were trained together by vae_lab, which compares such models; "
+        "mean image of a latent code. Both were trained together by vae_lab, which compares such models; "
         f"this is seed {facts.result.seed} of {code(facts.result.cell)}."
     )
 
@@ -174,7 +175,7 @@ def _metrics(facts: Facts) -> str:
 
 
 def _loading(facts: Facts) -> list[str]:
-    shape, dim = ", ".join(map(str, facts.image_shape)), facts.latent_dim
+    shape, dim = (", ".join(map(str, sides)) for sides in (facts.image_shape, facts.latent_shape))
     outputs = ", ".join(facts.outputs) + ("," if len(facts.outputs) == 1 else "")
     is_standard = facts.settings.get("prior", {}).get("_target_", STANDARD) == STANDARD
     with_onnx, with_torch = (

@@ -49,7 +49,7 @@ class Exported(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Images (b, c, h, w) in [0, 1] to `posterior.outputs`, such as mean and log-variance, (b, z) each."""
+    """Images (b, c, h, w) in [0, 1] to `posterior.outputs`, such as mean and log-variance, (b, *latent_shape) each."""
 
     inputs = ("images",)
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent vectors (b, z) to the mean images (b, c, h, w)."""
+    """Latent codes (b, *latent_shape) to the mean images (b, c, h, w)."""
 
     inputs, outputs = ("z",), ("images",)
 
@@ -175,7 +175,7 @@ def export_halves(model: vae.VAE, format: str, folder: Path) -> dict[str, float]
             try:
                 batch = torch.export.Dim("batch", min=1)
                 program = torch.export.export(
-                    half, (_example(shape, EXAMPLE),), dynamic_shapes=({0: batch},), strict=False
+                    half, (_example(half, shape, EXAMPLE),), dynamic_shapes=({0: batch},), strict=False
                 )
                 kind.write(half, program, path)
                 run = kind.read(path)
@@ -195,10 +195,10 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def _example(shape: tuple[int, ...], count: int) -> Float[Tensor, "b ..."]:
-    """Random images with values in [0, 1], or latent vectors from N(0, I); the same in every call."""
+def _example(half: Half, shape: tuple[int, ...], count: int) -> Float[Tensor, "b ..."]:
+    """Random images with values in [0, 1], or latent codes from N(0, I); the same in every call."""
     generator = torch.Generator().manual_seed(count)
-    draw = torch.rand if len(shape) == 3 else torch.randn
+    draw = torch.rand if isinstance(half, Encoder) else torch.randn
     return draw(count, *shape, generator=generator)
 
 
@@ -210,7 +210,7 @@ def _check(half: Half, run: Run, shape: tuple[int, ...], name: str) -> float:
     """
     largest = 0.0
     for count in BATCHES:
-        example = _example(shape, count)
+        example = _example(half, shape, count)
         expected = half(example)
         expected = [expected] if isinstance(expected, Tensor) else expected
         try:
@@ -353,7 +353,7 @@ def _export(
             result,
             container,
             model.image_shape or (),
-            model.latent_dim,
+            model.latent_shape,
             written,
             pictures,
             license,

@@ -195,10 +195,10 @@ class TestImages:
         return found, seen
 
     def codes(self) -> Float[Tensor, "n z"]:
-        """Posterior means of the first `MOST_CODES` test images, on the CPU."""
+        """Posterior means of the first `MOST_CODES` test images, flattened, on the CPU."""
         means, seen = [], 0
         for batch in _tracked(self.batches(), "encoding the test images"):
-            means.append(self.model.encode(batch[: MOST_CODES - seen]).mean.cpu())
+            means.append(self.model.encode(batch[: MOST_CODES - seen]).mean.flatten(1).cpu())
             seen += len(means[-1])
             if seen == MOST_CODES:
                 break
@@ -310,7 +310,7 @@ def manifold(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
                  for steps in (columns, rows))  # fmt: skip
     plane = torch.cartesian_prod(up.flip(0), right).flip(1)
     note = f"the plane along {along}, from −{wanted.span:g} to {wanted.span:g} standard deviations"
-    return Drawn(_decoded(model, middle + plane @ axes), columns, note, None)
+    return Drawn(_decoded(model, (middle + plane @ axes).reshape(-1, *model.latent_shape)), columns, note, None)
 
 
 def pseudo_inputs(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
@@ -361,7 +361,7 @@ def principal_axes(codes: Float[Tensor, "n z"]) -> tuple[Float[Tensor, " z"], Fl
     return middle.float(), (two * signs * deviations[:, None]).float()
 
 
-def _decoded(model: vae.VAE, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
+def _decoded(model: vae.VAE, z: Float[Tensor, "n ..."]) -> Float[Tensor, "n c h w"]:
     return torch.cat([model.decode(some).cpu() for some in _in_parts(z, "decoding")])
 
 

@@ -23,6 +23,7 @@ class DiagonalPosterior(Posterior):
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("mean", "log_variance")
+    is_spatial = True
 
     def __init__(self, latent_shape: Sequence[int], *, log_variance: Bounds | None = (-30.0, 20.0)) -> None:
         super().__init__(latent_shape)
@@ -36,5 +37,5 @@ class DiagonalPosterior(Posterior):
         """The posteriors of a batch, computed in at least 32 bits."""
         if parameters.dtype in (torch.bfloat16, torch.float16):
             parameters = parameters.float()
-        mean, log_variance = parameters.chunk(2, dim=1)
-        return DiagonalNormal(mean, bounded(log_variance, self.log_variance))
+        mean, log_variance = map(self.as_codes, parameters.chunk(2, dim=1))
+        return DiagonalNormal(mean, bounded(log_variance, self.log_variance), len(self.latent_shape))

@@ -51,5 +51,7 @@ class FlowPosterior(Posterior):
         """The posteriors of a batch, computed in at least 32 bits."""
         parameters = parameters.float() if parameters.element_size() < 4 else parameters
         dim = math.prod(self.latent_shape)
-        mean, log_variance, context = torch.split(parameters, [dim, dim, self.context], 1)
-        return Flow(DiagonalNormal(mean, bounded(log_variance, self.log_variance)), self.couplings, context)
+        *moments, context = torch.split(parameters, [dim, dim, self.context], 1)
+        mean, log_variance = map(self.as_codes, moments)
+        base = DiagonalNormal(mean, bounded(log_variance, self.log_variance), len(self.latent_shape))
+        return Flow(base, self.couplings, context)

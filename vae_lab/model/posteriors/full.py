@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from vae_lab.config.base import Bounds
-from vae_lab.model.distributions import bounded
+from vae_lab.model.distributions import Reshaped, bounded
 from vae_lab.model.interfaces import Posterior
 
 
@@ -33,7 +33,7 @@ class FullPosterior(Posterior):
         dim = math.prod(latent_shape)
         return dim + dim * (dim + 1) // 2
 
-    def forward(self, parameters: Float[Tensor, "b p"]) -> MultivariateNormal:
+    def forward(self, parameters: Float[Tensor, "b p"]) -> MultivariateNormal | Reshaped:
         """The posteriors of a batch, computed in at least 32 bits."""
         parameters = parameters.float() if parameters.element_size() < 4 else parameters
         dim = math.prod(self.latent_shape)
@@ -41,4 +41,5 @@ class FullPosterior(Posterior):
         root = torch.diag_embed(torch.exp(0.5 * bounded(log_variance, self.log_variance)))
         row, column = torch.tril_indices(dim, dim, -1, device=parameters.device)
         root[:, row, column] = below / math.sqrt(dim)  # else a row's variance grows with Z at the start
-        return MultivariateNormal(mean, scale_tril=root, validate_args=False)
+        vectors = MultivariateNormal(mean, scale_tril=root, validate_args=False)
+        return vectors if len(self.latent_shape) == 1 else Reshaped(vectors, self.latent_shape)

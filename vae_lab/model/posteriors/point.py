@@ -19,6 +19,7 @@ class PointPosterior(Posterior):
         latent_shape: the shape of one z.
     """
 
+    is_spatial = True
     has_density = False
 
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:
@@ -27,4 +28,5 @@ class PointPosterior(Posterior):
 
     def forward(self, parameters: Float[Tensor, "b p"]) -> Point:
         """The codes of a batch, in at least 32 bits."""
-        return Point(parameters.float() if parameters.element_size() < 4 else parameters)
+        parameters = parameters.float() if parameters.element_size() < 4 else parameters
+        return Point(self.as_codes(parameters), len(self.latent_shape))

@@ -30,5 +30,5 @@ class MixturePrior(Prior):
 
     def forward(self) -> MixtureSameFamily:
         """The distribution of one z."""
-        components = DiagonalNormal(self.means, self.log_variances)
+        components = DiagonalNormal(self.means, self.log_variances, len(self.latent_shape))
         return MixtureSameFamily(Categorical(logits=self.logits), components, validate_args=False)

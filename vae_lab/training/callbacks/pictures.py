@@ -147,7 +147,7 @@ def take_walks(vae: VAE, images: Float[Tensor, "n c h w"], rows: int) -> dict[st
     posterior = vae.encode(images)
     dimensions = by_dimension(posterior, vae.prior())
     order = posterior.mean.var(0) if dimensions is None else dimensions.mean(0)
-    widest = order.argsort(descending=True)[:rows].tolist()
+    widest = order.flatten().argsort(descending=True)[:rows].tolist()
     walks = {"traversals": vae.traverse(images[0], widest, steps=STEPS).flatten(0, 1)}
     lines = [vae.interpolate(a, b, STEPS) for a, b in itertools.pairwise(images)]
     if lines:
