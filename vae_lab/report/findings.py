@@ -19,8 +19,8 @@ from vae_lab.report.tables import (
     sentence_list,
 )
 from vae_lab.results import read_config_folders
-from vae_lab.study.gather import SIDES, Study
-from vae_lab.study.plots import is_number
+from vae_lab.study.gather import SIDES, Study, is_number
+from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
@@ -36,6 +36,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         return ["No run has a test total: there is nothing to compare."]
     order = [
         *_best(study, statistics),
+        *_curves(study),
         *_one_seed(study, statistics),
         *_cost(study, statistics),
         *_order_elsewhere(study, statistics),
@@ -129,6 +130,22 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
         detail = f"{_versus(study, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
         yield f"{lead}, and differs from {those}: {detail}."
+
+
+def _curves(study: Study) -> Iterator[str]:
+    """The architecture whose rate–distortion curve lies lowest, beside the first one's."""
+    found = rate_distortion(study)
+    known = [one for one in found.differences if one.distortion.difference is not None] if found else []
+    if found is None or not known:
+        return
+    pair, rate = min(((one.distortion, one.rate) for one in known), key=lambda both: both[0].difference or 0.0)
+    start = f"Over β, at equal rate the distortion of {pair.a} minus that of {pair.b} is"
+    sentence = f"{start} {change(pair.difference, pair, found.difference)} {found.difference.unit}"
+    sentence += "" if pair.low is None else f" (95 % interval {interval(pair, found.difference)}{_adjusted(pair)})"
+    if rate.difference is not None:
+        within = "" if rate.low is None else f", {interval(rate, PERCENT)}"
+        sentence += f", and its rate at equal distortion {change(rate.difference, rate, PERCENT)} %{within}"
+    yield f"{sentence}{'' if pair.different else '; a difference is not shown'}."
 
 
 def _adjusted(pair: Pair | None) -> str:
@@ -370,7 +387,7 @@ def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Ite
     chosen: dict[str, str] = {}
     for cell in ranked("val.total", validation):
         chosen.setdefault(_network(study, cell, axis), cell)
-    if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(RECORD, chosen.values()):
+    if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(RECORD):
         return
     totals = "; ".join(
         f"{_network(study, cell, axis)} at {study.levels[cell][axis]}: {figure(RECORD, quality.cells[cell])}"

@@ -22,10 +22,22 @@ from vae_lab.results import figures
 from vae_lab.results.reading import UnreadableError
 from vae_lab.study import plots
 from vae_lab.study.gather import SIDES, Study, gather
+from vae_lab.study.rate_distortion import RateDistortion, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison, analyse
 
 # Figures of an earlier report, which are removed from the default folder only.
-FIGURES = ("comparison", "predictions", "samples", "cost", "heatmap", "by_*", "search_*", "*_history", "*_predictions")
+FIGURES = (
+    "comparison",
+    "predictions",
+    "samples",
+    "cost",
+    "rate_distortion",
+    "heatmap",
+    "by_*",
+    "search_*",
+    "*_history",
+    "*_predictions",
+)
 
 
 class Picture(NamedTuple):
@@ -94,7 +106,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
             results.write_text(folder / f"{drawing.name}.svg", svg)
             pictures.append(Picture(drawing.name, drawing.caption, svg))
     results.write_text(folder / "results.csv", _csv(study.table))
-    results.write_text(folder / "statistics.json", _json(statistics))
+    results.write_text(folder / "statistics.json", _json(statistics, rate_distortion(study)))
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
@@ -142,12 +154,13 @@ def _csv(table: pd.DataFrame) -> str:
     return str(table.map(spreadsheet_cell).convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
-def _json(statistics: Mapping[str, Comparison]) -> str:
+def _json(statistics: Mapping[str, Comparison], curves: RateDistortion | None) -> str:
     # One line per metric: json is slow with an indent, and a search of a thousand cells has many megabytes.
     metrics = (
         f"{json.dumps(name)}: {json.dumps(found.container(), allow_nan=False)}" for name, found in statistics.items()
     )
-    return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + "\n}}\n"
+    further = json.dumps(None if curves is None else curves.container(), allow_nan=False)
+    return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + f'\n}}, "rate_distortion": {further}}}\n'
 
 
 def _left_out(study: Study, statistics: Mapping[str, Comparison], pictured: Sequence[str]) -> Iterator[str]:

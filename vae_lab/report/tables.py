@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from vae_lab.results import figures
 from vae_lab.study.gather import Study
+from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
 
 
@@ -188,6 +189,7 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
         _pairs(study, statistics),
         _effects(study, statistics, RECORD),
         _effects(study, statistics, "timing.train_seconds"),
+        _curves(study),
     ]
     return [table for table in found if table is not None and table.rows and len(table.columns) > 2]
 
@@ -325,6 +327,40 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
         note += " The others cannot be had: the runs do not make a complete grid under the same conditions."
     columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p")
     return Table(f"Effects on {row_of(name).label}", columns, rows, note)
+
+
+def _curves(study: Study) -> Table | None:
+    """The differences of rate–distortion curves from the first."""
+    found = rate_distortion(study)
+    if found is None or not found.differences:
+        return None
+    rows = []
+    for one in found.differences:
+        pairs = ((one.distortion, found.difference), (one.rate, PERCENT))
+        texts = [
+            MISSING if pair.difference is None
+            else change(pair.difference, pair, row) + ("" if pair.low is None else f" ({interval(pair, row)})")
+            for pair, row in pairs
+        ]  # fmt: skip
+        marks = [pair.different and (pair.difference or 0) < 0 for pair, _ in pairs]
+        shared = MISSING if one.rates is None else f"{one.rates[0]:.1f} to {one.rates[1]:.1f}"
+        rows.append((
+            Entry(f"{one.distortion.a} − {one.distortion.b}"),
+            Entry(str(one.distortion.n), one.distortion.n),
+            *(Entry(text, pair.difference, mark) for text, (pair, _), mark in zip(texts, pairs, marks, strict=True)),
+            Entry(shared, None if one.rates is None else one.rates[0]),
+        ))  # fmt: skip
+    note = (
+        "Bjøntegaard differences: the mean distance of two curves over the logarithm of the rates that both have, or "
+        "over the distortions that both have, between points joined by PCHIP; per seed, then the mean with its 95 % "
+        "interval. Negative is better; marked where it is shown (Holm's correction)."
+    )
+    missing = [f"{one.distortion.a}: {one.reason}" for one in found.differences if one.reason]
+    note += f" Missing: {'; '.join(missing)}." if missing else ""
+    unit = found.difference.unit
+    columns = ("architectures", "seeds", f"distortion at equal rate, {unit}", "rate at equal distortion, %",
+               "common rates, nats")  # fmt: skip
+    return Table("Rate and distortion", columns, tuple(rows), note)
 
 
 def sentence_list(words: Sequence[str], last: str = "and") -> str:

@@ -49,6 +49,7 @@ LIKELIHOOD, LOOKS, LATENT, COST = (
     "Likelihood of the test images", "Reconstructions and samples", "Use of the latent space", "Cost",
 )  # fmt: skip
 NATS, NATS_PER_DIMENSION = "nats per image", "nats per latent dimension"
+SQUARED_ERROR = "squared error per pixel"
 
 _SPLITS = {"test": "test", "val": "val", "train": "train"}
 _MEANINGS = {

@@ -144,9 +144,9 @@ class Environment(Part):
 
 
 OLD_TERMS = {
-    "total": "squared error per pixel",
-    "reconstruction": "squared error per pixel",
-    "kl": "nats per latent dimension",
+    "total": figures.SQUARED_ERROR,
+    "reconstruction": figures.SQUARED_ERROR,
+    "kl": figures.NATS_PER_DIMENSION,
 }
 """The units of results of version 0.1, which do not contain them."""
 

@@ -1,6 +1,7 @@
 """Gather runs into a study: their table, their cells in the sweep's order, and which are missing or not comparable."""
 
 import functools
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -261,13 +262,15 @@ class Study:
         """The compared runs of a cell, by seed."""
         return sorted((record for record in self.compared if record.cell == cell), key=lambda one: one.result.seed)
 
-    def label(self, cell: str) -> str:
-        """A cell's label: encoder and decoder, then its levels of the other factors."""
+    def label(self, cell: str, without: str = "") -> str:
+        """A cell's label: encoder and decoder, then its levels of the other factors, except for `without`."""
         record = next(record for record in self.records if record.cell == cell)
         words = [f"{record.result.encoder}-{record.result.decoder}"]
         own = zip(self.factors, self.levels[cell], strict=True)
-        words += [f"{factor} {level}" for factor, level in own if factor not in ("encoder", "decoder")]
+        words += [f"{factor} {level}" for factor, level in own if factor not in (*SIDES, without)]
         label = ", ".join(words)
+        if without:
+            return label
         others = [other for other in self.cells if other != cell and self.levels[other] == self.levels[cell]]
         return cell if others else label
 
@@ -506,6 +509,14 @@ def _level(value: Any) -> str:
     except (TypeError, ValueError, OverflowError):
         return str(value)
     return str(int(number)) if number.is_integer() else repr(number)
+
+
+def is_number(text: str) -> bool:
+    """Whether a level is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _conditions(study: Study) -> dict[str, dict[str, str]]:

@@ -19,8 +19,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from vae_lab.config.text import one_line, visible
 from vae_lab.results import read_history, read_pictures
-from vae_lab.study.gather import SIDES, Record, Study
-from vae_lab.study.statistics import RECORD, Comparison
+from vae_lab.study.gather import SIDES, Record, Study, is_number
+from vae_lab.study.rate_distortion import BETA, rate_distortion
+from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison
 
 # Okabe & Ito's colours, which are distinguishable for all kinds of colour vision, then darker ones.
 COLOURS = (
@@ -104,10 +105,12 @@ def drawings(
         studio.predictions,
         studio.samples,
         studio.cost,
+        studio.rate_distortion,
         *([studio.heatmap] if is_grid else []),
     ]
     for factor, levels in study.factors.items():
-        if is_grid and factor not in SIDES and all(map(is_number, levels)):
+        # Totals under different β are different quantities.
+        if is_grid and factor not in (*SIDES, BETA) and all(map(is_number, levels)):
             draw.append(functools.partial(studio.by_factor, factor))
     for cell in cells:
         draw += [functools.partial(studio.history, cell), functools.partial(studio.cell_predictions, cell)]
@@ -277,6 +280,44 @@ class _Studio:
         caption = "Quality against cost: 95 % intervals where there are several seeds, the grey line joins the cells "
         return Drawing("cost", f"{caption}that none beats in both", figure)
 
+    def rate_distortion(self) -> Drawing | None:
+        """The distortion of the test images against their rate over a sweep of β, one line per architecture."""
+        found = rate_distortion(self.study)
+        if found is None:
+            return None
+        figure, (axes,) = _panels(1, width=7, above=0.15, high=3.6)
+        shown = list(found.curves.items())[:MOST_CELLS]
+        styles = itertools.cycle(itertools.product(DASHES, COLOURS))
+        highest = max(shown[:2], key=lambda one: sum(point.distortion.mean or 0.0 for point in one[1]))[0]
+        for index, ((name, points), (dash, colour)) in enumerate(zip(shown, styles, strict=False)):
+            rates = [point.rate.mean or 0.0 for point in points]
+            distortions = [point.distortion.mean or 0.0 for point in points]
+            axes.errorbar(
+                rates, distortions, xerr=_reaches([point.rate for point in points]),
+                yerr=_reaches([point.distortion for point in points]), label=re.sub("^_", " _", one_line(name)),
+                color=colour, linestyle=dash, marker="os^D"[index % 4], capsize=3, elinewidth=1,
+            )  # fmt: skip
+            if index < 2:  # beside more lines the values of β would overlap
+                side, across, down = (1, "left", "bottom") if name == highest else (-1, "right", "top")
+                for point, rate, distortion in zip(points, rates, distortions, strict=True):
+                    axes.annotate(
+                        f"β {point.beta:g}", (rate, distortion), (6 * side, 6 * side), textcoords="offset points",
+                        fontsize=8, color=colour, ha=across, va=down,
+                    )  # fmt: skip
+        axes.margins(0.12)
+        if found.is_in_nats:
+            axes.set_ylabel("test distortion −E log p(x | z), nats per image")
+        else:
+            through = "" if found.metric == "test.mse" else ", through a sample"
+            axes.set_ylabel(f"test MSE per pixel{through}")
+            _log_ticks(axes)
+        axes.set_xlabel("test rate KL(q(z | x) ‖ p(z)), nats per image")
+        _legend(figure, axes)
+        caption = (
+            "Rate against distortion at each β, 95 % intervals where there are several seeds: the lower left is best"
+        )
+        return Drawing("rate_distortion", caption, figure)
+
     def heatmap(self) -> Drawing | None:
         """Heatmaps of the grid's means, one panel per metric."""
         study, factors = self.study, list(self.study.factors.items())
@@ -337,10 +378,9 @@ class _Studio:
         for (label, points), (dash, colour) in zip(lines.items(), styles, strict=False):
             points.sort(key=lambda point: point[0])
             places, cells = zip(*points, strict=True)
-            reach = np.array([(_reach(cell) or [[0], [0]]) for cell in cells]).reshape(len(cells), 2).T
             means = [cell.mean for cell in cells]
             panels[0].errorbar(
-                places, means, yerr=reach, label=label, color=colour, linestyle=dash, marker="o", capsize=3
+                places, means, yerr=_reaches(cells), label=label, color=colour, linestyle=dash, marker="o", capsize=3
             )
         levels = sorted({float(level) for level in study.factors[factor]})
         if levels[0] > 0 and levels[-1] / levels[0] >= 4:
@@ -372,17 +412,9 @@ def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
         axes.set(xlim=(axes.get_xlim()[0], right), ylim=(bottom, top))
 
 
-def is_number(text: str) -> bool:
-    """Whether a level is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _panels(count: int, width: float = 10, above: float = 0.35) -> tuple[Figure, list[Axes]]:
-    """Panels side by side, 2.4 inches high, with room for a legend of one row. Manual layout is fast."""
-    height = above + 2.4 + 0.95
+def _panels(count: int, width: float = 10, above: float = 0.35, high: float = 2.4) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, with room for a legend of one row. Manual layout is fast."""
+    height = above + high + 0.95
     figure = Figure(figsize=(width, height))
     panels = figure.subplots(1, count, squeeze=False)[0]
     left = 0.95 if count < 3 else 0.6
@@ -441,10 +473,14 @@ def _by_epoch(axes: Axes, name: str) -> None:
     lines = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float)]
     # The first loss is often many times the last: a linear scale would flatten all the others.
     if lines and min(lines) > 0 and max(lines) / min(lines) > 3:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        _log_ticks(axes)
+
+
+def _log_ticks(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _first_pictures(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], int | None]:
@@ -496,6 +532,11 @@ def _reach(cell: Any) -> list[list[float]] | None:
     if cell.low is None or cell.mean is None:
         return None
     return [[cell.mean - cell.low], [cell.high - cell.mean]]
+
+
+def _reaches(cells: Sequence[Any]) -> np.ndarray:
+    """The intervals of several cells: (2, n), 0 where there is none."""
+    return np.array([(_reach(cell) or [[0], [0]]) for cell in cells]).reshape(len(cells), 2).T
 
 
 def _name_ticks(axis: Axis, names: Sequence[str]) -> None:
