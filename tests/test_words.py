@@ -49,7 +49,7 @@ def complaint(*words: str) -> str:
         ("--encoder=vanilla", "values have no dashes: encoder=vanilla"),
         ("--latent-dim|64", "values have no dashes: latent.dim=64"),
         ("--multrun", "there is no flag --multrun; did you mean '--multirun'?"),
-        ("latent=64", "latent: is the name of a choice, but is 64; did you mean latent.dim=64? known: vector"),
+        ("latent=64", "latent: is the name of a choice, but is 64; did you mean latent.dim=64? known: fsq, lfq"),
         ("optimizer=0.01", "did you mean optimizer.lr=0.01"),
         ("-m|latent=64,32", "did you mean latent.dim=64,32?"),
         ("encoder=[vanilla,encdec]", "for a run of each write -m encoder=vanilla,encdec"),

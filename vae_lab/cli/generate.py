@@ -14,6 +14,7 @@ KINDS = {
     "traversal": ("rows", "columns", "seed", "index", "dims", "span"),
     "manifold": ("rows", "columns", "dims", "span"),
     "pseudo_inputs": ("rows", "columns", "count"),
+    "codebook": ("rows", "columns", "count"),
 }
 """The kinds of sheet that `generate` draws, and the options of each."""
 
@@ -27,6 +28,7 @@ what is drawn, and the rows × columns that it has by default:
   manifold         a plane of codes (20 × 20): of a model with two latent dimensions all of them; with --dims along
                    these two, the others 0; else along the first two principal components of the test images' codes
   pseudo_inputs    the trained images of prior=vamp above what the model makes of them (5 pairs of rows × 10)
+  codebook         codes of posterior=vq, fsq or lfq, from the first to the last, each in all positions (8 × 8)
 
 examples:
   {command} outputs/study/vanilla-vanilla/seed-0 --what samples --out samples.png

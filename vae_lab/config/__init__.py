@@ -27,7 +27,7 @@ from vae_lab.config.schema import (
     likelihood_variance,
 )
 from vae_lab.config.targets import HYDRAS, build, check_targets, check_trainer, found_by
-from vae_lab.config.validation import no_density, not_binary, parse_blocks, validate
+from vae_lab.config.validation import no_density, not_binary, parse_blocks, quantized_problems, validate
 from vae_lab.config.vocabulary import (
     BLOCKS,
     AnyBlock,
@@ -95,6 +95,7 @@ __all__ = [
     "optimizer_steps",
     "parse_blocks",
     "precision",
+    "quantized_problems",
     "register_resolvers",
     "times",
     "unrolled",

@@ -35,6 +35,17 @@ def _channels_height_width(shape: Any) -> Any:
     return shape
 
 
+def _two_or_more(levels: Any) -> Any:
+    numbers = isinstance(levels, list | tuple) and all(type(level) is int and level >= 2 for level in levels)
+    if not numbers or not levels or math.prod(levels) > MOST_CODES:
+        raise ValueError(
+            f"must be a number of levels for each channel, 2 or more, with a product of at most {MOST_CODES:,}"
+        )
+    return levels
+
+
+MOST_CODES = 2**18
+Levels = Annotated[Sequence[int], BeforeValidator(_two_or_more)]
 MapShape = Annotated[Sequence[int], BeforeValidator(_channels_height_width)]
 
 

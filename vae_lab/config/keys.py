@@ -49,9 +49,11 @@ def in_files() -> dict[str, Any]:
     found: dict[str, Any] = {"name": "", "seed": 0, "plan": False}
     for group, choices in groups().items():
         for choice in choices if group != "experiment" else ():
-            node = yaml.safe_load((config_folder() / group / f"{choice}.yaml").read_text(encoding="utf-8"))
-            keys = flatten({group: node}) if isinstance(node, dict) else {}
-            found |= {key: value for key, value in keys.items() if not re.search(r"[\[]|\._|\.defaults", key)}
+            text = (config_folder() / group / f"{choice}.yaml").read_text(encoding="utf-8")
+            node = yaml.safe_load(text)
+            is_global = text.startswith("# @package _global_")
+            keys = flatten(node if is_global else {group: node}) if isinstance(node, dict) else {}
+            found |= {key: value for key, value in keys.items() if not re.search(r"\[|\._|\bdefaults", key)}
     return found
 
 

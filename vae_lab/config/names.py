@@ -72,7 +72,9 @@ def files(family: str) -> dict[str, Path]:
 def _classes(family: str) -> Iterator[tuple[str, Path]]:
     folder, base = FAMILIES[family]
     for path in sorted((PACKAGE / folder).glob("*.py")):
-        for name in re.findall(rf"^class ([A-Z]\w*)\({base}\)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        for name in re.findall(
+            rf"^class ([A-Z]\w*)\((?:[A-Z]\w*)?{base}\)", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             yield name, path
 
 

@@ -84,6 +84,11 @@ def words(family: str, name: str, *, value: Any) -> list[str]:
     ]
 
 
+def words_with(family: str, name: str) -> list[str]:
+    """The choices of a family whose class has this attribute, and not as False or empty."""
+    return [path.stem for one, path in names.files(family).items() if read(path, one).attributes.get(name)]
+
+
 def beta_sets_sigma(target: Any) -> bool:
     """Whether the β of an objective determines the σ of its Gaussian likelihood."""
     return bool(attribute("objective", str(target), "beta_sets_sigma", default=False))

@@ -186,6 +186,7 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
     yield from _name_problems(config)
     yield from _likelihood_problems(config)
     yield from _density_problems(config)
+    yield from _quantized_problems(config)
     yield from _perceptual_problems(config)
     if isinstance(data, DataConfig):
         if data.num_train + data.num_val > data.train_images:
@@ -300,6 +301,46 @@ def no_density(posterior: str, objective: str) -> Problem:
         f"{posterior} has no density, which the objective {objective} needs; take posterior=diagonal"
         + (f", or {others}" if others else ""),
     )
+
+
+def _quantized_problems(config: Config) -> Iterable[Problem]:
+    """Posterior, prior and objective must all be for codes of a codebook, or none; a user's are seen later."""
+
+    def declared(part: str, name: str, default: Any) -> Part:
+        target = str(getattr(config, part).target)
+        is_ours = target.startswith("vae_lab.")
+        return target, signatures.attribute(part, target, name, default) if is_ours else None
+
+    quantized = "is_quantized"
+    yield from quantized_problems(
+        declared("posterior", quantized, False),
+        declared("prior", quantized, False),
+        declared("objective", "penalty_unit", ""),
+    )
+
+
+Part = tuple[str, Any]
+"""The name of a part, and an attribute of its class; None if it is not known."""
+
+
+def quantized_problems(posterior: Part, prior: Part, objective: Part) -> Iterable[Problem]:
+    """A quantised posterior needs a prior over its codes, and an objective that adds its penalty.
+
+    Args:
+        posterior: with `is_quantized`.
+        prior: with `is_quantized`.
+        objective: with `penalty_unit`.
+    """
+    if prior[1] and posterior[1] is False:
+        problem = f"{prior[0]} is over the codes of a quantised posterior, but the posterior is {posterior[0]}"
+        yield Problem("prior", f"{problem}; take prior=standard, or latent=vq, fsq or lfq")
+    if posterior[1] and prior[1] is False:
+        problem = f"must be over the codes of the quantised posterior {posterior[0]}, but is {prior[0]}"
+        yield Problem("prior", f"{problem}; take prior=codes, or latent=map with posterior=diagonal")
+    if posterior[1] and objective[1] == "":
+        able = " or ".join(f"objective={word}" for word in signatures.words_with("objective", "penalty_unit"))
+        problem = f"{objective[0]} cannot train the quantised posterior {posterior[0]}"
+        yield Problem("objective", f"{problem}; take {able}, or latent=map with posterior=diagonal and prior=standard")
 
 
 def _perceptual_problems(config: Config) -> Iterable[Problem]:

@@ -15,6 +15,7 @@ from vae_lab.data import ImageModule
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
 from vae_lab.model.distributions import DiagonalNormal, StandardNormal, by_dimension, divergence
 from vae_lab.model.flows import Flow
+from vae_lab.model.quantized import Quantized
 from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import AT_ONCE, VAE
 
@@ -50,12 +51,16 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
     - `mutual_information_low`, `…_high`: bounds of the mutual information of z and its image, in nats.
     - `aggregate_kl_low`, `…_high`: bounds of KL(q(z) ‖ p(z)), where q(z) is the mean posterior.
 
+    Of a quantised posterior it computes the figures of `use_of_codebook` instead.
+
     The last two refer to the distribution from which the images are a sample. The mean KL divergence is
     the sum of the two (Hoffman & Johnson 2016), so the lower bound of one gives the upper bound of the other; see
     `information_bound` and `aggregate_bound`. They are missing where the posterior has no density, and None beyond
     `MOST_VALUES`.
     """
     parts = torch.split(parameters, AT_ONCE)
+    if vae.posterior.is_quantized:
+        return use_of_codebook([vae.posterior(part) for part in parts])
     if len(parameters) * vae.latent_dim > MOST_VALUES:
         return _of_dimensions(vae, parts) | dict.fromkeys(BOUNDED)
     with drawn_from(generator_for("aggregate")):
@@ -94,6 +99,24 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
         if math.isfinite(aggregate):
             figures |= {"mutual_information_high": total - aggregate, "aggregate_kl_low": aggregate}
     return figures
+
+
+def use_of_codebook(posteriors: Sequence[Quantized]) -> dict[str, float]:
+    """How the codes of the images of a data set use a codebook.
+
+    - `rate_bits`: log₂ K for each position, the bits of an image's codes.
+    - `codebook_used`: the share of the K codes that occur.
+    - `codebook_perplexity`: exp of the entropy of their frequencies: K if all occur equally often.
+    """
+    size = posteriors[0].num_codes
+    indices = torch.cat([one.indices.reshape(len(one.indices), -1) for one in posteriors])
+    counts = torch.bincount(indices.flatten().cpu(), minlength=size).double()
+    frequencies = counts / counts.sum()
+    return {
+        "rate_bits": indices.shape[1] * math.log2(size),
+        "codebook_used": (counts > 0).double().mean().item(),
+        "codebook_perplexity": torch.special.entr(frequencies).sum().exp().item(),
+    }
 
 
 def _of_dimensions(vae: VAE, parts: Sequence[Tensor]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _measure(
         elbo = objective.elbo(losses, vae)
         figures["elbo"] = bounds(vae, test, [1])["iwae_1"] if elbo is None else elbo
     with_samplers = asked.samplers and classifier is not None
-    if with_samplers and vae.latent_dim > MOST_FITTED:
+    if with_samplers and (vae.latent_dim > MOST_FITTED or vae.posterior.is_quantized):
         with_samplers = False
         figures |= dict.fromkeys(f"fid_samples_{kind}" for kind in KINDS)
     train = training_codes(vae, data, like) if asked.probe or with_samplers else None

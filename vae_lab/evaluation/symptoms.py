@@ -15,6 +15,10 @@ A dimension with 10 nats is resolved to one part in 20,000: no decoder needs tha
 """
 
 
+LEAST_USED = 0.1
+"""The share of a codebook that the test images should use."""
+
+
 def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
     """The divisor that converts an objective's `kl` to nats per latent dimension."""
     return 1.0 if units.get("kl") == NATS_PER_DIMENSION else float(max(1, latent_dim))
@@ -23,7 +27,8 @@ def kl_divisor(units: Mapping[str, str], latent_dim: int) -> float:
 def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: int) -> list[str]:
     """Problems of a model, as `kind: sentence`.
 
-    Posterior collapse, dead dimensions or units, exploding KL, and figures that are too expensive at its size.
+    Collapse of the posterior or of a codebook, dead dimensions or units, exploding KL, and figures that are too
+    expensive at its size.
 
     Args:
         figures: the result of `measure`.
@@ -51,6 +56,12 @@ def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: in
         found.append(
             f"not computed: samplers fitted to codes of more than {MOST_FITTED:,} dimensions, since their time grows "
             "with the cube of latent.dim"
+        )
+    used = figures.get("codebook_used")
+    if used is not None and used < LEAST_USED:
+        found.append(
+            f"codebook collapse: the test images use {100 * used:.2g} % of the codes; a smaller codebook, or "
+            "posterior=fsq, may do as well"
         )
     if figures.get("dead_units"):
         found.append(

@@ -37,13 +37,19 @@ class Posterior(nn.Module, ABC):
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("mean",)
-    """Attributes of the distribution that an exported encoder puts out, each (b, *latent_shape)."""
+    """Attributes of the distribution that an exported encoder puts out; the first is `mean`, (b, *latent_shape)."""
 
     is_spatial: ClassVar[bool] = False
     """Whether the parameters of a map are themselves channels of its height and width, one block after the other.
 
     The encoder then ends with a convolution, otherwise with a dense layer.
     """
+
+    is_quantized: ClassVar[bool] = False
+    """Whether its codes are those of a codebook; see `model.quantized`. Its prior and its objective must suit that."""
+
+    has_penalty: ClassVar[bool] = False
+    """Whether its distributions have a `penalty`, (b,), which objectives add to their total."""
 
     has_density: ClassVar[bool] = True
     """Whether its distributions have a `log_prob`. Without one there is no KL divergence, and nothing in nats."""
@@ -71,6 +77,9 @@ class Prior(nn.Module, ABC):
     Args:
         latent_shape: the shape of one z.
     """
+
+    is_quantized: ClassVar[bool] = False
+    """Whether it is over the codes of a quantised posterior."""
 
     def __init__(self, latent_shape: Sequence[int]) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vae_lab.model.interfaces import Posterior
+from vae_lab.model.quantized import Quantized
 from vae_lab.model.vae import VAE
 
 
@@ -33,6 +35,12 @@ class Objective(nn.Module, ABC):
     needs_density: ClassVar[bool] = True
     """Whether it uses the density of the posterior, as a KL divergence does. False also allows `posterior=point`."""
 
+    penalty_unit: ClassVar[str] = ""
+    """Unit of the term `commitment`, if it adds the penalty of a quantised posterior; see `with_penalty`.
+
+    Empty if it does not: it then cannot train such posteriors.
+    """
+
     is_likelihood_trained: ClassVar[bool | None] = None
     """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""
 
@@ -45,6 +53,10 @@ class Objective(nn.Module, ABC):
             images: with values in [0, 1].
             progress: the fraction of training that is done, from 0 to 1. It is 1 in validation and test.
         """
+
+    def units_for(self, posterior: Posterior | type[Posterior]) -> dict[str, str]:
+        """The unit of each term with a posterior: some have a penalty, which is a further term."""
+        return {**self.units, **({"commitment": self.penalty_unit} if posterior.has_penalty else {})}
 
     def check(self, vae: VAE) -> None:
         """Check before training that this objective can train a model; called on the meta device.
@@ -66,6 +78,23 @@ class Objective(nn.Module, ABC):
 def bound_of(terms: Mapping[str, float]) -> float:
     """−reconstruction − kl, for terms that are both in nats per image."""
     return -terms["reconstruction"] - terms["kl"]
+
+
+def with_penalty(
+    terms: dict[str, Float[Tensor, ""]], q: Distribution, scale: float = 1.0, weight: float = 1.0
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms with the penalty of a quantised posterior as `commitment`, which is added to `total`.
+
+    Args:
+        terms: the terms without it; they stay as they are if the posterior has no penalty.
+        q: the posteriors of a batch.
+        scale: the factor from nats per image to the unit of the objective.
+        weight: the weight of the term in `total`.
+    """
+    if not isinstance(q, Quantized) or q.penalty is None:
+        return terms
+    commitment = scale * q.penalty.mean()
+    return terms | {"total": terms["total"] + weight * commitment, "commitment": commitment}
 
 
 def posteriors_of(vae: VAE) -> Distribution:

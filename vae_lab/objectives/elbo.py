@@ -12,7 +12,7 @@ from vae_lab.config.base import Count, NonNegative, Share
 from vae_lab.model.classifier import squared_feature_distance
 from vae_lab.model.distributions import by_dimension
 from vae_lab.model.vae import VAE
-from vae_lab.objectives.base import Objective, bound_of, posteriors_of
+from vae_lab.objectives.base import Objective, bound_of, posteriors_of, with_penalty
 
 WARM_UP, CYCLES = 0.5, 4
 """Defaults of Fu et al. 2019."""
@@ -42,6 +42,7 @@ class Elbo(Objective):
     """
 
     units: Mapping[str, str] = {"total": "nats per image", "reconstruction": "nats per image", "kl": "nats per image"}
+    penalty_unit = "nats per image"
     is_likelihood_trained = True
 
     def __init__(
@@ -99,7 +100,7 @@ class Elbo(Objective):
         if self.perceptual:
             terms["perceptual"] = squared_feature_distance(x.mean, images)
             total = total + self.perceptual * terms["perceptual"]
-        return {"total": total, **terms}
+        return with_penalty({"total": total, **terms}, q)
 
     def _grown(self, progress: float) -> float:
         """The share of β or of the target that is in effect."""

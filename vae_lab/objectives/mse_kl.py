@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from vae_lab.config.base import NonNegative
 from vae_lab.model.distributions import by_dimension
 from vae_lab.model.vae import VAE
-from vae_lab.objectives.base import Objective
+from vae_lab.objectives.base import Objective, with_penalty
 
 
 class MseKl(Objective):
@@ -18,7 +18,8 @@ class MseKl(Objective):
 
     `reconstruction` is the mean over images and pixels of (x̂ − x)², `kl` the mean over images and latent dimensions;
     total = reconstruction + β · kl. Up to a factor and a constant, this is the negative evidence lower bound under a
-    Gaussian likelihood with σ² = β·D / (2·Z), for D pixels and Z latent dimensions.
+    Gaussian likelihood with σ² = β·D / (2·Z), for D pixels and Z latent dimensions. The penalty of a quantised
+    posterior, divided by Z, is `commitment`, and has the weight β too.
 
     Args:
         beta: weight of the KL term.
@@ -31,6 +32,7 @@ class MseKl(Objective):
     }
     only_likelihood = "GaussianLikelihood"
     beta_sets_sigma = True
+    penalty_unit = "per latent dimension"
     is_likelihood_trained = True
 
     def __init__(self, *, beta: NonNegative) -> None:
@@ -41,8 +43,9 @@ class MseKl(Objective):
         q, z, x = vae(images)
         reconstruction = mse_loss(x.mean.to(images.dtype), images)
         dimensions = by_dimension(q, vae.prior())
-        kl = vae.divergence(q, z).nats.mean() / math.prod(vae.latent_shape) if dimensions is None else dimensions.mean()
-        return {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
+        kl = vae.divergence(q, z).nats.mean() / vae.latent_dim if dimensions is None else dimensions.mean()
+        terms = {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
+        return with_penalty(terms, q, 1 / vae.latent_dim, self.beta)
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:
         """−(D/2)·(reconstruction/σ² + ln 2πσ²) − Z·kl."""

@@ -52,6 +52,8 @@ _NO_CONFOUND = (
     "trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.detect_anomaly",
     "trainer.limit_val_batches", *NOT_IDENTIFYING,
 )  # fmt: skip
+_BROUGHT = {"latent": ("posterior", "prior")}
+"""Group → the groups that some of its choices choose too."""
 LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
 
@@ -614,7 +616,9 @@ def _different_conditions(study: Study) -> Iterator[str]:
 
 def _confounds(study: Study) -> Iterator[str]:
     """Differences between cells other than networks and swept keys; they may explain a difference in results."""
-    asked = [*_crossed(study), *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
+    crossed = _crossed(study)
+    brought = [key for factor in crossed for key in _BROUGHT.get(factor, ())]
+    asked = [*crossed, *brought, *_CONDITIONS, *_TEST_IMAGES, *_NO_CONFOUND]
     ignored: dict[str, bool] = {}
     groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     code: dict[str, set[str]] = defaultdict(set)

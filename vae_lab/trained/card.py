@@ -201,7 +201,7 @@ encoder = onnxruntime.InferenceSession("encoder.onnx")
 decoder = onnxruntime.InferenceSession("decoder.onnx")
 
 images = np.random.rand(3, {shape}).astype(np.float32)  # yours, with values in [0, 1]
-{outputs} = encoder.run(None, {{"images": images}})  # (3, {dim}) each
+{outputs} = encoder.run(None, {{"images": images}})  # mean: (3, {dim})
 (reconstructions,) = decoder.run(None, {{"z": mean}})
 {with_onnx}
 ```""",
@@ -215,7 +215,7 @@ encoder = torch.export.load("encoder.pt2").module()
 decoder = torch.export.load("decoder.pt2").module()
 
 images = torch.rand(3, {shape})  # yours, with values in [0, 1]
-{outputs} = encoder(images)  # (3, {dim}) each
+{outputs} = encoder(images)  # mean: (3, {dim})
 reconstructions = decoder(mean){with_torch}
 ```""",
         WEIGHTS: f"""\

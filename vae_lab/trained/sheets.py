@@ -19,6 +19,7 @@ from vae_lab import results
 from vae_lab.data.batches import images_of
 from vae_lab.evaluation.runs import open_images
 from vae_lab.model import vae
+from vae_lab.model.quantized import QuantizedPosterior, as_map
 from vae_lab.trained import foreign
 from vae_lab.trained.evaluate import with_trusted_images
 from vae_lab.trained.loading import load, read_settings
@@ -332,6 +333,23 @@ def pseudo_inputs(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
     )
 
 
+def codebook(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
+    """The images of codes of a codebook: each code in all positions."""
+    if not isinstance(model.posterior, QuantizedPosterior):
+        raise SheetError("--what codebook: the model's posterior has none; only posterior=vq, fsq and lfq have")
+    size = len(model.posterior.codebook)
+    count = wanted.count or min(size, (wanted.columns or 8) * (wanted.rows or 8))
+    if count > size:
+        raise SheetError(f"--count: must be at most the {size:,} codes of the model, but is {count:,}")
+    columns = wanted.columns or min(8, count)
+    _check_size(model, count, columns, wanted.scale)
+    codes = torch.linspace(0, size - 1, count).round().long()
+    everywhere = codes.reshape(-1, *(1 for _ in model.latent_shape[1:])).expand(-1, *model.latent_shape[1:])
+    z = as_map(model.posterior.codebook, everywhere.to(model.posterior.codebook.device), everywhere.dim() - 1)
+    which = "all" if count == size else f"{count:,} of {size:,}"
+    return Drawn(_decoded(model, z), columns, f"the codes of the codebook ({which}), each in all positions")
+
+
 KINDS: dict[str, Callable[[vae.VAE, Wanted, TestImages], Drawn]] = {
     "samples": samples,
     "reconstructions": reconstructions,
@@ -339,6 +357,7 @@ KINDS: dict[str, Callable[[vae.VAE, Wanted, TestImages], Drawn]] = {
     "traversal": traversal,
     "manifold": manifold,
     "pseudo_inputs": pseudo_inputs,
+    "codebook": codebook,
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from vae_lab import config
 from vae_lab.config import Config, ConfigError, Problem
 from vae_lab.model import vae
-from vae_lab.model.interfaces import DataKind
+from vae_lab.model.interfaces import DataKind, Posterior
 from vae_lab.model.vae import VAE, Output
 from vae_lab.objectives.base import Objective
 from vae_lab.results.figures import OF_TEST
@@ -28,6 +28,7 @@ def check(settings: Config) -> None:
     """
     model = vae.build(settings)
     images = torch.empty(2, *settings.data.image_shape)
+    _check_quantized(settings, model)
     _check_shapes(model, model(images))
     _check_likelihood(settings, model)
     try:
@@ -39,14 +40,15 @@ def check(settings: Config) -> None:
     except ValueError as error:
         raise ConfigError(Problem("objective", str(error))) from error
     terms = objective(model, images, 0.0)
-    _check_terms(objective, settings.objective.target, terms, has_density=model.posterior.has_density)
+    _check_terms(objective, settings.objective.target, terms, model.posterior)
     check_metrics(settings)
 
 
 def terms(settings: Config) -> list[str]:
     """The terms of a run's objective; their names may depend on its keys, and `kl` on the posterior."""
-    has_density = pkgutil.resolve_name(settings.posterior.target).has_density
-    return [term for term in config.build(settings.objective).units if term != "kl" or has_density]
+    posterior = pkgutil.resolve_name(settings.posterior.target)
+    units = config.build(settings.objective).units_for(posterior)
+    return [term for term in units if term != "kl" or posterior.has_density]
 
 
 def check_metrics(settings: Config) -> None:
@@ -79,6 +81,16 @@ def _check_shapes(model: VAE, output: Output) -> None:
                     f"{tuple(found.event_shape)}; torch.distributions.Independent makes dimensions events",
                 )
             )
+
+
+def _check_quantized(settings: Config, model: VAE) -> None:
+    """As before torch was imported, also for a user's classes."""
+    for problem in config.quantized_problems(
+        (settings.posterior.target, model.posterior.is_quantized),
+        (settings.prior.target, model.prior.is_quantized),
+        (settings.objective.target, getattr(pkgutil.resolve_name(settings.objective.target), "penalty_unit", None)),
+    ):
+        raise ConfigError(problem)
 
 
 def _check_likelihood(settings: Config, model: VAE) -> None:
@@ -122,18 +134,19 @@ def _check_density(settings: Config, model: VAE, objective: Objective) -> None:
         raise ConfigError(Problem("prior", f"{problem}; take prior=standard or posterior=diagonal"))
 
 
-def _check_terms(objective: Objective, name: str, terms: dict[str, Tensor], *, has_density: bool) -> None:
+def _check_terms(objective: Objective, name: str, terms: dict[str, Tensor], posterior: Posterior) -> None:
+    has_density, units = posterior.has_density, objective.units_for(posterior)
     required = TERMS if has_density else [term for term in TERMS if term != "kl"]
     missing = [term for term in required if term not in terms]
     if missing:
         raise ConfigError(
             Problem("objective", f"must return {', '.join(required)}, but {name} returns no {missing[0]}")
         )
-    bare = [term for term in terms if not objective.units.get(term)]
+    bare = [term for term in terms if not units.get(term)]
     if bare:
         problem = f"{name} returns the term {bare[0]!r} without a unit: add it to its `units`, such as 'nats per image'"
         raise ConfigError(Problem("objective", problem))
-    absent = [term for term in objective.units if term not in terms and (has_density or term != "kl")]
+    absent = [term for term in units if term not in terms and (has_density or term != "kl")]
     if absent:
         problem = f"{name} declares a unit for {absent[0]!r}, but does not return it: every step returns every term"
         raise ConfigError(Problem("objective", problem))

@@ -389,7 +389,7 @@ def attempt(
             *stats_warnings,
             *module.warnings,
         ],
-        "terms": dict(module.objective.units),
+        "terms": module.objective.units_for(model.posterior),
         "nats": model.likelihood.data if module.objective.measures(model) else None,
         "divergence": quality.divergence,
         "memory": results.Memory(peak_bytes=quality.peak_bytes if trained_here else None),

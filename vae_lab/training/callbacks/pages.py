@@ -55,7 +55,8 @@ class TensorBoardPages(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitVAE)
         for writer in _writers(trainer):
-            further = (term for term in pl_module.objective.units if term not in CHARTS and term != "kl")
+            units = pl_module.objective.units_for(pl_module.vae.posterior)
+            further = (term for term in units if term not in CHARTS and term != "kl")
             charts = CHARTS | {term: [f"train/{term}", f"val/{term}"] for term in further}
             writer.add_custom_scalars({"all cells": {name: ["Multiline", tags] for name, tags in charts.items()}})
 
