@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Compose, shipped, shipped_choices
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vae_lab import config
 from vae_lab.config import config_folder, names
 from vae_lab.model import vae
+from vae_lab.sweep import checks
+from vae_lab.training import trial
 from vae_lab.training.module import LitVAE
 
 FILES = [
@@ -37,6 +40,8 @@ NEEDED = {
     "posterior/lfq": ["prior=codes", "latent.dim=4"],
     "prior/codes": ["posterior=vq"],
     "likelihood/continuous_bernoulli": ["objective=elbo"],
+    "likelihood/gaussian_optimal": ["objective=elbo"],
+    "likelihood/gaussian_per_pixel": ["objective=elbo"],
     "likelihood/logistic": ["objective=elbo"],
     "likelihood/bernoulli": ["data.binarize=dynamic", "objective=elbo"],
 }
@@ -177,6 +182,42 @@ class Written(TorchDispatchMode):
         if isinstance(result, torch.Tensor) and not result.is_meta:
             self.numbers += result.numel()
         return result
+
+
+STUDIES = {
+    "likelihoods": ("likelihood", "gaussian gaussian_optimal gaussian_per_pixel continuous_bernoulli logistic"),
+    "annealing": ("objective", "elbo elbo_linear elbo_cyclical elbo_free_bits elbo_target_kl"),
+    "priors": ("prior", "standard mixture vamp flow"),
+    "posteriors": ("posterior", "diagonal full flow"),
+    "latent_sizes": ("latent.dim", "2 8 32 128"),
+    "rate_distortion": ("objective.beta", "0.25 1 4 16"),
+    "quantizers": ("latent", "map vq fsq lfq"),
+    "objectives": ("objective", "elbo iwae beta_tc dip mmd"),
+}
+"""Study → what it sweeps beside seeds and networks, and its levels."""
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_choices("experiment") if name != "search"])
+def test_every_study_asks_a_question_and_trains_the_cells_that_answer_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (config_folder() / f"experiment/{name}.yaml").read_text()
+    assert "?" in "".join(line for line in text.splitlines() if line.startswith("#")) or name == "seed_grid"
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        words = [f"experiment={name}", "++hydra.sweeper.params.seed=0"]
+        runs = checks.validated(checks.expand(compose("train", words, return_hydra_config=True)))
+    assert len({run.cell for run in runs}) == len({run.config.sha256() for run in runs}) == len(runs)
+    if name in STUDIES:
+        key, levels = STUDIES[name]
+        assert "seed: 0,1,2\n" in text
+        assert {word.partition("=")[2] for run in runs for word in run.overrides if word.startswith(f"{key}=")} == {
+            *levels.split()
+        }
+    for run in {trial.key(run): run for run in runs}.values():
+        total = config.build(run.config.objective)(vae.build(run.config), torch.rand(2, 1, 28, 28), 0.5)["total"]
+        total.backward()
+        assert total.isfinite()
 
 
 @pytest.mark.parametrize("scheduler", shipped_choices("scheduler"))

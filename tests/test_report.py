@@ -39,6 +39,49 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 
 
+@pytest.mark.parametrize(
+    ("other", "figures", "record", "sentence"),
+    [
+        ((), {}, "test.total", "vanilla-vanilla has a test total of 0.0160."),
+        (("objective=elbo",), {"elbo": 5.0, "mse": 0.1}, "test.elbo", "objective elbo has the highest ELBO, 5.00, in"),
+        (
+            ("objective=elbo",),
+            {"iwae_10": 3.0, "iwae_100": 4.0, "elbo": 1.0},
+            "test.iwae_100",
+            "highest IWAE-100, 4.00",
+        ),
+        (
+            ("likelihood=logistic", "objective=elbo"),
+            {"elbo": 5.0, "mse": 0.1},
+            "test.mse",
+            "lowest MSE of the mean, 0.1",
+        ),
+        (("objective=elbo", "data.num_test=9"), {"elbo": 5.0}, "test.total", "not measured under the same conditions"),
+    ],
+)
+def test_cells_are_compared_by_the_first_figure_that_means_the_same_for_all(
+    tmp_path: Path, other: tuple[str, ...], figures: dict[str, float], record: str, sentence: str
+) -> None:
+    own = {name: value + (1 if name == "mse" else -1) for name, value in figures.items()}
+    write_run(tmp_path / "x", pictures=False, test=results.Test(total=0.016, **own))
+    if other:
+        nats = "levels" if "likelihood=logistic" in other else "real"
+        test = results.Test(total=9.0, **figures)
+        write_run(tmp_path / "x", overrides=other, pictures=False, test=test, nats=nats)
+    assert any(sentence in one for one in found(tmp_path / "x"))
+    assert json.loads((written(tmp_path / "x") / "statistics.json").read_text())["record"] == record
+
+
+def test_cells_are_named_by_what_varies(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / "x", seed=seed, overrides=("latent.dim=8", "prior=standard"), total=0.01 + seed / 1000)
+        write_run(tmp_path / "x", seed=seed, overrides=("latent.dim=8", "prior=vamp"))
+    losses = table(tmp_path / "x", "Test losses")
+    assert losses.columns[0] == "cell"
+    assert [row[0].text for row in losses.rows] == ["prior standard", "prior vamp"]
+    assert table(tmp_path / "x", "Pairs by test total").rows[0][0].text == "prior standard − prior vamp"
+
+
 # --- Files -------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from vae_lab.report.tables import (
     sentence_list,
 )
 from vae_lab.results import read_config_folders
+from vae_lab.results.figures import Figure
 from vae_lab.study.gather import SIDES, Study, is_number
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
@@ -90,31 +91,35 @@ def _typed(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    quality = statistics[RECORD]
-    order = ranked(RECORD, quality)
+    row = study.figure(study.record)
+    quality = statistics[row.name]
+    order = ranked(row, quality)
     if not order:
         return
-    if not study.comparable(RECORD):
-        yield "The cells' test totals were not had under the same conditions, so none is called the best."
+    if not study.comparable(row.name):
+        yield "The cells' test totals were not measured under the same conditions, so none is called the best."
         return
+    if row.name != RECORD:
+        yield f"Totals are different quantities here, so the cells are compared by {row.label}: {row.meaning}."
     first, *others = order
     own = quality.cells[first]
+    top = f"{'highest' if row.better == 'higher' else 'lowest'} {row.heading}"
     if not others:
-        yield f"{study.label(first)} has a test total of {figure(RECORD, own)}{_over(own.n)}."
+        yield f"{study.label(first)} has a {row.heading} of {figure(row, own)}{_over(own.n)}."
         return
     if max((pair.n for pair in quality.pairs), default=0) < 2:
-        runner_up = f"{study.label(others[0])} has {_level(quality, others[0])}"
-        lead = f"{study.label(first)} has the lowest test total, {_level(quality, first)}, in a single seed"
+        runner_up = f"{study.label(others[0])} has {_level(row, quality, others[0])}"
+        lead = f"{study.label(first)} has the {top}, {_level(row, quality, first)}, in a single seed"
         yield f"{lead}; {runner_up}. No difference can be called real with one seed."
         return
-    lead = f"{study.label(first)} has the lowest test total, {figure(RECORD, own)}{_over(own.n)}"
+    lead = f"{study.label(first)} has the {top}, {figure(row, own)}{_over(own.n)}"
     pairs = {other: quality.pair(first, other) for other in others}
     few = [other for other, pair in pairs.items() if pair is None or pair.n < 2]
     constant = [other for other, pair in pairs.items() if pair and pair.n > 1 and pair.p is None]
     open_ = [
         other
         for other, pair in pairs.items()
-        if pair and pair.p is not None and not better_than(RECORD, quality, first, other)
+        if pair and pair.p is not None and not better_than(row, quality, first, other)
     ]
     if few and len(study.cells) > MOST_CELLS:
         detail = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
@@ -122,13 +127,13 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     elif few:
         yield f"{lead}, but too few runs finished to compare it with {_labels(study, few)}."
     elif open_:
-        versus = _versus(study, quality, open_[0], first)
+        versus = _versus(study, row, quality, open_[0], first)
         yield f"{lead}, but it cannot be told apart from {_labels(study, open_)}: {versus}{_adjusted(pairs[open_[0]])}."
     elif constant:
-        yield f"{lead}; {_versus(study, quality, constant[0], first)}, which leaves nothing to test."
+        yield f"{lead}; {_versus(study, row, quality, constant[0], first)}, which leaves nothing to test."
     else:
         those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
-        detail = f"{_versus(study, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
+        detail = f"{_versus(study, row, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
         yield f"{lead}, and differs from {those}: {detail}."
 
 
@@ -156,10 +161,10 @@ def _adjusted(pair: Pair | None) -> str:
 
 
 def _one_seed(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    quality = statistics[RECORD]
+    quality = statistics[study.record]
     most = max(cell.n for cell in quality.cells.values())
     paired = max((pair.n for pair in quality.pairs), default=most)
-    if most < 2 or (paired < 2 and study.comparable(RECORD)):
+    if most < 2 or (paired < 2 and study.comparable(study.record)):
         why = "learn which differences are real" if len(study.cells) > 1 else "learn how much chance there is in it"
         command = add_seeds(study)
         yield f"To {why}, add seeds: " + (f"`{command}`" if command else "train each cell with seed=0,1,2,3,4.")
@@ -174,7 +179,7 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     if not study.comparable(SECONDS):
         yield "The cells were not trained under the same conditions, so their times are not ranked."
         return
-    clock, quality = statistics[SECONDS], statistics[RECORD]
+    clock, quality = statistics[SECONDS], statistics[study.record]
     order = ranked(SECONDS, clock)
     if not order:
         return
@@ -183,8 +188,8 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         size = figure(PARAMETERS, statistics[PARAMETERS].cells[fastest]) if PARAMETERS in statistics else "unknown"
         yield f"{study.label(fastest)} trains in {figure(SECONDS, clock.cells[fastest])} s and has {size} parameters."
         return
-    lead = next(iter(ranked(RECORD, quality)), fastest)
-    if lead not in order or not study.comparable(RECORD):
+    lead = next(iter(ranked(study.figure(study.record), quality)), fastest)
+    if lead not in order or not study.comparable(study.record):
         slowest = order[-1]
         yield (
             f"Training takes from {figure(SECONDS, clock.cells[fastest])} s ({study.label(fastest)}) to "
@@ -468,20 +473,20 @@ def _matching_effect(effect: Effect, comparison: Comparison | None) -> Effect | 
     return next((other for other in found if (other.factor, other.from_, other.to) == key), None)
 
 
-def _level(comparison: Comparison, cell: str) -> str:
-    return f"{comparison.level[cell]:.5f}"
+def _level(row: Figure, comparison: Comparison, cell: str) -> str:
+    return f"{comparison.level[cell] * row.scale:.{row.digits + 1}f}".replace("-", "−")
 
 
-def _versus(study: Study, comparison: Comparison, cell: str, other: str) -> str:
+def _versus(study: Study, row: Figure, comparison: Comparison, cell: str, other: str) -> str:
     """A cell compared with another: 'b is 0.00022 higher, 95 % interval …'."""
     pair = comparison.pair(cell, other)
     assert pair is not None
     if pair.low == pair.high:
-        same = "the same" if pair.difference == 0 else f"{change(pair.difference)} from it"
+        same = "the same" if pair.difference == 0 else f"{change(pair.difference, name=row)} from it"
         return f"{study.label(cell)} is {same} in every seed"
     more = "higher" if (pair.difference or 0) >= 0 else "lower"
-    size = change(pair.difference, pair).lstrip("+−")
-    return f"{study.label(cell)} is {size} {more}, 95 % interval {interval(pair)}"
+    size = change(pair.difference, pair, row).lstrip("+−")
+    return f"{study.label(cell)} is {size} {more}, 95 % interval {interval(pair, row)}"
 
 
 def _labels(study: Study, cells: Sequence[str], last: str = "or") -> str:

@@ -22,8 +22,8 @@ from vae_lab.results import figures
 from vae_lab.results.reading import UnreadableError
 from vae_lab.study import plots
 from vae_lab.study.gather import SIDES, Study, gather
-from vae_lab.study.rate_distortion import RateDistortion, rate_distortion
-from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison, analyse
+from vae_lab.study.rate_distortion import rate_distortion
+from vae_lab.study.statistics import MOST_CELLS, Comparison, analyse
 
 # Figures of an earlier report, which are removed from the default folder only.
 FIGURES = (
@@ -106,7 +106,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
             results.write_text(folder / f"{drawing.name}.svg", svg)
             pictures.append(Picture(drawing.name, drawing.caption, svg))
     results.write_text(folder / "results.csv", _csv(study.table))
-    results.write_text(folder / "statistics.json", _json(statistics, rate_distortion(study)))
+    results.write_text(folder / "statistics.json", _json(study, statistics))
     page = {
         "title": " and ".join(study.sweeps) or "report",
         "findings": report.findings,
@@ -154,17 +154,19 @@ def _csv(table: pd.DataFrame) -> str:
     return str(table.map(spreadsheet_cell).convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
-def _json(statistics: Mapping[str, Comparison], curves: RateDistortion | None) -> str:
+def _json(study: Study, statistics: Mapping[str, Comparison]) -> str:
     # One line per metric: json is slow with an indent, and a search of a thousand cells has many megabytes.
     metrics = (
         f"{json.dumps(name)}: {json.dumps(found.container(), allow_nan=False)}" for name, found in statistics.items()
     )
-    further = json.dumps(None if curves is None else curves.container(), allow_nan=False)
-    return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + f'\n}}, "rate_distortion": {further}}}\n'
+    curves = rate_distortion(study)
+    further = {"record": study.record, "rate_distortion": None if curves is None else curves.container()}
+    rest = json.dumps(further, allow_nan=False).removeprefix("{")
+    return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + f"\n}}, {rest}\n"
 
 
 def _left_out(study: Study, statistics: Mapping[str, Comparison], pictured: Sequence[str]) -> Iterator[str]:
-    effects = statistics[RECORD].effects if RECORD in statistics else []
+    effects = statistics[study.record].effects if study.record in statistics else []
     if study.factors and not any(effect.effect is not None for effect in effects):
         yield "Effects of the factors cannot be had: the runs do not make a complete grid under the same conditions."
     if len(pictured) < len(study.cells):

@@ -187,7 +187,7 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
         of_metrics("Further test metrics", further, study, statistics),
         of_metrics(figures.COST, figures.in_table(figures.COST), study, statistics),
         _pairs(study, statistics),
-        _effects(study, statistics, RECORD),
+        _effects(study, statistics, study.record),
         _effects(study, statistics, "timing.train_seconds"),
         _curves(study),
     ]
@@ -200,7 +200,7 @@ def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mappi
     rows = []
     for cell in study.cells:
         runs = len(study.of(cell))
-        row = [Entry(cell), Entry(str(runs), runs)]
+        row = [Entry(study.label(cell)), Entry(str(runs), runs)]
         for name, described in rows_of.items():
             found = statistics[name].cells.get(cell)
             row.append(Entry(figure(described, found), found.mean if found else None, marked[name] == cell))
@@ -214,7 +214,12 @@ def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mappi
             else "No value is marked: with one seed no difference can be called real."
         )
     headings = (described.label for described in rows_of.values())
-    return Table(title, ("encoder-decoder", "runs", *headings), tuple(rows), note)
+    return Table(title, (cell_heading(study), "runs", *headings), tuple(rows), note)
+
+
+def cell_heading(study: Study) -> str:
+    """The heading of a column of labels of cells."""
+    return "encoder-decoder" if study.varies_networks else "cell"
 
 
 def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
@@ -232,7 +237,7 @@ def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | Non
         theirs = [
             Entry(f"{value:{form}}", value) for value, form in zip(PUBLISHED.get(cell, ()), forms, strict=False)
         ] or [Entry("")] * 4
-        rows.append((Entry(cell), *ours, *theirs))
+        rows.append((Entry(study.label(cell)), *ours, *theirs))
     columns = ("KL", "reconstruction", "total", "time, s")
     return Table(
         "Beside the published figures",
@@ -250,7 +255,7 @@ def _samplers(study: Study, statistics: Mapping[str, Comparison]) -> Table | Non
     couples = list(dict.fromkeys((pair.a, pair.b) for own in pairs.values() for pair in own))
     rows = []
     for cell in study.cells:
-        row = [Entry(cell), Entry(str(len(study.of(cell))), len(study.of(cell)))]
+        row = [Entry(study.label(cell)), Entry(str(len(study.of(cell))), len(study.of(cell)))]
         for name in SAMPLERS.values():
             mean = statistics[name].cells[cell] if name in statistics else None
             row.append(Entry(figure(name, mean), mean.mean if mean else None))
@@ -266,7 +271,7 @@ def _samplers(study: Study, statistics: Mapping[str, Comparison]) -> Table | Non
             " Differences are within a model, the mean over the seeds with its 95 % interval; one is marked where the "
             "first of the two was shown to be better (Holm's correction)."
         )
-    columns = ("encoder-decoder", "runs", *SAMPLERS, *(f"{a} − {b}" for a, b in couples))
+    columns = (cell_heading(study), "runs", *SAMPLERS, *(f"{a} − {b}" for a, b in couples))
     return Table("What samples are drawn from", columns, tuple(rows), note)
 
 
@@ -279,28 +284,30 @@ def _difference(pair: Pair | None) -> Entry:
 
 
 def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
-    if RECORD not in statistics:
+    name = study.record
+    if name not in statistics:
         return None
+    described = study.figure(name)
     rows = tuple(
         (
-            Entry(f"{pair.a} − {pair.b}"),
+            Entry(f"{study.label(pair.a)} − {study.label(pair.b)}"),
             Entry(str(pair.n), pair.n),
-            Entry(change(pair.difference, pair), pair.difference),
-            Entry(interval(pair), pair.low),
+            Entry(change(pair.difference, pair, described), pair.difference),
+            Entry(interval(pair, described), pair.low),
             Entry(probability(pair.p), pair.p),
             Entry(probability(pair.p_adjusted), pair.p_adjusted),
             Entry("yes" if pair.different else "not shown", float(pair.different)),
         )
-        for pair in statistics[RECORD].pairs
+        for pair in statistics[name].pairs
         if pair.difference is not None
     )
     columns = ("pair", "seeds", "difference", "95 % interval", "p", "p adjusted", "different")
     return Table(
-        "Pairs by test total",
+        f"Pairs by {described.label}",
         columns,
         rows,
         "Runs are paired by seed; p adjusted is Holm's over all pairs, and 'different' is p adjusted < 0.05."
-        + (f" Pairs are taken against {study.cells[0]} only." if len(study.cells) > MOST_CELLS else ""),
+        + (f" Pairs are taken against {study.label(study.cells[0])} only." if len(study.cells) > MOST_CELLS else ""),
     )
 
 

@@ -81,7 +81,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
         f"; means over {seeds} seeds" if several else ""
     )
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column("encoder-decoder", overflow="fold", min_width=len("encoder-decoder"))
+    grid.add_column(tables.cell_heading(study), overflow="fold", min_width=len("encoder-decoder"))
     for heading in (*COLUMNS, *(("test total",) if several else ())):
         grid.add_column(heading, justify="right", no_wrap=True)
     compared = any(cell in PUBLISHED for cell in study.cells)
@@ -99,7 +99,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
             ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
         row = PUBLISHED.get(cell)
         published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
-        grid.add_row(_text(cell + missing_seeds), *ours, *(published if compared else []))
+        grid.add_row(_text(study.label(cell) + missing_seeds), *ours, *(published if compared else []))
     return grid
 
 

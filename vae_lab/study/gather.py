@@ -54,6 +54,7 @@ _NO_CONFOUND = (
 )  # fmt: skip
 _BROUGHT = {"latent": ("posterior", "prior")}
 """Group → the groups that some of its choices choose too."""
+TOTAL = "test.total"
 LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
 
@@ -212,6 +213,21 @@ class Study:
         return len(set(codes[np.isfinite(codes)])) < 2
 
     @cached_property
+    def record(self) -> str:
+        """The metric of record: the first of these by which all cells can be compared.
+
+        It is the test total; for other objectives a bound in nats, the tightest there is; for other likelihoods the
+        squared error.
+        """
+        bounds = [name for name in self.metrics if re.fullmatch(r"test\.iwae_\d+", name)]
+        bounds.sort(key=lambda name: -int(name.rpartition("_")[2]))
+        for name in (TOTAL, *bounds, "test.elbo", "test.mse"):
+            measured = self.values(name).notna().any()
+            if self.comparable(name) and all(measured[cell] for cell in self.cells if self.of(cell)):
+                return name
+        return TOTAL
+
+    @cached_property
     def objectives(self) -> Mapping[str, tuple[str, ...]]:
         """Cell → the configuration of its objective and likelihood, which defines `total`."""
         found: dict[str, tuple[str, ...]] = {}
@@ -265,16 +281,33 @@ class Study:
         return sorted((record for record in self.compared if record.cell == cell), key=lambda one: one.result.seed)
 
     def label(self, cell: str, without: str = "") -> str:
-        """A cell's label: encoder and decoder, then its levels of the other factors, except for `without`."""
-        record = next(record for record in self.records if record.cell == cell)
-        words = [f"{record.result.encoder}-{record.result.decoder}"]
+        """A cell's label: encoder and decoder if they vary, then its levels of the other factors.
+
+        Args:
+            cell: its name.
+            without: a factor to leave out.
+        """
+        if not without and self._same_levels[self.levels[cell]] > 1:
+            return cell
         own = zip(self.factors, self.levels[cell], strict=True)
-        words += [f"{factor} {level}" for factor, level in own if factor not in (*SIDES, without)]
-        label = ", ".join(words)
-        if without:
-            return label
-        others = [other for other in self.cells if other != cell and self.levels[other] == self.levels[cell]]
-        return cell if others else label
+        words = [f"{factor} {level}" for factor, level in own if factor not in (*SIDES, without)]
+        if self.varies_networks or not words:
+            result = self._first[cell].result
+            words.insert(0, f"{result.encoder}-{result.decoder}")
+        return ", ".join(words)
+
+    @property
+    def varies_networks(self) -> bool:
+        """Whether cells differ in their encoder or decoder, or in nothing that was swept."""
+        return not self.factors or bool({*SIDES} & {*self.factors})
+
+    @cached_property
+    def _same_levels(self) -> Counter[tuple[str, ...]]:
+        return Counter(self.levels[cell] for cell in self.cells)
+
+    @cached_property
+    def _first(self) -> Mapping[str, Record]:
+        return {record.cell: record for record in reversed(self.records)}
 
 
 def gather(folders: Sequence[Path]) -> Study:
@@ -571,7 +604,7 @@ def _symptoms(study: Study) -> Iterator[str]:
             found.setdefault((record.cell, kind), []).append((record.result.seed, warning))
     for (cell, _), warnings_by_seed in found.items():
         seeds = ", ".join(str(seed) for seed, _ in warnings_by_seed)
-        yield f"{cell}, seed{'s' if len(warnings_by_seed) > 1 else ''} {seeds}: {warnings_by_seed[0][1]}."
+        yield f"{study.label(cell)}, seed{'s' if len(warnings_by_seed) > 1 else ''} {seeds}: {warnings_by_seed[0][1]}."
 
 
 def _comparability(study: Study) -> Iterator[str]:

@@ -242,7 +242,8 @@ class _Studio:
 
     def cost(self) -> Drawing | None:
         """The metric of record against training time and parameters, with the Pareto front."""
-        quality = self.statistics.get(RECORD)
+        record = self.study.record
+        quality = self.statistics.get(record)
         if quality is None or len(self.study.cells) < 2:
             return None
         figure, panels = _panels(2, above=0.15)
@@ -266,10 +267,11 @@ class _Studio:
             if others := [point for cell, point in points.items() if cell not in self.styles]:
                 costs, losses = zip(*others, strict=True)
                 axes.scatter(costs, losses, color=GRID, s=12, zorder=1)
-            if self.study.comparable(RECORD) and self.study.comparable(metric):
-                front = pareto_front(points)
-                _front(axes, front)
-            axes.set(xlabel=self.study.figure(metric).label, ylabel=self.study.figure(RECORD).label)
+            if self.study.comparable(record) and self.study.comparable(metric):
+                sign = -1 if self.study.figure(record).better == "higher" else 1
+                front = pareto_front({cell: (x, sign * y) for cell, (x, y) in points.items()})
+                _front(axes, [(x, sign * y) for x, y in front], is_higher_better=sign < 0)
+            axes.set(xlabel=self.study.figure(metric).label, ylabel=self.study.figure(record).label)
             if metric == "model.parameters":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -401,13 +403,13 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float,
     return front
 
 
-def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
+def _front(axes: Axes, front: Sequence[tuple[float, float]], *, is_higher_better: bool) -> None:
     axes.margins(0.15)
     axes.autoscale_view()
     (_, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if front:
         costs = [front[0][0], *(cost for cost, _ in front), right]
-        losses = [top, *(loss for _, loss in front), front[-1][1]]
+        losses = [bottom if is_higher_better else top, *(loss for _, loss in front), front[-1][1]]
         axes.plot(costs, losses, color=GRID, zorder=1, drawstyle="steps-post")
         axes.set(xlim=(axes.get_xlim()[0], right), ylim=(bottom, top))
 
