@@ -46,7 +46,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         *_interaction(statistics),
         *_other_factors(study, statistics),
         *_samplers(study),
-        *_gap(study, statistics),
+        *(_gap(study, statistics) if study.record == RECORD else ()),
     ]
     return order[:MOST]
 
