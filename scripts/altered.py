@@ -356,7 +356,7 @@ def prepared(folder: Path) -> None:
     Checkpoints.on_train_epoch_end = keep  # type: ignore[method-assign]
     code, output, _, _ = in_child(TRAIN, folder)
     Checkpoints.on_train_epoch_end = save  # type: ignore[method-assign]
-    if code:
+    if code != 0:
         raise SystemExit(f"the run to alter ended with {code}:\n{output}")
 
 

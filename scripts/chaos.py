@@ -264,6 +264,7 @@ def main() -> None:
         "vae_lab.training.runner", "vae_lab.report.terminal", "vae_lab.trained.export", "torch.utils.tensorboard"
     ):  # fmt: skip
         importlib.import_module(module)
+    torch.set_num_threads(1)  # a forked process does not get the others, and would wait for them for ever
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

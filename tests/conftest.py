@@ -122,3 +122,5 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One thread, fastest for small models, and a cache that is not the user's."""
     torch.set_num_threads(1)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    # Commands have more threads, which must not spin while they wait: other tests run beside them.
+    os.environ["OMP_WAIT_POLICY"] = "passive"

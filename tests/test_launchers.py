@@ -155,14 +155,15 @@ class cluster:  # noqa: N801
 def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> None:
     folder: Path = train.folder  # type: ignore[attr-defined]
     (folder / "deadly.py").write_text(
-        "import os, signal\nfrom torch import nn\nclass Deadly(nn.Module):\n    def forward(self, x):\n"
-        "        if x.device.type == 'cpu' and self.training:\n"
+        "import multiprocessing, os, signal\nfrom torch import nn\nclass Deadly(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        if multiprocessing.current_process().name != 'MainProcess':\n"  # which tries one step before
         "            os.kill(os.getpid(), signal.SIGKILL)\n        return x\n"
     )
     (folder / "mine" / "encoder").mkdir(exist_ok=True)
     (folder / "mine" / "encoder" / "deadly.yaml").write_text("blocks: [{down: 4}, {_target_: deadly.Deadly}]\n")
     words = ("-m", "encoder=vanilla,deadly", *SMALL, "hydra/launcher=local", "name=mortal")
-    ended = train(*words)
+    ended = train(*words, COLUMNS="200")
     assert ended.returncode == 1
     reason = "a process was killed by SIGKILL (as by a system that is short of memory"
     assert f"Stopped by the launcher local: {reason}" in ended.stderr
