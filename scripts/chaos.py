@@ -1,4 +1,4 @@
-"""Disturb sweeps: kills, a full disk, many processes at once, a lost node, malformed commands, altered folders.
+"""Disturb sweeps: kills, a full disk, many processes, a lost node, odd commands, run folders, images and settings.
 
     python scripts/chaos.py                              # all parts; the figures go to chaos.json
     python scripts/chaos.py kills --kills 5 --seed 1     # one part
@@ -27,6 +27,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from altered import alterations
+from first_runs import image_folders, settings
 from fuzz import exit_code, fuzz
 
 from vae_lab import results
@@ -244,7 +245,7 @@ def main() -> None:
         description="What a sweep survives: kills, a full disk, many processes, odd words."
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help="kills, disk, processes, node, fuzz, folders (default: all)"
+        "parts", nargs="*", metavar="PART", help="kills, disk, processes, node, fuzz, folders, images, settings (all)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50)
@@ -253,7 +254,9 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--cases", type=int, default=1000, help="of fuzz")
-    parser.add_argument("--folders", type=int, default=1000, help="of altered folders")
+    parser.add_argument("--folders", type=int, default=1000, help="altered run folders")
+    parser.add_argument("--images", type=int, default=200, help="altered image folders")
+    parser.add_argument("--settings", type=int, default=200, help="trainings with random settings")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
     parser.add_argument("--small", action="store_true", help="a grid of two runs in place of four")
     given = parser.parse_args()
@@ -277,6 +280,8 @@ def main() -> None:
             "node": lambda: lost_node(place, expected, given.seed),
             "fuzz": lambda: fuzz(given.cases, given.seed),
             "folders": lambda: alterations(place, given.folders, given.seed),
+            "images": lambda: image_folders(place, given.images, given.seed),
+            "settings": lambda: settings(place, given.settings, given.seed),
         }
         for part in given.parts or parts:
             started = time.monotonic()
