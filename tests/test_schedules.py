@@ -119,6 +119,8 @@ def warm_up(optimizer: Optimizer, rise: int, total: int) -> LRScheduler:
     [
         (ONE_CYCLE, "total_steps"),
         (partial(OneCycleLR, max_lr=0.005, total_steps=4, pct_start=0.5, three_phase=True), "total_steps"),
+        (partial(OneCycleLR, max_lr=0.005, total_steps=4, pct_start=0.0), "total_steps"),
+        (partial(OneCycleLR, max_lr=0.005, total_steps=4, pct_start=1.0), "total_steps"),
         (partial(CosineAnnealingLR, T_max=4), "T_max"),
         (partial(warm_up, rise=2, total=4), "total"),
     ],

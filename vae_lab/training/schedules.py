@@ -53,8 +53,8 @@ def schedule(
 ) -> LRScheduler:
     """Build a scheduler that works for any number of steps.
 
-    torch's `OneCycleLR` divides by zero if its rise takes exactly one step, and gives a single step its last rate,
-    about zero. Here the rise takes a billionth more, and a single step is the first of two.
+    torch's `OneCycleLR` divides by zero if its rise takes exactly one step or all of them, and gives a single step its
+    last rate, about zero. Here the rise takes a billionth more or less, and a single step is the first of two.
 
     Raises:
         TypeError: if what is built is no scheduler of torch.
@@ -65,8 +65,11 @@ def schedule(
         steps, rise = given.get("total_steps"), given.get("pct_start", 0.3)
         if steps == 1:
             steps = arguments["total_steps"] = 2
-        if isinstance(steps, int) and isinstance(rise, float) and rise * steps == 1:
-            arguments["pct_start"] = rise * (1 + 1e-9)
+        if isinstance(steps, int) and isinstance(rise, float):
+            if rise * steps == 1:
+                arguments["pct_start"] = rise * (1 + 1e-9)
+            elif rise == 1:
+                arguments["pct_start"] = 1 - 1e-9
     built: Any = make(optimizer, **arguments)
     if not isinstance(built, LRScheduler):
         raise TypeError(f"must be one of torch.optim.lr_scheduler, but is a {type(built).__name__}")
