@@ -44,16 +44,24 @@ def groups() -> dict[str, list[str]]:
 
 
 @cache
-def in_files() -> dict[str, Any]:
-    """Dotted key → a value, of all files of all groups."""
-    found: dict[str, Any] = {"name": "", "seed": 0, "plan": False}
+def by_choice() -> dict[tuple[str, str], dict[str, Any]]:
+    """Group and choice → the dotted keys of its file, and their values."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for group, choices in groups().items():
         for choice in choices if group != "experiment" else ():
             text = (config_folder() / group / f"{choice}.yaml").read_text(encoding="utf-8")
             node = yaml.safe_load(text)
             is_global = text.startswith("# @package _global_")
-            keys = flatten(node if is_global else {group: node}) if isinstance(node, dict) else {}
-            found |= {key: value for key, value in keys.items() if not re.search(r"\[|\._|\bdefaults", key)}
+            found[group, choice] = flatten(node if is_global else {group: node}) if isinstance(node, dict) else {}
+    return found
+
+
+@cache
+def in_files() -> dict[str, Any]:
+    """Dotted key → a value, of all files of all groups."""
+    found: dict[str, Any] = {"name": "", "seed": 0, "plan": False}
+    for keys in by_choice().values():
+        found |= {key: value for key, value in keys.items() if not re.search(r"\[|\._|\bdefaults", key)}
     return found
 
 
@@ -94,6 +102,14 @@ def meant(key: str, value: str = "", present: Iterable[str] | None = None) -> li
     section, _, word = key.lower().rpartition(".")
     if word in ON_A_GPU:
         return ["trainer=default" if value == "cpu" else "trainer=gpu"]
+    top = key.partition(".")[0]
+    owners = [
+        choice
+        for (group, choice), keys in by_choice().items()
+        if group == top and any(one == key or one.startswith(f"{key}[") for one in keys)
+    ]
+    if owners:
+        return [f"{top}={choice} {key}={value}" for choice in owners[:MOST]]
     of_value = [group for group, choices in groups().items() if value.partition(",")[0] in choices]
     near = difflib.get_close_matches(word, of_value, cutoff=0.6) if not section else []
     if near:
