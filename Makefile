@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST := $(RUN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test bench costs chaos scale check format browser tensorboard notebook clean
+.PHONY: help setup grid test slow bench costs chaos scale check format browser tensorboard notebook clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -31,8 +32,11 @@ bench: $(STAMP) ## measure speed beside other ways to train; a quiet machine and
 costs: $(STAMP) ## measure a step under each objective, into docs/objectives.md; a quiet machine and some minutes
 	@$(RUN)/python scripts/objective_costs.py
 
-test: $(STAMP) ## run the test suite
-	@$(RUN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+test: $(STAMP) ## run the tests, but for those that take long
+	@$(TEST) -m 'not slow'
+
+slow: $(STAMP) ## run the other tests: kills, launchers, several processes; ten minutes more
+	@$(TEST) -m slow
 
 chaos: $(STAMP) ## kill, fill up and fuzz sweeps for some minutes; the figures go to chaos.json
 	@$(RUN)/python scripts/chaos.py

@@ -1,6 +1,7 @@
 """What the tests share: configurations composed as the command line composes them."""
 
 import functools
+import importlib
 import logging
 import os
 import subprocess
@@ -17,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 from vae_lab.cli import main
 from vae_lab.config import Run, config_folder, register_resolvers
+from vae_lab.training.machine import freeze_imports
 
 register_resolvers()
 
@@ -120,6 +122,9 @@ def _no_modules_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True, scope="session")
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One thread, fastest for small models, and a cache that is not the user's."""
+    importlib.import_module("vae_lab.training.runner")
+    importlib.import_module("vae_lab.report")
+    freeze_imports()  # garbage collection would take as long as many of the tests
     torch.set_num_threads(1)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     # Commands have more threads, which must not spin while they wait: other tests run beside them.

@@ -151,6 +151,7 @@ def call(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_tables_figures_and_a_plot(tmp_path: Path) -> None:
     done = call("machine", "widths", "--quick", "--out", "here", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -162,6 +163,7 @@ def test_the_command_leaves_tables_figures_and_a_plot(tmp_path: Path) -> None:
     assert (left / "benchmark.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["fast"], ["--repeats", "0"]])
 def test_unknown_arguments_of_the_command_are_reported(tmp_path: Path, words: list[str]) -> None:
     done = call(*words, folder=tmp_path)

@@ -48,6 +48,7 @@ def results_under(folder: Path) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 def test_the_grid_its_files_and_the_same_name_again(train: Train, tmp_path: Path) -> None:
     words = ("-m", "encoder=vanilla,encdec", "decoder=vanilla,encdec", *SMALL, "name=grid")
     first = train(*words)
@@ -134,6 +135,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported_before_anything_runs(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
+@pytest.mark.slow
 def test_a_named_study_needs_no_flag_and_may_be_changed(train: Train, tmp_path: Path) -> None:
     done = train("experiment=five_seeds", "encoder=vanilla", "seed=3,4", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -158,6 +160,7 @@ def test_values_that_an_experiment_sets_name_the_cell_but_its_own_name_does_not(
     assert folder == "encdec-vanilla__latent.dim-5__trainer-debug__trainer.threads-1/seed-0"
 
 
+@pytest.mark.slow
 def test_a_report_is_written_again_by_its_own_command(train: Train, tmp_path: Path) -> None:
     write_run(tmp_path / "outputs/x")
     script = [sys.executable, str(ROOT / "scripts/report.py")]
@@ -172,6 +175,7 @@ def test_a_report_is_written_again_by_its_own_command(train: Train, tmp_path: Pa
         assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_others(train: Train, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -314,6 +318,7 @@ def test_all_blocks_that_do_not_fit_are_reported_at_once(train: Train, tmp_path:
     assert "encoder.blocks[0] of b.yaml" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [["seed=0"], ["-m", "seed=0,1"]])
 def test_files_that_cannot_be_written_are_reported_and_other_runs_continue(
     train: Train, tmp_path: Path, mode: list[str]
@@ -328,6 +333,7 @@ def test_files_that_cannot_be_written_are_reported_and_other_runs_continue(
     assert len(results_under(tmp_path / "outputs/x" / cell / "seed-1")) == len(mode) - 1
 
 
+@pytest.mark.slow
 def test_a_failure_that_cannot_be_printed_still_exits_with_1(train: Train, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -344,6 +350,7 @@ def test_a_failure_that_cannot_be_printed_still_exits_with_1(train: Train, tmp_p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_may_change_its_folder(train: Train, tmp_path: Path) -> None:
     done = train(*SMALL, "name=x", "hydra.job.chdir=true")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -396,6 +403,7 @@ def test_vae_lab_without_a_command_and_with_a_wrong_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", call("--version").stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a pseudo-terminal")
 def test_on_a_terminal_the_bar_moves_and_ctrl_c_prints_how_to_resume(train: Train, tmp_path: Path) -> None:
     import pty  # not on Windows
@@ -447,6 +455,7 @@ def test_on_a_terminal_the_bar_moves_and_ctrl_c_prints_how_to_resume(train: Trai
     assert "Traceback" not in complaint
 
 
+@pytest.mark.slow
 def test_an_installed_package_trains_from_any_folder(tmp_path: Path) -> None:
     """The wheel holds conf/, the data and the command; nothing of the checkout is on the path."""
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"

@@ -273,7 +273,7 @@ def test_errors_of_hydra_are_explained_in_the_same_form(run_of: Compose) -> None
 
     assert explained("latent=vectr") == (
         "latent",
-        "there is no choice 'vectr'; did you mean 'vector'? known: vector",
+        "there is no choice 'vectr'; did you mean 'vector'? known: fsq, lfq, map, vector, vq",
     )
     assert explained("latent.dims=3") == (
         "latent.dims",

@@ -182,6 +182,7 @@ def train(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_extension_of_the_project_is_one_code_file_and_one_yaml_file(project: Path) -> None:
     words = [word for word in SMALL if not word.startswith(("encoder", "trainer.max_epochs"))]
     for kind, home in HOMES.items():

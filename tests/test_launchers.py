@@ -97,6 +97,7 @@ def serial(train: Train) -> tuple[dict[str, dict[str, Any]], str]:
     return every, failures(done.stdout, "on_one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "submitit", "ray"])
 def test_every_launcher_gives_the_same_results(
     train: Train, serial: tuple[dict[str, dict[str, Any]], str], engine: str
@@ -152,6 +153,7 @@ class cluster:  # noqa: N801
         self.cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> None:
     folder: Path = train.folder  # type: ignore[attr-defined]
     (folder / "deadly.py").write_text(
@@ -173,6 +175,7 @@ def test_a_process_that_is_killed_ends_the_sweep_in_a_sentence(train: Train) -> 
     assert f"ended with its process: {reason}" in table
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 def test_ctrl_c_ends_the_processes_too_and_the_same_command_goes_on(train: Train) -> None:
     folder: Path = train.folder  # type: ignore[attr-defined]
@@ -312,6 +315,7 @@ def test_a_missing_plugin_is_reported_with_the_command_that_installs_it(monkeypa
         prepare(["-m", "hydra/launcher=local"])
 
 
+@pytest.mark.slow
 def test_mistakes_are_reported_in_one_sentence(train: Train) -> None:
     wrong = train("-m", "seed=0,1", "hydra/launcher=loca")
     assert wrong.returncode == 1

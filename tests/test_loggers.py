@@ -147,6 +147,7 @@ def test_what_watches_a_training_does_not_change_it(run_of: Compose) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy
 def test_several_loggers_at_once(run_of: Compose, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")

@@ -300,6 +300,7 @@ def undisturbed(run_of: Compose, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return of
 
 
+@pytest.mark.slow
 def test_three_processes_match_one_and_write_every_file_once(run_of: Compose) -> None:
     one = run_of(*SMALL, "name=one")
     watched = f"+callbacks.way._target_={__name__}.LongWay"
@@ -333,6 +334,7 @@ def test_three_processes_match_one_and_write_every_file_once(run_of: Compose) ->
         assert [value for _, value in seen] == pytest.approx([value for _, value in expected], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_in_64_bits_two_processes_match_one_to_the_last_digits(run_of: Compose) -> None:
     words = [*SMALL, "trainer.precision=64-true", "scheduler=one_cycle", "+trainer.gradient_clip_val=0.1"]
     runs = run_of(*words, "name=one"), run_of(*words, "trainer=ddp", "trainer.precision=64-true", "name=two")
@@ -341,6 +343,7 @@ def test_in_64_bits_two_processes_match_one_to_the_last_digits(run_of: Compose) 
     assert_close(*(run.directory for run in runs), tolerance=1e-11)
 
 
+@pytest.mark.slow
 def test_killing_the_command_ends_its_processes_and_the_run_can_resume(
     undisturbed: Callable[..., Path], noted: Path
 ) -> None:
@@ -368,6 +371,7 @@ def test_killing_the_command_ends_its_processes_and_the_run_can_resume(
     assert again.stdout.count("finished before, kept") == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, noted: Path) -> None:
     run = run_of(*SMALL, "trainer=ddp", f"+callbacks.e={{_target_:{__name__}.Ending,rank:1,folder:'{noted}'}}")
     result = runner.run(run)
@@ -378,6 +382,7 @@ def test_a_process_that_is_killed_ends_the_run_and_says_so(run_of: Compose, note
     assert gone(noted)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(run_of: Compose) -> None:
     block = f"encoder.blocks=[{{down:4}},{{_target_:{__name__}.Exploding}}]"
     result = runner.run(run_of(*SMALL, "trainer=ddp", block))
@@ -386,6 +391,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(run_of: Compose) -> 
     assert "LossError" in (next(Path("outputs").glob("*/*/*")) / results.TRACEBACK).read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_processes(noted: Path, run_of: Compose) -> None:
     words = (*SMALL, "trainer=ddp", "name=stopped", f"+callbacks.w={{_target_:{__name__}.Waiting,folder:'{noted}'}}")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}

@@ -254,6 +254,7 @@ def test_long_names_make_short_files(tmp_path: Path) -> None:
     assert written(*folders).is_dir()
 
 
+@pytest.mark.slow
 def test_a_search_with_many_levels_stays_small(tmp_path: Path) -> None:
     for number in range(40):
         overrides = (f"latent.dim={number + 1}", f"optimizer.lr=0.{number + 1:03}")

@@ -2,6 +2,7 @@
 
 import gc
 
+import pytest
 import torch
 from conftest import Command
 
@@ -11,6 +12,7 @@ ONE_STEP = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_long_sweep_keeps_no_more_than_a_short_one(command: Command) -> None:
     def kept(runs: int) -> tuple[int, int]:
         """The modules, and the bytes of tensors, that are alive after a sweep."""

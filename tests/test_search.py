@@ -40,6 +40,7 @@ def trials(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads((folder / "outputs" / name / "search.json").read_text())["trials"]
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_and_resumed_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     words = (*SEARCH, "hydra.sweeper.n_trials=12")
     whole = train(tmp_path, *words, "name=whole")
@@ -82,6 +83,7 @@ def test_a_search_that_is_killed_and_resumed_ends_like_an_undisturbed_one(tmp_pa
     assert study.best_value == best["loss"]
 
 
+@pytest.mark.slow
 def test_a_launcher_runs_several_trials_by_any_term_and_one_may_fail(tmp_path: Path) -> None:
     words = (*SEARCH, "hydra/launcher=local", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
     words = (*words, "objective=beta_tc", "hydra.sweeper.metric=val.mutual_information")

@@ -62,6 +62,7 @@ def share_called_different(random: np.random.Generator, seeds: int, cells: int, 
     return wrong / repeats
 
 
+@pytest.mark.slow
 def test_in_at_most_a_twentieth_of_the_sweeps_any_of_equal_cells_is_called_different() -> None:
     random = np.random.default_rng(0)
     shares = [share_called_different(random, seeds, cells=4, repeats=2000) for seeds in range(3, 11)]
