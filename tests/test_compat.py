@@ -25,6 +25,7 @@ PACKAGE = Path(compat.__file__).parent
 
 PRIVATE = {
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments": "sweep_overrides",
+    "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.validate_batch_is_legal": "trust_checked_runs",
     "hydra.core.singleton:Singleton._instances": "find_plugins",
     "hydra.core.plugins:pkgutil": "find_plugins",
     "torch.nn.modules.batchnorm:_BatchNorm": "is_batch_norm",

@@ -9,7 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vae_lab import results, search
+from vae_lab import compat, results, search
 from vae_lab.config import ConfigError, Inherited, Problem, Run
 from vae_lab.config.terminal import say, shown, stop
 from vae_lab.sweep import checks, launchers
@@ -49,6 +49,7 @@ class SweepCallback(Callback):
         planned = self._plan_search(config) if search.is_chosen(config) else None
         if planned is None:
             self._start(checks.expand(config), is_sweep=True)
+            compat.trust_checked_runs()
         with _ending_on_error():
             self.launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
             sentence = launchers.fit(config.hydra, launchers.Taken.by(self.runs))
