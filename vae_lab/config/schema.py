@@ -303,8 +303,10 @@ class TrainerConfig(BaseModel):
 
 
 def _folder_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+    if not re.fullmatch(r"\w[\w.+-]*", name):
         raise ValueError("must be one folder name of letters, digits and . _ + -, beginning with a letter or digit")
+    if len(name) > 100 or len(name.encode()) > 200:
+        raise ValueError("must have at most 100 characters and 200 bytes")
     return name
 
 
