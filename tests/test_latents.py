@@ -262,6 +262,12 @@ def test_the_codebook_changes_in_training_steps_only(quantized: vae.VAE) -> None
 
 
 @each
+def test_a_step_leaves_the_mode_of_all_modules(quantized: vae.VAE) -> None:
+    quantized.train()(torch.rand(2, 1, 28, 28))
+    assert all(module.training for module in quantized.modules())
+
+
+@each
 def test_in_mixed_precision_codes_are_computed_in_32_bits(quantized: vae.VAE) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         q, z, _ = quantized(torch.rand(4, 1, 28, 28))

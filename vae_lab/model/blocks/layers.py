@@ -187,3 +187,15 @@ def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias:
 def transposed(into: int, out: int, kernel: int, style: Style, start: Size, end: Size) -> nn.Sequential:
     """`transpose`, normalisation, activation."""
     return nn.Sequential(transpose(into, out, kernel, start, end, bias=style.bias), *after(style, out))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A context in which a network is in evaluation mode, with gradients."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

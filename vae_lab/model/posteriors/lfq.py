@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from vae_lab.config.base import NonNegative
 from vae_lab.config.vocabulary import FitError
+from vae_lab.model.blocks.layers import evaluating
 from vae_lab.model.quantized import Codes, QuantizedPosterior
 
 MOST_CHANNELS = 18
@@ -61,8 +62,8 @@ class LfqPosterior(QuantizedPosterior):
 
     def quantize(self, vectors: Float[Tensor, "n c"]) -> Codes:
         """The signs of the vectors."""
-        self.quantizer.eval()  # in training it would compute a penalty of all codes
-        codes, indices, _ = self.quantizer(vectors.unsqueeze(0))
+        with evaluating(self.quantizer):  # in training it would compute a penalty of all codes
+            codes, indices, _ = self.quantizer(vectors.unsqueeze(0))
         codes, indices = codes.squeeze(0), indices.squeeze(0).long()
         penalty = self.commitment * (vectors - codes).square().sum(1)
         if self.entropy:

@@ -1,7 +1,6 @@
 """`prior=vamp`: the mean of the posteriors of pseudo-inputs, which are trained."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily
 
 from vae_lab.config.base import Width
+from vae_lab.model.blocks.layers import evaluating
 from vae_lab.model.interfaces import Prior
 
 if TYPE_CHECKING:
@@ -49,19 +49,7 @@ class VampPrior(Prior):
 
     def forward(self) -> MixtureSameFamily:
         """The distribution of one z."""
-        with _evaluating(self.model.encoder):
+        with evaluating(self.model.encoder):
             components = self.model.posterior(self.model.encoder(self.images()))
         weights = Categorical(logits=torch.zeros_like(components.mean.flatten(1)[:, 0]))
         return MixtureSameFamily(weights, components, validate_args=False)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """A context in which a network is in evaluation mode, with gradients."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
