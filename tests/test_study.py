@@ -147,6 +147,18 @@ def test_cells_that_differ_in_swept_keys_are_compared(tmp_path: Path) -> None:
 IN_NATS = dict.fromkeys(("total", "reconstruction", "kl"), "nats per image")
 
 
+def test_totals_with_penalties_of_different_posteriors_are_not_compared(tmp_path: Path) -> None:
+    terms = dict.fromkeys(("total", "reconstruction", "kl"), "nats per image")
+    for latent in ("map", "fsq", "vq", "lfq"):
+        penalty = {"commitment": "nats per image"} if latent in ("vq", "lfq") else {}
+        write_run(tmp_path / "x", overrides=(f"latent={latent}", "objective=elbo"), terms=terms | penalty)
+    study = gather([tmp_path / "x"])
+    assert not study.comparable("test.total")
+    assert study.comparable("test.reconstruction")
+    plain = [cell for cell in study.cells if "map" in cell or "fsq" in cell]
+    assert study.comparable("test.total", plain)
+
+
 @pytest.mark.parametrize(
     ("changes", "comparable"),
     [

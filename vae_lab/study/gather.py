@@ -199,7 +199,7 @@ class Study:
             if hangs_on:
                 ground += (record.result.nats,)
             if hangs_on == "units":
-                ground += tuple(sorted(record.result.terms.items()))
+                ground += (record.result.terms.get(metric.partition(".")[2]),)
             if family in CLOCKED:
                 ground += (self.hardware_of(record),)
             rows[record.result.seed, record.cell] = kinds.setdefault(ground, len(kinds))
@@ -234,6 +234,8 @@ class Study:
         for record in self.compared:
             beta_says = signatures.beta_sets_sigma(record.config.get("objective._target_"))  # β determines σ
             about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
+            if "commitment" in record.result.terms:  # a penalty that the posterior defines
+                about.append("posterior")
             own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
             found.setdefault(record.cell, tuple(own))
         known = next(filter(None, found.values()), ())
