@@ -291,7 +291,10 @@ def nested(levels: int) -> Any:
         *({"vae_lab": {"origin": {}, "epochs": epochs, "stopped": False}} for epochs in (math.inf, -1, "x", 10**30)),
         {"state_dict": []},
         {"loops": {}},
-        {"loops": {"fit_loop": {"epoch_progress": {"current": COUNTS | {"completed": -(10**9)}}}}},
+        *(
+            {"loops": {"fit_loop": {"epoch_progress": {"current": COUNTS | {"completed": count}}}}}
+            for count in (-(10**9), torch.zeros(1).expand(10**6, 10**6), torch.ones(2), "1")
+        ),
         {"callbacks": {}},
         {"callbacks": []},
         {"state_dict": {"weight": torch.zeros(1).expand(10**6, 10**6)}},

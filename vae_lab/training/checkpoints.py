@@ -149,6 +149,15 @@ class _Best(BaseModel):
     best: float | None
 
 
+class _Progress(BaseModel):
+    """Lightning's counts of epochs."""
+
+    model_config = ConfigDict(strict=True)
+
+    ready: int
+    completed: int
+
+
 class _Content(BaseModel):
     """What resuming relies on; Lightning compares the rest with the run's own parts."""
 
@@ -168,9 +177,9 @@ def _check_content(loaded: Any) -> None:
     """
     _Content.model_validate(loaded)
     _Best.model_validate(loaded["callbacks"].get(Checkpoints.__qualname__))
-    progress = loaded["loops"]["fit_loop"]["epoch_progress"]["current"]
+    progress = _Progress.model_validate(loaded["loops"]["fit_loop"]["epoch_progress"]["current"])
     epochs = loaded[OURS]["epochs"]
-    if progress["completed"] != epochs or progress["ready"] - epochs not in (0, 1):  # 1: written within an epoch
+    if progress.completed != epochs or progress.ready - epochs not in (0, 1):  # 1: written within an epoch
         raise ValueError("its counts of epochs differ")
     parts = [(loaded, 0)]
     seen: set[int] = set()
