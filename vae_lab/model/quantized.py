@@ -110,6 +110,11 @@ class QuantizedPosterior(Posterior):
     is_spatial = True
     is_quantized = True
 
+    def with_channels(self, count: int) -> str:
+        """The words that choose codes of the same positions with this many channels, for messages."""
+        _, *sides = self.latent_shape
+        return f"latent.shape=[{','.join(map(str, (count, *sides)))}]" if sides else f"latent.dim={count}"
+
     @property
     @abstractmethod
     def codebook(self) -> Float[Tensor, "k c"]:

@@ -28,12 +28,11 @@ class FsqPosterior(QuantizedPosterior):
         super().__init__(latent_shape)
         from vector_quantize_pytorch import FSQ
 
-        channels, *sides = self.latent_shape
+        channels = self.latent_shape[0]
         if len(levels) != channels:
-            wanted = str([len(levels), *sides]).replace(" ", "") if sides else str(len(levels))
             raise FitError(
                 f"posterior.levels: must be a number for each of the {channels} channels of a code, but is "
-                f"{list(levels)}; take latent.{'shape' if sides else 'dim'}={wanted}, or {channels} levels"
+                f"{list(levels)}; take {self.with_channels(len(levels))}, or {channels} levels"
             )
         with torch.device("cpu"):  # it reads its numbers, which the meta device does not have
             self.quantizer = FSQ(list(levels), preserve_symmetry=2 in levels)

@@ -44,13 +44,12 @@ class LfqPosterior(QuantizedPosterior):
         super().__init__(latent_shape)
         from vector_quantize_pytorch import LFQ
 
-        channels, *sides = self.latent_shape
+        channels = self.latent_shape[0]
         if channels > MOST_CHANNELS:
-            key = "shape" if sides else "dim"
-            wanted = str([MOST_CHANNELS, *sides]).replace(" ", "") if sides else str(MOST_CHANNELS)
+            wanted = self.with_channels(MOST_CHANNELS)
             raise FitError(
-                f"latent.{key}: must have at most {MOST_CHANNELS} channels for posterior=lfq, whose codes are "
-                f"2^channels, but has {channels}; take latent.{key}={wanted}, or posterior=vq"
+                f"{wanted.partition('=')[0]}: must have at most {MOST_CHANNELS} channels for posterior=lfq, whose "
+                f"codes are 2^channels, but has {channels}; take {wanted}, or posterior=vq"
             )
         self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
         self.quantizer = LFQ(dim=channels)
