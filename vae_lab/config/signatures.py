@@ -8,6 +8,7 @@ attributes that are literals (`data = "binary"`, `changes_results = True`) can b
 import ast
 import types
 import typing
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,16 +78,16 @@ def attribute(family: str, target: str, name: str, default: Any = None) -> Any:
     return read(path, target.removeprefix("vae_lab.")).attributes.get(name, default)
 
 
-def words(family: str, name: str, *, value: Any) -> list[str]:
-    """The choices of a family whose class has this attribute with this value: the names of their files."""
+def words(family: str, name: str, is_meant: Callable[[Any], bool] = bool) -> list[str]:
+    """The choices of a family whose class has this attribute with a value that is meant: the names of their files.
+
+    By default any value but False and those that are empty. A class without the attribute is not asked.
+    """
     return [
-        path.stem for one, path in names.files(family).items() if read(path, one).attributes.get(name, ...) == value
+        path.stem
+        for one, path in names.files(family).items()
+        if name in (found := read(path, one).attributes) and is_meant(found[name])
     ]
-
-
-def words_with(family: str, name: str) -> list[str]:
-    """The choices of a family whose class has this attribute, and not as False or empty."""
-    return [path.stem for one, path in names.files(family).items() if read(path, one).attributes.get(name)]
 
 
 def beta_sets_sigma(target: Any) -> bool:

@@ -294,7 +294,7 @@ def _density_problems(config: Config) -> Iterable[Problem]:
 
 def no_density(posterior: str, objective: str) -> Problem:
     """A posterior without a density under an objective that needs one."""
-    able = signatures.words("objective", "needs_density", value=False)
+    able = signatures.words("objective", "needs_density", lambda needed: not needed)
     others = " or ".join(f"objective={word}" for word in able)
     return Problem(
         "posterior",
@@ -338,7 +338,7 @@ def quantized_problems(posterior: Part, prior: Part, objective: Part) -> Iterabl
         problem = f"must be over the codes of the quantised posterior {posterior[0]}, but is {prior[0]}"
         yield Problem("prior", f"{problem}; take prior=codes, or latent=map with posterior=diagonal")
     if posterior[1] and objective[1] == "":
-        able = " or ".join(f"objective={word}" for word in signatures.words_with("objective", "penalty_unit"))
+        able = " or ".join(f"objective={word}" for word in signatures.words("objective", "penalty_unit"))
         problem = f"{objective[0]} cannot train the quantised posterior {posterior[0]}"
         yield Problem("objective", f"{problem}; take {able}, or latent=map with posterior=diagonal and prior=standard")
 

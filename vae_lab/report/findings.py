@@ -20,9 +20,9 @@ from vae_lab.report.tables import (
 )
 from vae_lab.results import read_config_folders
 from vae_lab.results.figures import Figure
-from vae_lab.study.gather import SIDES, Study, is_number
+from vae_lab.study.gather import SIDES, TOTAL, Study, is_number
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
-from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Comparison, Effect, Pair, compare, holm
+from vae_lab.study.statistics import LEVEL, MOST_CELLS, Comparison, Effect, Pair, compare, holm
 
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
@@ -33,7 +33,7 @@ EQUAL_COST = 0.02
 
 def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
     """At most six sentences, the most important first."""
-    if RECORD not in statistics:
+    if TOTAL not in statistics:
         return ["No run has a test total: there is nothing to compare."]
     order = [
         *_best(study, statistics),
@@ -46,7 +46,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         *_interaction(statistics),
         *_other_factors(study, statistics),
         *_samplers(study),
-        *(_gap(study, statistics) if study.record == RECORD else ()),
+        *(_gap(study, statistics) if study.record == TOTAL else ()),
     ]
     return order[:MOST]
 
@@ -99,7 +99,7 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     if not study.comparable(row.name):
         yield "The cells' test totals were not measured under the same conditions, so none is called the best."
         return
-    if row.name != RECORD:
+    if row.name != TOTAL:
         yield f"Totals are different quantities here, so the cells are compared by {row.label}: {row.meaning}."
     first, *others = order
     own = quality.cells[first]
@@ -220,7 +220,7 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
 
 def _halves(side: str, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     """Whether a more complex encoder or decoder is worth its cost."""
-    effects = [effect for effect in statistics[RECORD].effects if effect.factor == side and effect.effect is not None]
+    effects = [effect for effect in statistics[TOTAL].effects if effect.factor == side and effect.effect is not None]
     # The levels with the lowest test totals are reported; their p-values are corrected for the choice.
     adjusted = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
     for effect in sorted(effects, key=lambda one: one.effect or 0.0)[:2]:
@@ -295,7 +295,7 @@ def _cost_signs(effect: Effect, statistics: Mapping[str, Comparison]) -> tuple[b
 
 
 def _interaction(statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    found = [one for one in statistics[RECORD].effects if one.factor == "encoder:decoder" and one.low is not None]
+    found = [one for one in statistics[TOTAL].effects if one.factor == "encoder:decoder" and one.low is not None]
     if len(found) != 1:
         return
     effect = found[0]
@@ -318,7 +318,7 @@ def _order_elsewhere(study: Study, statistics: Mapping[str, Comparison]) -> Iter
     if not swept:
         return
     axis, factor = swept[0]
-    levels, quality = study.factors[factor], statistics[RECORD]
+    levels, quality = study.factors[factor], statistics[TOTAL]
     networks: dict[str, dict[str, str]] = {}
     for cell in study.cells:
         networks.setdefault(_network(study, cell, axis), {})[study.levels[cell][axis]] = cell
@@ -366,7 +366,7 @@ def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Se
 
     Holm's correction is over the pairs within each level, since only these are compared.
     """
-    values, grounds = study.values(RECORD), study.grounds(RECORD)
+    values, grounds = study.values(TOTAL), study.grounds(TOTAL)
     asked = [(couple, level) for level in levels for couple in itertools.combinations(networks, 2)]
     found = []
     for couple, level in asked:
@@ -382,7 +382,7 @@ def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Se
 
 def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     """The test totals of the networks, each at the level of a swept number with its lowest validation total."""
-    validation, quality = statistics.get("val.total"), statistics[RECORD]
+    validation, quality = statistics.get("val.total"), statistics[TOTAL]
     other = [(axis, factor) for axis, factor in enumerate(study.factors) if factor not in SIDES]
     if validation is None or len(other) != 1 or len(study.factors) < 2:
         return
@@ -392,11 +392,11 @@ def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Ite
     chosen: dict[str, str] = {}
     for cell in ranked("val.total", validation):
         chosen.setdefault(_network(study, cell, axis), cell)
-    if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(RECORD):
+    if len(chosen) not in range(2, MOST_NAMED + 1) or not study.comparable(TOTAL):
         return
     totals = "; ".join(
-        f"{_network(study, cell, axis)} at {study.levels[cell][axis]}: {figure(RECORD, quality.cells[cell])}"
-        for cell in ranked(RECORD, quality)
+        f"{_network(study, cell, axis)} at {study.levels[cell][axis]}: {figure(TOTAL, quality.cells[cell])}"
+        for cell in ranked(TOTAL, quality)
         if cell in chosen.values()
     )
     yield f"Each at the {factor} of its lowest validation total, the test totals are {totals}."
@@ -404,7 +404,7 @@ def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Ite
 
 def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     for factor in study.factors:
-        effects = [one for one in statistics[RECORD].effects if one.factor == factor and one.effect is not None]
+        effects = [one for one in statistics[TOTAL].effects if one.factor == factor and one.effect is not None]
         if factor in SIDES or not effects:
             continue
         p = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
@@ -456,7 +456,7 @@ def _gap(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     shares = [
         found.mean / mean - 1
         for cell in study.cells
-        if (found := statistics[RECORD].cells[cell]).mean is not None
+        if (found := statistics[TOTAL].cells[cell]).mean is not None
         and train is not None
         and (mean := train.cells[cell].mean)
         and mean > 0

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.results import figures
-from vae_lab.study.gather import Study
+from vae_lab.study.gather import TOTAL, Study
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
-from vae_lab.study.statistics import LEVEL, MOST_CELLS, RECORD, Cell, Comparison, Effect, Pair, estimate, holm
+from vae_lab.study.statistics import LEVEL, MOST_CELLS, Cell, Comparison, Effect, Pair, estimate, holm
 
 
 class Published(NamedTuple):
@@ -90,7 +90,7 @@ def figure(name: Named, cell: Cell | None) -> str:
     return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
 
 
-def interval(estimate: Pair | Effect, name: Named = RECORD) -> str:
+def interval(estimate: Pair | Effect, name: Named = TOTAL) -> str:
     """An interval as 'low to high'."""
     if estimate.low is None or estimate.high is None:
         return MISSING
@@ -101,7 +101,7 @@ def interval(estimate: Pair | Effect, name: Named = RECORD) -> str:
     return f"{estimate.low * scale:+,.{places}f} to {estimate.high * scale:+,.{places}f}".replace("-", "−")
 
 
-def change(value: float | None, estimate: Pair | Effect | None = None, name: Named = RECORD) -> str:
+def change(value: float | None, estimate: Pair | Effect | None = None, name: Named = TOTAL) -> str:
     """A signed difference, with the digits of its interval."""
     if value is None:
         return MISSING

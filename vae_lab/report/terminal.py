@@ -14,8 +14,8 @@ from vae_lab.config.text import visible
 from vae_lab.report import pages, tables
 from vae_lab.report.tables import MISSING, PUBLISHED, figure, of_metrics
 from vae_lab.results import figures
-from vae_lab.study.gather import Study, StudyError, find
-from vae_lab.study.statistics import RECORD, Comparison
+from vae_lab.study.gather import TOTAL, Study, StudyError, find
+from vae_lab.study.statistics import Comparison
 
 MOST_HOLES = 10
 """Largest number of missing runs listed in the terminal; the report lists all."""
@@ -96,7 +96,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
         means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
         ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
         if several:
-            ours.append(figure(RECORD, statistics[RECORD].cells[cell] if RECORD in statistics else None))
+            ours.append(figure(TOTAL, statistics[TOTAL].cells[cell] if TOTAL in statistics else None))
         row = PUBLISHED.get(cell)
         published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
         grid.add_row(_text(study.label(cell) + missing_seeds), *ours, *(published if compared else []))

@@ -55,6 +55,7 @@ _NO_CONFOUND = (
 _BROUGHT = {"latent": ("posterior", "prior")}
 """Group → the groups that some of its choices choose too."""
 TOTAL = "test.total"
+"""The metric of record where all cells can be compared by it; see `Study.record`."""
 LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
 
@@ -234,7 +235,7 @@ class Study:
         for record in self.compared:
             beta_says = signatures.beta_sets_sigma(record.config.get("objective._target_"))  # β determines σ
             about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
-            if "commitment" in record.result.terms:  # a penalty that the posterior defines
+            if signatures.attribute("posterior", str(record.config.get("posterior._target_")), "has_penalty"):
                 about.append("posterior")
             own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
             found.setdefault(record.cell, tuple(own))

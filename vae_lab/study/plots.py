@@ -19,9 +19,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from vae_lab.config.text import one_line, visible
 from vae_lab.results import read_history, read_pictures
-from vae_lab.study.gather import SIDES, Record, Study, is_number
+from vae_lab.study.gather import SIDES, TOTAL, Record, Study, is_number
 from vae_lab.study.rate_distortion import BETA, rate_distortion
-from vae_lab.study.statistics import MOST_CELLS, RECORD, Comparison
+from vae_lab.study.statistics import MOST_CELLS, Comparison
 
 # Okabe & Ito's colours, which are distinguishable for all kinds of colour vision, then darker ones.
 COLOURS = (
@@ -365,7 +365,7 @@ class _Studio:
 
     def by_factor(self, factor: str) -> Drawing:
         """The metric of record against the levels of a swept number, one line per combination of the other factors."""
-        study, quality = self.study, self.statistics.get(RECORD)
+        study, quality = self.study, self.statistics.get(TOTAL)
         axis = list(study.factors).index(factor)
         lines: dict[str, list[tuple[float, Any]]] = {}
         for cell in study.cells:
@@ -389,9 +389,9 @@ class _Studio:
             panels[0].set_xscale("log")
             panels[0].minorticks_off()
         panels[0].set_xticks(levels, [f"{level:g}" for level in levels])
-        panels[0].set(xlabel=factor, ylabel=study.figure(RECORD).label)
+        panels[0].set(xlabel=factor, ylabel=study.figure(TOTAL).label)
         _legend(figure, panels[0])
-        return Drawing(f"by_{file_name(factor)}", f"{study.figure(RECORD).label.capitalize()} by {factor}", figure)
+        return Drawing(f"by_{file_name(factor)}", f"{study.figure(TOTAL).label.capitalize()} by {factor}", figure)
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:

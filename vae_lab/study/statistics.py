@@ -16,12 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from vae_lab.study.gather import TOTAL, Study
+from vae_lab.study.gather import Study
 
 LEVEL = 0.95
-RECORD = TOTAL
-"""The metric of record where all cells can be compared by it, which `Study.record` says."""
-
 MOST_CELLS = 12
 """With more cells than this, pairs are with the first cell only."""
 
