@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from vae_lab.config.text import one_line, visible
 from vae_lab.results import read_history, read_pictures
@@ -274,8 +274,11 @@ class _Studio:
             axes.set(xlabel=self.study.figure(metric).label, ylabel=self.study.figure(record).label)
             if metric == "model.parameters":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+                counts = [count for count, _ in points.values()]
+                if counts and max(counts) - min(counts) < 0.01 * max(counts):  # which prefixes would not tell apart
+                    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.yaxis.set_major_locator(MaxNLocator(6))
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=metric == "model.parameters"))
         if not drawn:
             return None
         _legend(figure, panels[1])
@@ -419,7 +422,7 @@ def _panels(count: int, width: float = 10, above: float = 0.35, high: float = 2.
     height = above + high + 0.95
     figure = Figure(figsize=(width, height))
     panels = figure.subplots(1, count, squeeze=False)[0]
-    left = 0.95 if count < 3 else 0.6
+    left = 0.95 if count < 3 else 0.72
     figure.subplots_adjust(
         left / width, 0.95 / height, 1 - 0.15 / width, 1 - above / height, wspace=0.25 if count > 2 else 0.22
     )
