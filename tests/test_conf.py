@@ -214,7 +214,7 @@ def test_every_study_asks_a_question_and_trains_the_cells_that_answer_it(
         assert {word.partition("=")[2] for run in runs for word in run.overrides if word.startswith(f"{key}=")} == {
             *levels.split()
         }
-    for run in {trial.key(run): run for run in runs}.values():
+    for run in trial.chosen(runs):
         total = config.build(run.config.objective)(vae.build(run.config), torch.rand(2, 1, 28, 28), 0.5)["total"]
         total.backward()
         assert total.isfinite()

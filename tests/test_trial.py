@@ -240,7 +240,19 @@ def test_one_trial_is_enough_for_runs_that_differ_in_seeds_and_rates(run_of: Com
         run_of(*SMALL, f"seed={seed}", f"optimizer.lr={rate}", f"latent.dim={dim}", "callbacks=default")
         for seed in (0, 1) for rate in (0.1, 0.2) for dim in (2, 3)
     ]  # fmt: skip
-    assert len({trial.key(run) for run in runs}) == 2
+    assert trial.chosen(runs) == [runs[0], runs[1]]
+
+
+def test_trials_train_every_encoder_and_every_decoder(run_of: Compose) -> None:
+    runs = [
+        run_of(f"encoder={encoder}", f"decoder={decoder}", f"seed={seed}")
+        for encoder in ("vanilla", "encdec", "mlp") for decoder in ("vanilla", "encdec") for seed in (0, 1)
+    ]  # fmt: skip
+    assert [(run.encoder, run.decoder, run.config.seed) for run in trial.chosen(runs)] == [
+        ("vanilla", "vanilla", 0),
+        ("encdec", "encdec", 0),
+        ("mlp", "vanilla", 0),
+    ]
 
 
 def test_no_room_for_a_trial_says_nothing_about_the_run(run_of: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@
 The libraries are imported where they are used, since the commands need parts of Hydra long before torch.
 """
 
+import copy
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.loops.fetchers import _DataFetcher
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+    from omegaconf import DictConfig
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.utils.tensorboard import SummaryWriter
@@ -28,6 +31,27 @@ def sweep_overrides(overrides: Sequence[Any]) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     return [list(one) for one in BasicSweeper.split_arguments(list(overrides), None)[0]]
+
+
+def with_values(composed: "DictConfig", values: "Sequence[Override]", overrides: "Sequence[Override]") -> "DictConfig":
+    """A copy of a run's configuration with further values, as if Hydra had composed it with all its overrides.
+
+    Args:
+        composed: the configuration without those values.
+        values: the overrides to apply, none of which chooses from a group.
+        overrides: all overrides of the run, for what Hydra records of them.
+
+    Raises:
+        HydraException: if a key does not exist.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+
+    made = copy.deepcopy(composed)
+    ConfigLoaderImpl._apply_overrides_to_config([*values], made)
+    tasks = [one for one in overrides if not one.is_hydra_override()]
+    made.hydra.overrides.task = [one.input_line for one in tasks]
+    made.hydra.job.override_dirname = get_overrides_dirname(tasks, **made.hydra.job.config.override_dirname)
+    return made
 
 
 def trust_checked_runs() -> None:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lab import compat, results
 from vae_lab.config import NOT_IDENTIFYING, ConfigError, Problem, Run, explain, is_complaint, words
+from vae_lab.config.composing import Composer
 from vae_lab.results.trials import Choice, Number, Trial, Trials, TrialsError, Value, bare, read_trials
 from vae_lab.search.loop import search
 from vae_lab.search.options import Options, options
@@ -101,7 +102,7 @@ class Planned:
         self.folder = Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
         self.runs: list[Run] = []
         """The runs of its trials, each once; the list grows with the trials."""
-        self._config = config
+        self._composer = Composer(config)
         self._fixed = record.fixed
         self._by_name: dict[str, Run] = {}
         self.record = record.model_copy(update={"trials": [self._reopened(one) for one in record.trials]})
@@ -113,8 +114,7 @@ class Planned:
             ConfigError: if a choice or a key does not exist.
         """
         with _explained():
-            loader = GlobalHydra.instance().config_loader()
-            return loader.load_sweep_config(self._config, [*self._fixed, *overrides(values)])
+            return self._composer.run([*self._fixed, *overrides(values)])
 
     def name(self, values: Mapping[str, Value]) -> str:
         """The name of the run with these values; the run is added to `runs`."""

@@ -27,6 +27,7 @@ from vae_lab.config import (
     is_complaint,
     words,
 )
+from vae_lab.config.composing import Composer
 from vae_lab.config.sources import digest_of
 from vae_lab.config.terminal import shown, watched
 from vae_lab.results.reading import check_entries
@@ -50,8 +51,7 @@ def expand(config: DictConfig) -> Iterator[DictConfig]:
     try:
         str(config.name)  # a default name is the time: resolved now, so that all runs have the same
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
-        for overrides in compat.sweep_overrides(parsed):
-            yield loader.load_sweep_config(config, overrides)
+        yield from map(Composer(config).run, compat.sweep_overrides(parsed))
     except Exception as error:
         if not is_complaint(error):
             raise
@@ -112,7 +112,7 @@ def check(runs: Sequence[Run]) -> None:
     check_each({run.config.data.model_dump_json(): run for run in (*todo, *unmeasured)}.values(), runner.check_data)
     if not any(run.config.plan for run in runs):
         machine.freeze_imports()
-        tried = {trial.key(run): run for run in reversed(todo)}.values()
+        tried = trial.chosen(todo)
         check_runs(watched(tried, len(tried), "Trying one step of every kind of run"), trial.check)
 
 

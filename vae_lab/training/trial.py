@@ -15,7 +15,7 @@ import pkgutil
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,31 @@ SCRATCH_LOGGERS = ("lightning.pytorch.loggers.TensorBoardLogger", "lightning.pyt
 NO_LOGGER = "lightning.pytorch.loggers.logger.DummyLogger"
 
 
-def key(run: Run) -> str:
-    """Equal for runs of which one trial is enough: they differ in the seed, in folders, or in numbers such as rates."""
+def chosen(runs: Iterable[Run]) -> list[Run]:
+    """The runs of which a trial each is enough.
+
+    Together they train every encoder and every decoder in all its surroundings, the other settings of the runs. The
+    networks share nothing but the codes, whose shape has been checked. Seeds, folders and numbers such as rates need no
+    trials of their own.
+    """
+    parts = [(run, _parts(run)) for run in runs]
+    done, found = set[str](), list[Run]()
+    for new in (2, 1):  # first those that try an encoder and a decoder at once
+        for run, both in parts:
+            if len(both - done) >= new:
+                done |= both
+                found.append(run)
+    return found
+
+
+def _parts(run: Run) -> set[str]:
+    """A run's encoder in its surroundings, and its decoder."""
     moved = _moved(run.config.container(), str(run.directory), "")
     for name in ("seed", "name"):
         del moved[name]
     moved["logger"] = sorted(node.target for node in (run.config.logger or {}).values())
-    return json.dumps(_without_rates(moved), sort_keys=True)
+    networks = [{side: moved.pop(side)} for side in ("encoder", "decoder")]
+    return {json.dumps(_without_rates(moved | network), sort_keys=True) for network in networks}
 
 
 def _without_rates(value: Any) -> Any:
