@@ -334,12 +334,12 @@ class Steps(_TrainingEpochLoop):
 
 
 def steps_plainly(optimizer: "Optimizer") -> bool:
-    """Whether an optimiser is torch's, with the usual `zero_grad` and no required closure; L-BFGS requires one."""
+    """Whether an optimiser is torch's or ours, with the usual `zero_grad` and no closure, which L-BFGS requires."""
     from torch import optim
 
     kind = type(optimizer)
     return (
-        kind.__module__.startswith(optim.__name__)
+        kind.__module__.startswith((f"{optim.__name__}.", "vae_lab."))
         and kind.zero_grad is optim.Optimizer.zero_grad
         and inspect.signature(kind.step).parameters["closure"].default is None
     )

@@ -32,6 +32,7 @@ _OTHERS = {
     "VAE": "model.vae",
     "load": "trained.loading",
     "LoadError": "trained.foreign",
+    "NormalizedAdam": "training.optimizers",
     "Encoder": "model.networks",
     "Decoder": "model.networks",
     "ImageData": "data.sets",

@@ -23,7 +23,15 @@ from vae_lab.config import names, signatures
 from vae_lab.config.base import Background, Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
 from vae_lab.config.identity import CHANGES_RESULTS, is_free, is_place
 from vae_lab.config.versions import as_first_written
-from vae_lab.config.vocabulary import Activation, AnyBlock, ForeignBlock, Normalization, leaves, not_too_many
+from vae_lab.config.vocabulary import (
+    Activation,
+    AnyBlock,
+    ForeignBlock,
+    Initialization,
+    Normalization,
+    leaves,
+    not_too_many,
+)
 
 
 class Network(Section):
@@ -35,7 +43,14 @@ class Network(Section):
     width: Annotated[float | None, Field(gt=0, le=64, exclude=True)] = None
     activation: Activation = "leaky_relu"
     normalization: Normalization = "batch"
+    initialization: Initialization = "torch"
     blocks: Annotated[list[AnyBlock], Field(min_length=1), AfterValidator(not_too_many)]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_defaults(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # As in a block: earlier configurations keep their checksums.
+        later = {"initialization": "torch", "head": "conv"}
+        return {key: value for key, value in handler(self).items() if (key, value) not in later.items()}
 
 
 class EncoderConfig(Network):
@@ -47,11 +62,6 @@ class DecoderConfig(Network):
 
     target: Target = "vae_lab.Decoder"
     head: Literal["conv", "up"] = "conv"
-
-    @model_serializer(mode="wrap")
-    def _leave_out_the_default(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # As in a block: earlier configurations keep their checksums.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("head", "conv")}
 
 
 def _number_as_text(value: Any) -> Any:
@@ -353,6 +363,8 @@ class Config(Section):
     logger: dict[str, Observer] | None = None
     callbacks: dict[str, CallbackNode] | None = None
     metrics: MetricsConfig = MetricsConfig()
+    test_weights: Literal["last", "best"] = "last"
+    """The weights that are tested and kept: those of the last epoch, or of the one with the lowest validation total."""
     plan: bool = False
 
     @property
@@ -388,6 +400,8 @@ class Config(Section):
         plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # it says nothing, and earlier configurations keep their checksums
             del plain["match"]
+        if self.test_weights == "last":
+            del plain["test_weights"]
         return plain
 
     def sigma_of(self, asked: Any) -> Any:

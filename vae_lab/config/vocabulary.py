@@ -22,8 +22,9 @@ from pydantic import (
 from vae_lab.config.base import Node, Section
 from vae_lab.config.names import PACKAGE
 
-Activation = Literal["leaky_relu", "relu", "elu", "gelu", "silu", "tanh", "none"]
+Activation = Literal["leaky_relu", "relu", "elu", "gelu", "silu", "tanh", "gated", "none"]
 Normalization = Literal["batch", "group", "layer", "none"]
+Initialization = Literal["torch", "he"]
 Size = tuple[int, ...]
 """Height and width of a map."""
 Shape = tuple[int, ...]

@@ -13,7 +13,7 @@ from vae_lab import config
 from vae_lab.config import Size, halved
 from vae_lab.config.vocabulary import FitError, Place, Shape, Style, describe
 from vae_lab.model.blocks import building
-from vae_lab.model.blocks.layers import ScaledLinear, convolve, shapes_only, transpose
+from vae_lab.model.blocks.layers import ScaledLinear, convolve, initialize, shapes_only, transpose
 
 LARGEST = 2**31
 """The most numbers in a map or vector of one image; a larger network is treated as a mistake."""
@@ -38,6 +38,7 @@ class Encoder(nn.Module):
         activation: for every block that sets none.
         normalization: for every block that sets none.
         latent_shape: the shape (c, h, w) of a code whose parameters are maps of its size; None for a vector.
+        initialization: of the weights: `torch` or `he`; see `layers.initialize`.
 
     Raises:
         ConfigError: if a block is not in the vocabulary.
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
         activation: str = "leaky_relu",
         normalization: str = "batch",
         latent_shape: Sequence[int] | None = None,
+        initialization: str = "torch",
     ) -> None:
         super().__init__()
         key = "encoder.blocks"
@@ -62,15 +64,20 @@ class Encoder(nn.Module):
         if latent_shape is not None:
             _check_last_map(key, shape, tuple(latent_shape))
             self.head = nn.Sequential(convolve(shape[0], num_parameters // math.prod(shape[1:]), 3), nn.Flatten())
-            return
-        inputs = math.prod(shape)
-        excess = min(math.prod(place.shape[1:]) / TUNED_PIXELS, inputs / TUNED_INPUTS)
-        halvings = max(0, math.floor(math.log2(excess)))
-        linear = ScaledLinear(inputs, num_parameters, halvings) if halvings else nn.Linear(inputs, num_parameters)
-        self.head = nn.Sequential(nn.Flatten(), linear)
+        else:
+            self.head = nn.Sequential(nn.Flatten(), _onto_parameters(shape, place.shape, num_parameters))
+        initialize(self, initialization)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p"]:
         return self.head(self.blocks(images))
+
+
+def _onto_parameters(shape: Shape, image_shape: Shape, count: int) -> nn.Linear:
+    """The dense layer from a last map or vector to `count` parameters."""
+    inputs = math.prod(shape)
+    excess = min(math.prod(image_shape[1:]) / TUNED_PIXELS, inputs / TUNED_INPUTS)
+    halvings = max(0, math.floor(math.log2(excess)))
+    return ScaledLinear(inputs, count, halvings) if halvings else nn.Linear(inputs, count)
 
 
 class Decoder(nn.Module):
@@ -89,6 +96,7 @@ class Decoder(nn.Module):
         latent_shape: the shape of a latent code; None is (latent_dim,).
         head: the layer from the last map to the image: `conv`, a convolution, or `up`, a transposed convolution that
             doubles the map. If the blocks end with a vector, the head is a dense layer.
+        initialization: of the weights: `torch` or `he`; see `layers.initialize`.
 
     Raises:
         ConfigError: if a block is not in the vocabulary.
@@ -104,6 +112,7 @@ class Decoder(nn.Module):
         normalization: str = "batch",
         head: str = "conv",
         latent_shape: Sequence[int] | None = None,
+        initialization: str = "torch",
     ) -> None:
         super().__init__()
         key = "decoder.blocks"
@@ -133,6 +142,7 @@ class Decoder(nn.Module):
             )
         self.blocks = nn.Sequential(*map(_build, steps))
         self.head = nn.Sequential(*_onto_image(shape, channels, size, head))
+        initialize(self, initialization)
 
     def forward(self, z: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
         return self.head(self.blocks(z)).contiguous()  # see `layout`

@@ -169,6 +169,7 @@ class Result(Part):
     terms: dict[str, str] = OLD_TERMS  # the objective's terms → their units
     nats: Literal["real", "levels", "binary"] | None = "real"  # the data that its likelihood is for; None without one
     divergence: Literal["exact", "estimated"] | None = "exact"  # how `kl` was computed
+    tested_epoch: int | None = None  # whose weights were tested and kept; the last unless test_weights is best
     resumed: list[int] = []  # the epochs after which it was resumed
     train: Losses = Losses()
     val: Losses = Losses()

@@ -195,6 +195,20 @@ def _check_content(loaded: Any) -> None:
             parts.extend((one, depth + 1) for one in inner)
 
 
+def load_best(module: LitVAE, folder: Path) -> int:
+    """Give a module the weights with the lowest total so far of the split that checkpoints go by.
+
+    Returns:
+        The epoch that they are from.
+
+    Raises:
+        CheckpointError: if that checkpoint cannot be read.
+    """
+    loaded = read_checkpoint(folder / BEST)
+    module.load_state_dict(loaded["state_dict"])
+    return int(loaded[OURS]["epochs"])
+
+
 def check_archive(path: Path) -> None:
     """Check every record of a checkpoint against its CRC-32; torch writes these checksums but does not check them.
 

@@ -364,6 +364,9 @@ def attempt(
             log.warning("%s: %s", run, warning)
         last = str(checkpoint_folder / checkpoints.LAST) if goes_on else None
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        tested_epoch = trainer.current_epoch
+        if settings.test_weights == "best" and (checkpoint_folder / checkpoints.BEST).exists():
+            tested_epoch = checkpoints.load_best(module, checkpoint_folder)
         trainer.test(module, datamodule=data, verbose=False)
     if not part.is_first:
         return {}
@@ -374,6 +377,7 @@ def attempt(
     recorded = _recorded(history)
     trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # else only the test ran here
     return {
+        "tested_epoch": tested_epoch,
         "test": recorded["test"].model_copy(update=quality.figures),
         "timing": recorded["timing"].model_copy(update={"metrics_seconds": quality.seconds}),
         "metrics": None if quality.error else settings.metrics.model_dump(),

@@ -23,7 +23,7 @@ class Dense(Styled):
         """Build the module of this block."""
         from torch import nn
 
-        from vae_lab.model.blocks.layers import after
+        from vae_lab.model.blocks.layers import after, made
 
-        layer = nn.Linear(math.prod(place.shape), self.dense, bias=place.style.bias)
+        layer = nn.Linear(math.prod(place.shape), made(place.style, self.dense), bias=place.style.bias)
         return nn.Sequential(nn.Flatten(), layer, *after(place.style, self.dense, spatial=False))

@@ -120,6 +120,23 @@ def _as_trained(module: ScaledLinear, state: dict[str, Tensor], prefix: str, *_:
         state[f"{prefix}weight"] = state[f"{prefix}weight"] / module.scale
 
 
+def initialize(network: nn.Module, how: str) -> None:
+    """Draw the weights of a network's dense and convolutional layers; biases keep torch's values.
+
+    Args:
+        network: the network.
+        how: `torch` leaves torch's own initialisation; `he` is normal with variance 2 / fan-in (He et al. 2015).
+    """
+    if how == "torch":
+        return
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if isinstance(layer, ScaledLinear):
+            with torch.no_grad():
+                layer.weight /= layer.scale
+
+
 def norm(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
     """The normalisation of a map or, if not `spatial`, of a vector; empty for none.
 
@@ -142,13 +159,28 @@ def norm(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module
 
 
 def act(style: Style) -> list[nn.Module]:
-    """The activation; empty for none."""
+    """The activation; empty for none.
+
+    Raises:
+        FitError: if it is gated: a gate needs a layer before it; see `after`.
+    """
+    if style.activation == "gated":
+        raise FitError("activation: gated is for blocks of one layer, such as dense, conv, down and up; take another")
     return [] if style.activation == "none" else [ACTIVATIONS[style.activation]()]
 
 
+def made(style: Style, channels: int) -> int:
+    """The channels that a layer must make for `after` to return `channels`: twice as many if they are gated."""
+    return 2 * channels if style.activation == "gated" else channels
+
+
 def after(style: Style, channels: int, *, spatial: bool = True) -> list[nn.Module]:
-    """The normalisation and activation after a layer."""
-    return [*norm(style, channels, spatial=spatial), *act(style)]
+    """The normalisation and activation after a layer with `made` channels.
+
+    `gated` multiplies one half of its outputs by the sigmoid of the other (Dauphin et al. 2017).
+    """
+    normalization = norm(style, made(style, channels), spatial=spatial)
+    return [*normalization, nn.GLU(dim=1)] if style.activation == "gated" else [*normalization, *act(style)]
 
 
 def groups(channels: int) -> int:
@@ -169,7 +201,8 @@ def convolution(
     into: int, out: int, kernel: int, style: Style, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Sequential:
     """`convolve`, normalisation, activation."""
-    layer = convolve(into, out, kernel, stride=stride, dilation=dilation, groups=groups, bias=style.bias)
+    channels = made(style, out)
+    layer = convolve(into, channels, kernel, stride=stride, dilation=dilation, groups=groups, bias=style.bias)
     return nn.Sequential(layer, *after(style, out))
 
 
@@ -186,7 +219,8 @@ def transpose(into: int, out: int, kernel: int, start: Size, end: Size, *, bias:
 
 def transposed(into: int, out: int, kernel: int, style: Style, start: Size, end: Size) -> nn.Sequential:
     """`transpose`, normalisation, activation."""
-    return nn.Sequential(transpose(into, out, kernel, start, end, bias=style.bias), *after(style, out))
+    layer = transpose(into, made(style, out), kernel, start, end, bias=style.bias)
+    return nn.Sequential(layer, *after(style, out))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from vae_lab.config import halved
 from vae_lab.config.vocabulary import Shape, Style
-from vae_lab.model.blocks.layers import act, after, convolution, convolve, norm, transposed
+from vae_lab.model.blocks.layers import act, convolution, convolve, norm, transposed
 
 
 class Skip(nn.Module):
@@ -72,9 +72,11 @@ def residual(into: int, out: int, kernel: int, kind: str, style: Style, stride: 
         shortcut += norm(style, out)
     if plain:
         body = [
-            *after(style, into),
+            *norm(style, into),
+            *act(style),
             convolve(into, out, kernel, stride=stride, bias=style.bias),
-            *after(style, out),
+            *norm(style, out),
+            *act(style),
             convolve(out, out, kernel),
         ]
         return Skip(nn.Sequential(*body), nn.Sequential(*shortcut))

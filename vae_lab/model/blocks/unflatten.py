@@ -23,10 +23,10 @@ class Unflatten(Styled):
         """Build the module of this block."""
         from torch import nn
 
-        from vae_lab.model.blocks.layers import after
+        from vae_lab.model.blocks.layers import after, made
 
         if len(place.shape) == 3:
             raise FitError(f"'unflatten' makes a map of a vector, but gets {describe(place.shape)}; remove it")
-        target = (self.unflatten, *(place.size or (1, 1)))
+        target = (made(place.style, self.unflatten), *(place.size or (1, 1)))
         layer = nn.Linear(place.shape[0], math.prod(target), bias=place.style.bias)
         return nn.Sequential(layer, nn.Unflatten(1, target), *after(place.style, self.unflatten))
