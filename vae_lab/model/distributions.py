@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal, constraints, kl_divergence, register_kl
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    MixtureSameFamily,
+    MultivariateNormal,
+    constraints,
+    kl_divergence,
+    register_kl,
+)
 
 from vae_lab import compat
 
@@ -120,6 +128,41 @@ class Point(Distribution):
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         return self._mean.expand((*sample_shape, *self._mean.shape))
+
+
+class NormalMixture(MixtureSameFamily):
+    """A mixture of Gaussians with diagonal covariance.
+
+    The squared distances of codes from means are expanded into matrix products, which need no tensor of every code,
+    component and dimension. Their terms cancel, so they are in 64 bits.
+
+    Args:
+        weights: of the components, batch shape () and k categories.
+        components: batch shape (k,).
+    """
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        components = self.component_distribution
+        double = torch.float32 if value.device.type == "mps" else torch.float64  # which has no 64-bit numbers
+        z = value.flatten(-len(self.event_shape)).to(double)
+        mean, log_variance = (one.flatten(1).to(double) for one in (components.mean, components.log_variance))
+        precision = torch.exp(-log_variance)
+        weighted = mean * precision
+        constant = (mean * weighted + log_variance + math.log(2 * math.pi)).sum(1)
+        squared = z.square() @ precision.T - 2 * z @ weighted.T + constant
+        logits: Tensor = self.mixture_distribution.logits
+        return torch.logsumexp(logits - 0.5 * squared, -1).to(value.dtype)
+
+
+def mixture(logits: Float[Tensor, " k"], components: Distribution) -> MixtureSameFamily:
+    """The mixture of a batch of k distributions.
+
+    Args:
+        logits: logarithms of the components' weights, up to a constant.
+        components: batch shape (k,).
+    """
+    kind: Any = NormalMixture if isinstance(components, DiagonalNormal) else MixtureSameFamily
+    return kind(Categorical(logits=logits), components, validate_args=False)
 
 
 class Reshaped(Distribution):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, MixtureSameFamily
+from torch.distributions import MixtureSameFamily
 
 from vae_lab.config.base import Width
-from vae_lab.model.distributions import DiagonalNormal
+from vae_lab.model.distributions import DiagonalNormal, mixture
 from vae_lab.model.interfaces import Prior
 
 START = 0.3
@@ -31,4 +31,4 @@ class MixturePrior(Prior):
     def forward(self) -> MixtureSameFamily:
         """The distribution of one z."""
         components = DiagonalNormal(self.means, self.log_variances, len(self.latent_shape))
-        return MixtureSameFamily(Categorical(logits=self.logits), components, validate_args=False)
+        return mixture(self.logits, components)

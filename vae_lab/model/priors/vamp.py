@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Categorical, MixtureSameFamily
+from torch.distributions import MixtureSameFamily
 
 from vae_lab.config.base import Width
 from vae_lab.model.blocks.layers import evaluating
+from vae_lab.model.distributions import mixture
 from vae_lab.model.interfaces import Prior
 
 if TYPE_CHECKING:
@@ -51,5 +52,4 @@ class VampPrior(Prior):
         """The distribution of one z."""
         with evaluating(self.model.encoder):
             components = self.model.posterior(self.model.encoder(self.images()))
-        weights = Categorical(logits=torch.zeros_like(components.mean.flatten(1)[:, 0]))
-        return MixtureSameFamily(weights, components, validate_args=False)
+        return mixture(torch.zeros_like(components.mean.flatten(1)[:, 0]), components)
