@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, IterableDataset
 
-from vae_lab import config
+from vae_lab import config, results
 from vae_lab.config import MetricsConfig
-from vae_lab.evaluation import latent_space
+from vae_lab.evaluation import latent_space, likelihood
+from vae_lab.evaluation.batches import HeldOutBatches
 from vae_lab.evaluation.latent_space import aggregate_bound, information_bound, probe_accuracy, use_of_latent
 from vae_lab.evaluation.likelihood import importance_weighted
 from vae_lab.evaluation.measure import kind_of_divergence, measure
@@ -182,12 +184,51 @@ class Counting(nn.Module):
         return torch.zeros(len(z), *SHAPE)
 
 
-def test_a_bound_holds_one_sample_at_a_time() -> None:
+def test_bounds_decode_a_limited_number_of_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "AT_ONCE", 3 * 7 * PIXELS + 1)
     decoder = Counting()
     model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), decoder)
     with torch.no_grad():
         importance_weighted(model, torch.rand(7, *SHAPE), [1, 50], torch.Generator())
-    assert decoder.sizes == [7] * 50
+    assert decoder.sizes == [21] * 16 + [14]
+
+
+def test_interrupted_bounds_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), nn.Linear(DIM, PIXELS))
+    model.decoder = nn.Sequential(model.decoder, nn.Unflatten(1, SHAPE))
+    test = HeldOutBatches(LightningDataModule(), [torch.rand(5, *SHAPE) for _ in range(4)], torch.empty(0))
+    monkeypatch.setattr(likelihood, "KEEP_EVERY", 0.0)
+    whole = likelihood.bounds(model, test, [1, 10], tmp_path)
+    once, measured = importance_weighted, list[int]()
+
+    def measure_until(last: int) -> None:
+        def limited(*arguments: Any) -> dict[int, Tensor]:
+            measured.append(len(measured))
+            if len(measured) == last:
+                raise KeyboardInterrupt
+            return once(*arguments)
+
+        monkeypatch.setattr(likelihood, "importance_weighted", limited)
+
+    measure_until(3)
+    with pytest.raises(KeyboardInterrupt):
+        likelihood.bounds(model, test, [1, 10], tmp_path)
+    kept = (tmp_path / results.BOUNDS).read_text()
+    measure_until(0)
+    assert likelihood.bounds(model, test, [1, 10], tmp_path) == whole
+    assert len(measured) == 3 + 2
+    assert not (tmp_path / results.BOUNDS).exists()
+    for damaged in (kept[:-9], kept.replace(",10]", ",11]"), "[]"):  # also those of other numbers of samples
+        (tmp_path / results.BOUNDS).write_text(damaged)
+        measured.clear()
+        assert likelihood.bounds(model, test, [1, 10], tmp_path) == whole
+        assert len(measured) == 4
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    (tmp_path / results.BOUNDS).write_text(kept)  # those of other weights
+    measured.clear()
+    assert likelihood.bounds(model, test, [1, 10], tmp_path) != whole
+    assert len(measured) == 4
 
 
 # --- Latent space ------------------------------------------------------------------------------------------

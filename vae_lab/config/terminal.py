@@ -60,7 +60,7 @@ def stop(error: ConfigError) -> NoReturn:
     raise SystemExit(1)
 
 
-def watched(items: Iterable[Item], count: int, doing: str) -> Iterator[Item]:
+def watched(items: Iterable[Item], count: int | None, doing: str) -> Iterator[Item]:
     """Pass items on, and show on stderr what is being done: by a bar on a terminal, elsewhere only if it takes long."""
     from rich.progress import Progress  # takes 20 ms, which other commands can do without
 
@@ -71,7 +71,7 @@ def watched(items: Iterable[Item], count: int, doing: str) -> Iterator[Item]:
         for done, item in enumerate(bar.track(items, count, description=doing), 1):
             yield item
             if not has_bar and time.monotonic() > next_line:
-                say(f"{doing}: {done:,} of {count:,} done", error=True)
+                say(f"{doing}: {done:,}{'' if count is None else f' of {count:,}'} done", error=True)
                 next_line = time.monotonic() + 4 * PATIENCE
 
 

@@ -72,13 +72,22 @@ class HeldOutBatches:
             parts = batch if isinstance(batch, (tuple, list)) else (batch,)
             yield tuple(self._moved(part) if isinstance(part, Tensor) else part for part in parts)
 
+    @property
+    def count(self) -> int | None:
+        """The number of batches; None if the loader does not know it."""
+        try:
+            known = len(self.loader)
+        except TypeError:
+            return self.limit
+        return known if self.limit is None else min(known, self.limit)
+
     def _moved(self, part: Tensor) -> Tensor:
         return part.to(self.like) if part.is_floating_point() else part.to(self.like.device)
 
 
-def generator_for(purpose: str) -> torch.Generator:
-    """A separate random stream for each metric, so that adding a metric does not change the others."""
-    return torch.Generator().manual_seed(derived_seed(SEED, purpose))
+def generator_for(purpose: str, number: int = 0) -> torch.Generator:
+    """A separate random stream for each metric, and each of its parts: adding one does not change the others."""
+    return torch.Generator().manual_seed(derived_seed(SEED, purpose, number))
 
 
 def in_double(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Test metrics: likelihood of unseen images, use of the latent space, quality of images."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ def measure(
     settings: Config,
     asked: MetricsConfig,
     losses: Mapping[str, float],
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Compute the test metrics of a trained model, named as in `result.json`; None if one cannot be computed.
 
@@ -41,12 +43,13 @@ def measure(
         settings: the run's configuration.
         asked: the metrics to compute.
         losses: the objective's terms on the test images.
+        folder: of the run, which keeps what has been computed if a long evaluation is interrupted.
     """
     training = vae.training
     vae.eval()
     try:
         with torch.no_grad():
-            return _measure(vae, objective, data, settings, asked, losses)
+            return _measure(vae, objective, data, settings, asked, losses, folder)
     finally:
         vae.train(training)
 
@@ -58,6 +61,7 @@ def _measure(
     settings: Config,
     asked: MetricsConfig,
     losses: Mapping[str, float],
+    folder: Path | None,
 ) -> dict[str, Any]:
     like = next(vae.parameters(), torch.empty(0))
     limit = (settings.trainer.model_extra or {}).get("limit_test_batches")
@@ -78,7 +82,7 @@ def _measure(
     figures |= pictures
     figures |= use_of_latent(vae, codes.parameters)
     if in_nats and asked.iwae:
-        figures |= bounds(vae, test, asked.iwae)
+        figures |= bounds(vae, test, asked.iwae, folder)
     if asked.probe and train is not None:
         figures["probe_accuracy"] = probe(train, codes)
     for name, node in asked.further.items():

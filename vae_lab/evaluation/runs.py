@@ -65,7 +65,7 @@ def remeasure(
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})
     data = open_images(folder, settings, *(("fit", "test") if wanted.probe or wanted.samplers else ("test",)))
     started = time.perf_counter()
-    figures = measure(channels_last(model), objective, data, settings, wanted, result.test.model_dump())
+    figures = measure(channels_last(model), objective, data, settings, wanted, result.test.model_dump(), folder)
     updated = result.model_copy(
         update={
             "test": result.test.model_copy(update=figures),

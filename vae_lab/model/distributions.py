@@ -145,6 +145,7 @@ class NormalMixture(MixtureSameFamily):
         components = self.component_distribution
         double = torch.float32 if value.device.type == "mps" else torch.float64  # which has no 64-bit numbers
         z = value.flatten(-len(self.event_shape)).to(double)
+        assert isinstance(components, DiagonalNormal)
         mean, log_variance = (one.flatten(1).to(double) for one in (components.mean, components.log_variance))
         precision = torch.exp(-log_variance)
         weighted = mean * precision

@@ -1,6 +1,7 @@
 """The files of a run: write, read, check and lock them. Imports no torch."""
 
 from vae_lab.results.files import (
+    BOUNDS,
     CHECKPOINTS,
     CONFIG,
     EVENTS,
@@ -40,6 +41,7 @@ from vae_lab.results.locks import Owner, holder, in_turn, locked, was_left
 from vae_lab.results.writing import replacing, write_bytes, write_same, write_text
 
 __all__ = [
+    "BOUNDS",
     "CHECKPOINTS",
     "CONFIG",
     "EVENTS",

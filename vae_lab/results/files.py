@@ -39,6 +39,8 @@ CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
 EXPORT = "export"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
+BOUNDS = f"{CHECKPOINTS}/bounds.json"
+"""Importance-weighted bounds of the test images so far, of an evaluation that was interrupted."""
 NOT_WRITTEN = "not written: "
 """Beginning of a warning about a file of a finished run that could not be written."""
 COLUMNS = ("epoch", "split", "total", "reconstruction", "kl", "seconds")

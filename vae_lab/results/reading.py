@@ -29,6 +29,7 @@ LARGEST = {
     "history.csv": 32 * MEBI,
     "pictures.npz": 128 * MEBI,
     "search.json": 64 * MEBI,
+    "bounds.json": 64 * MEBI,
     ".owner.json": MEBI,
 }
 """Size limits in bytes: vae_lab writes no larger files, and reads none."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -53,7 +54,13 @@ class Quality(Callback):
         try:
             self.divergence = kind_of_divergence(pl_module.vae)
             self.figures = measure(
-                pl_module.vae, pl_module.objective, data, self.settings, self.settings.metrics, losses.terms
+                pl_module.vae,
+                pl_module.objective,
+                data,
+                self.settings,
+                self.settings.metrics,
+                losses.terms,
+                Path(trainer.default_root_dir),
             )
         except Exception as error:
             self.error = f"test metrics: they could not be taken ({type(error).__name__}: {error})"
