@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 from vae_lab.cli import main
 from vae_lab.config import Run, config_folder, register_resolvers
+from vae_lab.config.composing import Composer
 from vae_lab.training.machine import freeze_imports
 
 register_resolvers()
@@ -64,12 +65,25 @@ def at_most(calls: int) -> Iterator[None]:
         sys.setprofile(None)
 
 
+@pytest.fixture(scope="session")
+def composer() -> Composer:
+    """Composes each combination of group choices once, as many tests have the same."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return Composer(compose("train", return_hydra_config=True))
+
+
 @pytest.fixture
-def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compose]:
+def run_of(composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compose]:
     """Overrides to the run they describe; its folder lies in the test's own."""
     monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str) -> Run:
+        composed = composer.run(overrides)
+        composed.hydra.runtime.cwd = str(tmp_path)
+        return Run.of(composed)
+
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield lambda *overrides: Run.of(compose("train", list(overrides), return_hydra_config=True))
+        yield run
 
 
 class Done(NamedTuple):

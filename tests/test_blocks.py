@@ -96,6 +96,59 @@ def _tuple(value: object) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"dense": 6}, {"conv": 6, "stride": 2}, {"conv": 4, "groups": 2}, {"down": 6}, {"up": 6}, {"depthwise": 6},
+        {"resize": 6}, {"encdec": 6, "depth": 2, "skip": True},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_gated_layer_makes_the_shape_of_any_other(block: dict, normalization: str) -> None:
+    gated, plain = (
+        encoder(block, activation=activation, normalization=normalization) for activation in ("gated", "relu")
+    )
+    images = torch.rand(3, 1, 9, 6)
+    assert gated.blocks(images).shape == plain.blocks(images).shape
+    gated(images).square().mean().backward()
+    assert not without_gradient(gated)
+
+
+def test_a_gate_is_the_sigmoid_of_a_second_layer() -> None:
+    network = Encoder((1, 2, 3), 2, [{"dense": 5}], "gated", "none", initialization="he")
+    images = torch.rand(4, 1, 2, 3)
+    w, b = network.blocks[0][1].weight, network.blocks[0][1].bias
+    x = images.flatten(1)
+    expected = (x @ w[:5].T + b[:5]) * torch.sigmoid(x @ w[5:].T + b[5:])
+    torch.testing.assert_close(network.blocks(images), expected)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        *({"residual": 4, "kind": kind} for kind in ("pre", "post", "bottleneck")),
+        {"convnext": 4, "activation": "gated"},
+    ],
+    ids=str,
+)
+def test_blocks_without_a_layer_before_their_activation_have_no_gate(block: dict) -> None:
+    with pytest.raises(FitError, match="gated is for blocks of one layer, such as dense, conv, down and up"):
+        encoder(block, activation="gated")
+
+
+@pytest.mark.parametrize("images", [(1, 40, 40), (1, 400, 400)])
+def test_weights_of_he_have_variance_2_over_fan_in(images: tuple[int, ...]) -> None:
+    network = Encoder(images, 50, [{"down": 8}, {"down": 100}, {"down": 8}], "relu", "none", initialization="he")
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    assert len(layers) == 4
+    for layer in layers[1:]:  # the first has few weights
+        weight = layer.weight * getattr(layer, "scale", 1.0)
+        fan_in = weight[0].numel()
+        assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+        assert layer.bias.std() < (2 / fan_in) ** 0.5  # torch's
+
+
 @given(st.integers(1, 300))
 def test_groups_share_the_channels_evenly_and_are_not_small(channels: int) -> None:
     count = groups(channels)

@@ -71,7 +71,7 @@ def nested(lists: int) -> str:
         ("name=''", "name", "one folder name"),
         (f"name={101 * 'a'}", "name", "at most 100 characters"),
         (f"name='{100 * '𝐚'}'", "name", "at most 100 characters and 200 bytes"),
-        ("encoder.activation=swish", "encoder.activation", "'tanh' or 'none', but is 'swish'"),
+        ("encoder.activation=swish", "encoder.activation", "'gated' or 'none', but is 'swish'"),
         ("+encoder.activaton=relu", "encoder.activaton", "did you mean 'activation'?"),
         ("encoder.blocks=[]", "encoder.blocks", "a list of 1 or more"),
         ("encoder.blocks=[{dwon:8}]", "encoder.blocks[0]", "did you mean 'down'?"),

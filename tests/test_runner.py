@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import Compose
 from lightning.pytorch import Trainer
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -160,6 +161,27 @@ def test_checkpoints_load_safely_and_best_is_the_best_epoch(run_of: Compose) -> 
     last = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert best["epoch"] == val.index(min(val))
     assert last["epoch"] == 2
+
+
+def test_the_best_weights_are_tested_and_kept_on_request(run_of: Compose) -> None:
+    # A rate that grows and grows: an early epoch is the best.
+    words = (*SMALL, "trainer.max_epochs=3", "scheduler.pct_start=1.0", "optimizer.lr=1.0")
+    last, best = (runner.run(run_of(*words, f"test_weights={which}")) for which in ("last", "best"))
+    assert last.tested_epoch == 3
+    assert best.tested_epoch is not None
+    assert best.tested_epoch < 3
+    assert best.test.total < last.test.total
+    assert best.config_sha256 != last.config_sha256
+    folder = run_of(*words, "test_weights=best").directory
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    kept = load_file(folder / "model.safetensors")
+    assert all(torch.equal(checkpoint[f"vae.{name}"], kept[name]) for name in kept)
+
+
+def test_without_validation_the_best_weights_are_those_of_the_lowest_training_total(run_of: Compose) -> None:
+    result = runner.run(run_of(*SMALL, "data.num_val=0", "test_weights=best"))
+    assert result.error is None
+    assert result.tested_epoch == 2
 
 
 def test_weights_have_the_permissions_of_other_files(run_of: Compose) -> None:
