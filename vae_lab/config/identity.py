@@ -16,6 +16,7 @@ NOT_IDENTIFYING = (
     "experiment",
     "metrics",
     "plan",
+    "published",
     "data.root",
     "data.workers",
     "data.in_memory",

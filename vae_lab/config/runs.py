@@ -71,6 +71,10 @@ class Run:
         overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
         given = identifying(overrides, raw)
+        if config.published is not None:
+            described = words(hydra_config) if "published" in _experiment(hydra_config) else overrides
+            choices = {"encoder": encoder, "decoder": decoder} | identifying(described, raw)
+            config = config.model_copy(update={"published": config.published.about(choices)})
         run = cls(
             config=config,
             encoder=encoder,
@@ -239,21 +243,29 @@ def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
 
     The keys that the file sweeps are left out: Hydra passes them to each run as overrides.
     """
+    content = _experiment(hydra_config)
+    chosen = [
+        f"{key.removeprefix('override ').lstrip('/')}={choice}"
+        for default in content.get("defaults", [])
+        if isinstance(default, dict)
+        for key, choice in default.items()
+    ]
+    values = {key: value for key, value in content.items() if key not in ("defaults", "hydra", "published")}
+    return (*chosen, *(f"{key}={value}" for key, value in (flatten(values) if values else {}).items()))
+
+
+def _experiment(hydra_config: DictConfig) -> Mapping[str, Any]:
+    """The content of the chosen experiment file; empty without one."""
     name = hydra_config.runtime.choices.get("experiment")
     folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == "file"]
     files = (Path(folder, "experiment", f"{name}.yaml") for folder in folders)  # as Hydra does: the first one counts
     file = next((file for file in files if file.is_file()), None)
-    if name is None or file is None:
-        return ()
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    chosen = [
-        f"{key.removeprefix('override ').lstrip('/')}={choice}"
-        for default in content.pop("defaults", [])
-        if isinstance(default, dict)
-        for key, choice in default.items()
-    ]
-    content.pop("hydra", None)
-    return (*chosen, *(f"{key}={value}" for key, value in flatten(content).items()))
+    return {} if name is None or file is None else _content(str(file), file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _content(file: str, changed: int) -> Mapping[str, Any]:
+    return yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
 
 
 def hydra_node(composed: DictConfig) -> DictConfig:

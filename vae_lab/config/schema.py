@@ -22,6 +22,7 @@ from pydantic import (
 from vae_lab.config import names, signatures
 from vae_lab.config.base import Background, Binarize, Count, Node, PartialNode, Section, Seed, Target, Width
 from vae_lab.config.identity import CHANGES_RESULTS, is_free, is_place
+from vae_lab.config.published import Published
 from vae_lab.config.versions import as_first_written
 from vae_lab.config.vocabulary import (
     Activation,
@@ -365,6 +366,7 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
     test_weights: Literal["last", "best"] = "last"
     """The weights that are tested and kept: those of the last epoch, or of the one with the lowest validation total."""
+    published: Published | None = None
     plan: bool = False
 
     @property
@@ -400,8 +402,9 @@ class Config(Section):
         plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # it says nothing, and earlier configurations keep their checksums
             del plain["match"]
-        if self.test_weights == "last":
-            del plain["test_weights"]
+        for key, default in (("test_weights", "last"), ("published", None)):
+            if plain[key] == default:
+                del plain[key]
         return plain
 
     def sigma_of(self, asked: Any) -> Any:

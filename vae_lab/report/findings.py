@@ -21,6 +21,7 @@ from vae_lab.report.tables import (
 from vae_lab.results import read_config_folders
 from vae_lab.results.figures import Figure
 from vae_lab.study.gather import SIDES, TOTAL, Study, is_number
+from vae_lab.study.published import beside, counted
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, Comparison, Effect, Pair, compare, holm
 
@@ -37,6 +38,7 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         return ["No run has a test total: there is nothing to compare."]
     order = [
         *_best(study, statistics),
+        *_published(study, statistics),
         *_curves(study),
         *_one_seed(study, statistics),
         *_cost(study, statistics),
@@ -88,6 +90,18 @@ def _typed(overrides: Sequence[str]) -> dict[str, str]:
 
 
 # --- Sentences ---------------------------------------------------------------------------------------------
+
+
+def _published(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    """What became of the figure that is published first."""
+    rows = beside(study, statistics)
+    for metric, verdicts in itertools.islice(counted(rows), 1):
+        parts = []
+        for verdict, cells in verdicts.items():
+            named = "all cells" if len(verdicts) == 1 else sentence_list([study.label(cell) for cell in cells])
+            parts.append(f"{verdict} for {named}")
+        what = f"the published {study.figure(metric).heading} is {'; '.join(parts)}"
+        yield f"Beside {sentence_list(list(dict.fromkeys(row.source for row in rows)))}: {what}."
 
 
 def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:

@@ -7,26 +7,9 @@ from typing import NamedTuple
 
 from vae_lab.results import figures
 from vae_lab.study.gather import TOTAL, Study
+from vae_lab.study.published import beside
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, Cell, Comparison, Effect, Pair, estimate, holm
-
-
-class Published(NamedTuple):
-    """A row of the published experiment that this project started from."""
-
-    kl: float
-    reconstruction: float
-    total: float
-    seconds: float
-
-
-# 3,000 Fashion-MNIST images, 10 epochs, one run each; hardware not stated.
-PUBLISHED = {
-    "vanilla-vanilla": Published(0.4128, 0.0149, 0.0190, 36.06),
-    "encdec-vanilla": Published(0.4147, 0.0151, 0.0192, 26.16),
-    "vanilla-encdec": Published(0.4082, 0.0163, 0.0204, 28.15),
-    "encdec-encdec": Published(0.4077, 0.0168, 0.0209, 31.67),
-}
 
 MISSING = "—"
 
@@ -223,29 +206,36 @@ def cell_heading(study: Study) -> str:
 
 
 def published(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
-    """The published figures beside ours; None if no cell is one of the four published ones."""
-    if not set(study.cells) & set(PUBLISHED):
+    """The published figures beside ours; None if there are none of these models."""
+    found = beside(study, statistics)
+    if not found:
         return None
-    names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
     rows = []
-    for cell in study.cells:
-        means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
-        forms = (".4f", ".4f", ".4f", ".2f")
-        ours = [
-            Entry(MISSING if mean is None else f"{mean:{form}}", mean) for mean, form in zip(means, forms, strict=True)
-        ]
-        theirs = [
-            Entry(f"{value:{form}}", value) for value, form in zip(PUBLISHED.get(cell, ()), forms, strict=False)
-        ] or [Entry("")] * 4
-        rows.append((Entry(study.label(cell)), *ours, *theirs))
-    columns = ("KL", "reconstruction", "total", "time, s")
-    return Table(
-        "Beside the published figures",
-        ("encoder-decoder", *columns, *(f"published {name}" for name in columns)),
-        tuple(rows),
-        "Training losses of the last epoch" + (", means over the seeds" if len(study.seeds) > 1 else "") + "; the "
-        "published models were trained once each, on hardware that was not stated, so the times do not compare.",
+    for row in found:
+        described = study.figure(row.published.metric)
+        value, spread = row.published.value, row.published.spread
+        theirs = Cell(0, value, None, None, None)
+        if spread:
+            theirs = Cell(0, value, None, value - spread, value + spread)
+        difference = None if row.ours is None or row.ours.mean is None else row.ours.mean - value
+        rows.append(
+            (
+                Entry(study.label(row.cell)),
+                Entry(described.label),
+                Entry(figure(described, theirs), value),
+                Entry(figure(described, row.ours), row.ours.mean if row.ours else None),
+                Entry(change(difference, None, described), difference),
+                Entry(row.verdict),
+            )
+        )
+    sources = sentence_list(list(dict.fromkeys(row.source for row in found)))
+    note = (
+        f"Published: {sources}. The verdict follows from the interval of the difference, our 95 % interval and the "
+        "published ± together: reproduced if all of it is within the stated tolerance, better or worse if all of it is "
+        "on one side of zero, else not decided. One seed has no interval."
     )
+    columns = (cell_heading(study), "figure", "published", "ours", "difference", "verdict")
+    return Table("Beside the published figures", columns, tuple(rows), note)
 
 
 def _samplers(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:

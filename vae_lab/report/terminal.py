@@ -12,7 +12,7 @@ from vae_lab import results
 from vae_lab.config.terminal import say, shown
 from vae_lab.config.text import visible
 from vae_lab.report import pages, tables
-from vae_lab.report.tables import MISSING, PUBLISHED, figure, of_metrics
+from vae_lab.report.tables import MISSING, figure, of_metrics
 from vae_lab.results import figures
 from vae_lab.study.gather import TOTAL, Study, StudyError, find
 from vae_lab.study.statistics import Comparison
@@ -72,8 +72,7 @@ COLUMNS = ("KL", "recon.", "total", "time")
 def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
     """One row per cell: the training losses of the last epoch, the training time and the test total.
 
-    Values are means over the seeds; the test total has its interval. Cells of the published experiment also have the
-    published figures.
+    Values are means over the seeds; the test total has its interval.
     """
     seeds = len(study.seeds)
     several = seeds > 1
@@ -84,11 +83,6 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
     grid.add_column(tables.cell_heading(study), overflow="fold", min_width=len("encoder-decoder"))
     for heading in (*COLUMNS, *(("test total",) if several else ())):
         grid.add_column(heading, justify="right", no_wrap=True)
-    compared = any(cell in PUBLISHED for cell in study.cells)
-    theirs = (2,) if several else range(4)
-    if compared:
-        for index in theirs:
-            grid.add_column(f"publ.\n{COLUMNS[index]}", justify="right", no_wrap=True, style="dim")
     for cell in study.cells:
         runs = len(study.of(cell))
         missing_seeds = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
@@ -97,9 +91,7 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
         ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
         if several:
             ours.append(figure(TOTAL, statistics[TOTAL].cells[cell] if TOTAL in statistics else None))
-        row = PUBLISHED.get(cell)
-        published = [f"{row[index]:.{2 if index == 3 else 4}f}" if row else "" for index in theirs]
-        grid.add_row(_text(study.label(cell) + missing_seeds), *ours, *(published if compared else []))
+        grid.add_row(_text(study.label(cell) + missing_seeds), *ours)
     return grid
 
 

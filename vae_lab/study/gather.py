@@ -91,6 +91,8 @@ class Record:
     """The overridden keys that can change a result, without encoder and decoder, with their values as typed."""
     contents: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of its images and of the user's code in it."""
+    published: Any = None
+    """The published figures of its model, as its configuration has them; None if there are none."""
 
     @property
     def sweep(self) -> str:
@@ -399,7 +401,7 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
     for one in records:
         config = configs[one.result.cell, one.result.config_sha256]
         given = identifying(one.result.overrides, config)
-        known.append(replace(one, config=_flattened(config), given=given))
+        known.append(replace(one, config=_flattened(config), given=given, published=config.get("published")))
     return _with_known_contents(known), holes
 
 
@@ -436,7 +438,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with dotted keys, without those that say where the run writes."""
-    flat = flatten(config) if config else {}
+    flat = flatten({key: value for key, value in config.items() if key != "published"}) if config else {}
     own = flat.get("name"), flat.get("seed")
     return {key: value for key, value in flat.items() if not is_place(key, value, *own)}
 
