@@ -42,7 +42,8 @@ def shipped(folder: Path) -> list[Path]:
 
 def shipped_choices(group: str) -> list[str]:
     """The choices of a config group that are part of the project."""
-    return [path.stem for path in shipped(config_folder() / group) if path.suffix == ".yaml"]
+    folder = config_folder() / group
+    return [str(path.relative_to(folder).with_suffix("")) for path in shipped(folder) if path.suffix == ".yaml"]
 
 
 @contextmanager

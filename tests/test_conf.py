@@ -27,7 +27,7 @@ SHAPES = [[1, 28, 28], [3, 32, 32], [1, 64, 64], [3, 48, 40]]
 def test_the_groups_are_those_of_the_root() -> None:
     assert {path.parent.name for path in FILES} == {
         "data", "encoder", "latent", "posterior", "prior", "decoder", "likelihood", "match", "objective", "optimizer",
-        "scheduler", "trainer", "logger", "callbacks", "metrics", "experiment",
+        "scheduler", "trainer", "logger", "callbacks", "metrics", "published", "experiment",
     }  # fmt: skip
 
 
