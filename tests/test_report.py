@@ -309,6 +309,9 @@ def test_figures_have_the_digits_of_their_interval() -> None:
     assert tables.figure("model.parameters", tables.Cell(3, 1223713, 0, 1223713, 1223713)) == "1,223,713"
     assert tables.figure("test.total", tables.Cell(1, 0.0161234, None, None, None)) == "0.0161"
     assert tables.figure("test.total", None) == "—"
+    assert (
+        tables.figure("test.mutual_information_low", cell(6.90775527, 5e-10)) == "6.9"
+    )  # ln 1,000, which it cannot exceed
 
 
 PUBLISHED = "Beside the published figures"

@@ -43,7 +43,7 @@ def test_keys_of_a_result_stay_the_same(tmp_path: Path) -> None:
     assert set(loaded) == {
         "schema", "status", "error", "cell", "encoder", "decoder", "seed", "overrides", "config_sha256", "train",
         "val", "test", "timing", "model", "memory", "environment", "position", "resumed",
-        "wall_seconds", "files", "metrics", "warnings", "terms", "nats", "divergence",
+        "wall_seconds", "files", "metrics", "warnings", "terms", "nats", "divergence", "tested_epoch",
     }  # fmt: skip
     assert set(loaded["timing"]) == {
         "train_seconds",

@@ -15,6 +15,8 @@ from filelock import FileLock
 from vae_lab.config.fingerprint import cache_folder
 
 CHECKSUMS = "SHA256SUMS"
+PACKAGES = {"FashionMNIST": "Debian's package dataset-fashion-mnist has them, in /usr/share/datasets/fashion-mnist"}
+"""Class of torchvision → a package with its official files."""
 
 
 class DataError(ValueError):
@@ -37,7 +39,9 @@ def find_files(root: Path, name: str) -> Path:
         DataError: if there are none, or a checksum differs.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}; data.root must name one that holds the files of {name}")
+        raise DataError(
+            f"there is no folder {root}; data.root must name one that holds the files of {name}{_source(name)}"
+        )
     folders = [root / name / "raw", root]
     for folder in folders:
         # In this order a plain file replaces its compressed copy.
@@ -47,14 +51,19 @@ def find_files(root: Path, name: str) -> Path:
             continue
         missing = [file for file in wanted if file not in found]
         if missing:
-            raise DataError(f"{folder / missing[0]}: the file is missing; {_remedy(root)}")
+            raise DataError(f"{folder / missing[0]}: the file is missing; {_remedy(root)}{_source(name)}")
         check_sums(folder.parents[1] if folder != root else folder, root)
         if folder == folders[0] and all(path.suffix != ".gz" for path in found.values()):
             return root
         return _into_cache(root, name, [found[file] for file in wanted])
     raise DataError(
         f"{root} holds no files of {name}, such as train-images-idx3-ubyte.gz; data.root must name their folder"
+        f"{_source(name)}"
     )
+
+
+def _source(name: str) -> str:
+    return f" ({PACKAGES[name]})" if name in PACKAGES else ""
 
 
 def _into_cache(root: Path, name: str, files: list[Path]) -> Path:

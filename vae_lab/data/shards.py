@@ -46,7 +46,7 @@ class Part(NamedTuple):
 WHOLE = Part(0, 1)
 
 
-BATCH_NORM = "batch normalisation"
+BATCH_NORM, PART_OF_BATCH = "batch normalisation", "part of a batch"
 """The kind of difference that `apart` reports."""
 
 
@@ -83,16 +83,26 @@ def align_buffers(module: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def apart(module: nn.Module) -> list[str]:
-    """How a model trained on CPUs in several processes differs from one trained in one, as `kind: sentence`."""
-    processes = mine().processes
-    if processes == 1 or not any(compat.is_batch_norm(layer) for layer in module.modules()):
+def apart(module: nn.Module, *, normalizes: bool, others: Sequence[str]) -> list[str]:
+    """How a model trained in several processes differs from one trained in one, as `kind: sentence`.
+
+    Args:
+        module: the model.
+        normalizes: whether each process normalises its own part of a batch.
+        others: the parts of the configuration whose losses are no means over images.
+    """
+    processes, found = mine().processes, []
+    if processes == 1:
         return []
-    return [
-        f"{BATCH_NORM}: each of the {processes} processes normalises its own part of a batch, since on CPUs it "
-        "cannot be synchronised: the model is not the one of a single process; encoder.normalization=group and "
-        "decoder.normalization=group have no such difference"
-    ]
+    if normalizes and any(compat.is_batch_norm(layer) for layer in module.modules()):
+        found.append(
+            f"{BATCH_NORM}: each of the {processes} processes normalises its own part of a batch, since on CPUs it "
+            "cannot be synchronised: the model is not the one of a single process; encoder.normalization=group and "
+            "decoder.normalization=group have no such difference"
+        )
+    together = f"looks at all images of a batch together, of which each of the {processes} processes has a part"
+    found += [f"{PART_OF_BATCH}: the {one} {together}: the model is not the one of a single process" for one in others]
+    return found
 
 
 def _on_backend_device(tensor: Tensor) -> Tensor:

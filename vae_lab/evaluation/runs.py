@@ -78,7 +78,9 @@ def remeasure(
                     model.latent_dim,
                 ),
                 *(
-                    text for text in result.warnings if text.startswith((shards.BATCH_NORM, results.NOT_WRITTEN))
+                    text
+                    for text in result.warnings
+                    if text.startswith((shards.BATCH_NORM, shards.PART_OF_BATCH, results.NOT_WRITTEN))
                 ),  # from training
             ],
         }

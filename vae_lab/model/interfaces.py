@@ -115,6 +115,9 @@ class Likelihood(nn.Module, ABC):
     data: ClassVar[DataKind]
     """The images that it models: real numbers, 256 grey levels, or 0/1. Nats are comparable within one kind only."""
 
+    needs_whole_batch: bool = False
+    """Whether its densities in training look at the images of a batch together."""
+
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)

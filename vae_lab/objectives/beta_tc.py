@@ -44,6 +44,7 @@ class BetaTc(Objective):
         "dimension_wise_kl": "nats per image",
     }
     is_likelihood_trained = True
+    needs_whole_batch = True
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class Dip(Objective):
         "diagonal": "squared covariance",
     }
     is_likelihood_trained = True
+    needs_whole_batch = True
 
     def __init__(
         self,

@@ -75,6 +75,7 @@ class Elbo(Objective):
         self.free_bits = free_bits
         self.target_kl = target_kl
         self.perceptual = perceptual
+        self.needs_whole_batch = bool(free_bits) or target_kl is not None
         self.units = {
             **type(self).units,
             **({"target_kl": "nats per image"} if target_kl is not None else {}),

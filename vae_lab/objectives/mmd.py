@@ -41,6 +41,7 @@ class Mmd(Objective):
     }
     needs_density = False
     is_likelihood_trained = True
+    needs_whole_batch = True
 
     def __init__(
         self,

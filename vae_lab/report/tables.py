@@ -12,6 +12,8 @@ from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import LEVEL, MOST_CELLS, Cell, Comparison, Effect, Pair, estimate, holm
 
 MISSING = "—"
+MORE_DIGITS = 3
+"""The most digits that a figure has beyond its own, however narrow its interval is."""
 
 
 SPLITS = {"Test losses": "test", "Validation losses": "val", "Training losses of the last epoch": "train"}
@@ -61,15 +63,15 @@ def decimals(reach: float) -> int:
 
 
 def figure(name: Named, cell: Cell | None) -> str:
-    """A cell's mean, with the half-width of its interval if there is one."""
+    """A cell's mean, with the half-width of its interval if there is one that shows in its digits."""
     row = row_of(name)
     if cell is None or cell.mean is None:
         return MISSING
     mean = cell.mean * row.scale
-    if cell.low is None or cell.high is None or cell.high == cell.low:
+    reach = 0.0 if cell.low is None or cell.high is None else (cell.high - cell.low) / 2 * row.scale
+    places = min(decimals(reach), row.digits + MORE_DIGITS) if reach else 0
+    if round(reach, places) == 0:
         return f"{mean:,.{row.digits}f}".replace("-", "−")
-    reach = (cell.high - cell.low) / 2 * row.scale
-    places = decimals(reach)
     return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
 
 

@@ -359,7 +359,12 @@ def attempt(
         if isinstance(trainer.precision_plugin, DoublePrecision):
             trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
         lighten(trainer, module)
-        stats_warnings = shards.apart(model) if not arguments.get("sync_batchnorm") else []
+        whole = {"objective": module.objective, "likelihood": model.likelihood}
+        stats_warnings = shards.apart(
+            model,
+            normalizes=not arguments.get("sync_batchnorm"),
+            others=[name for name, one in whole.items() if one.needs_whole_batch],
+        )
         for warning in stats_warnings if part.is_first else ():
             log.warning("%s: %s", run, warning)
         last = str(checkpoint_folder / checkpoints.LAST) if goes_on else None

@@ -63,8 +63,8 @@ def chosen(runs: Iterable[Run]) -> list[Run]:
 def _parts(run: Run) -> set[str]:
     """A run's encoder in its surroundings, and its decoder."""
     moved = _moved(run.config.container(), str(run.directory), "")
-    for name in ("seed", "name"):
-        del moved[name]
+    for name in ("seed", "name", "published"):
+        moved.pop(name, None)
     moved["logger"] = sorted(node.target for node in (run.config.logger or {}).values())
     networks = [{side: moved.pop(side)} for side in ("encoder", "decoder")]
     return {json.dumps(_without_rates(moved | network), sort_keys=True) for network in networks}

@@ -54,7 +54,8 @@ class GaussianLikelihood(Likelihood):
         self.kind = sigma if isinstance(sigma, str) else "number"
         self.log_sigma = nn.Parameter(torch.tensor(START).log()) if sigma in ("auto", "learned") else None
         self.sigma = float(sigma) if isinstance(sigma, int | float) else 1.0
-        if sigma == "optimal":
+        self.needs_whole_batch = sigma == "optimal"
+        if self.needs_whole_batch:
             self.register_buffer("squared_error", torch.tensor(START).square())
 
     def channels(self, image_channels: int) -> int:
