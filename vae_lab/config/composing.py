@@ -22,7 +22,7 @@ class Composer:
         self._multirun = multirun
         self._loader = GlobalHydra.instance().config_loader()
         self._parse = cache(lambda word: OverridesParser.create().parse_overrides([word])[0])
-        self._is_group = cache(self._has_options)
+        self._is_group = cache(self._find_group)
         self._chosen = lru_cache(maxsize=256)(self._compose)
 
     def run(self, overrides: Sequence[str]) -> DictConfig:
@@ -41,8 +41,11 @@ class Composer:
         choosing = override.package is not None or override.is_hydra_override() or override.is_sweep_override()
         return not choosing and not self._is_group(override.key_or_group)
 
-    def _has_options(self, key: str) -> bool:
+    def _find_group(self, key: str) -> bool:
         hydra = self._multirun.hydra
+        if "." in key or key in hydra.runtime.choices:
+            return "." not in key
+        # Hydra reads the root file each time.
         return bool(self._loader.get_group_options(key, None, hydra.job.config_name, [*hydra.overrides.hydra]))
 
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:
