@@ -99,8 +99,8 @@ def _tuple(value: object) -> tuple:
 @pytest.mark.parametrize(
     "block",
     [
-        {"dense": 6}, {"conv": 6, "stride": 2}, {"conv": 4, "groups": 2}, {"down": 6}, {"up": 6}, {"depthwise": 6},
-        {"resize": 6}, {"encdec": 6, "depth": 2, "skip": True},
+        {"dense": 6}, {"conv": 6, "stride": 2}, {"down": 6}, {"up": 6}, {"resize": 6},
+        {"encdec": 6, "depth": 2, "skip": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -135,6 +135,18 @@ def test_a_gate_is_the_sigmoid_of_a_second_layer() -> None:
 def test_blocks_without_a_layer_before_their_activation_have_no_gate(block: dict) -> None:
     with pytest.raises(FitError, match="gated is for blocks of one layer, such as dense, conv, down and up"):
         encoder(block, activation="gated")
+
+
+@pytest.mark.parametrize("block", [{"conv": 4, "groups": 2}, {"depthwise": 4}], ids=str)
+def test_groups_have_no_gate(block: dict) -> None:
+    with pytest.raises(FitError, match="gated is for layers without groups"):
+        encoder(block, activation="gated")
+
+
+def test_weights_of_he_know_the_inputs_of_a_transposed_convolution() -> None:
+    network = Decoder((1, 32, 32), 4, [{"unflatten": 64}, {"up": 8}], "relu", "none", initialization="he")
+    (layer,) = (module for module in network.modules() if isinstance(module, nn.ConvTranspose2d))
+    assert layer.weight.std().item() == pytest.approx((2 / layer.weight[:, 0].numel()) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("images", [(1, 40, 40), (1, 400, 400)])

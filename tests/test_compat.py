@@ -33,6 +33,8 @@ PRIVATE = {
     "torch.nn.parameter:is_lazy": "is_lazy_tensor",
     "torch.distributions:Distribution._validate_args": "are_distributions_validated",
     "torch.utils.tensorboard.summary:hparams": "add_hyperparameters",
+    "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": "with_values",
+    "hydra._internal.config_loader_impl:get_overrides_dirname": "with_values",
     "torch.utils.tensorboard:SummaryWriter._get_file_writer": "add_hyperparameters",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.advance": "Steps",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.on_run_start": "Steps",

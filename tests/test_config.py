@@ -299,3 +299,30 @@ def test_a_bug_is_not_reported_as_a_mistake_of_the_user() -> None:
 def test_a_number_too_long_for_python_to_print_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"latent\.dim: is a number of more than 10,000 bits"):
         config.validate({"latent": {"dim": 16**6000}})
+
+
+EXPERIMENT = ("experiment=published/exemplar_vae", "prior=standard")
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ((), [0.019, 0.0149, 0.4128, 36.06]),
+        (("trainer.threads=1", "seed=3", "name=x", "metrics=full"), [0.019, 0.0149, 0.4128, 36.06]),
+        (("encoder=mlp",), []),
+        (("latent.dim=8",), []),
+        (("~scheduler",), []),
+        (("experiment=priors",), []),
+        (EXPERIMENT, [-228.7]),
+        ((*EXPERIMENT, "trainer=gpu", "data.root=/x", "encoder=gated"), [-228.7]),
+        (("experiment=published/exemplar_vae", "prior=vamp_500"), [-227.35]),
+        (("experiment=published/exemplar_vae", "prior=flow"), []),
+        ((*EXPERIMENT, "latent.dim=20"), []),
+        ((*EXPERIMENT, "decoder=mlp"), []),
+        ((*EXPERIMENT, "trainer=debug"), []),
+        ((*EXPERIMENT, "~callbacks.early_stopping"), []),
+    ],
+)
+def test_published_figures_are_about_one_model(run_of: Compose, words: tuple[str, ...], values: list[float]) -> None:
+    published = run_of(*words).config.published
+    assert [one.value for one in (published.figures if published else [])] == values

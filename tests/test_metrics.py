@@ -1,5 +1,6 @@
 """Held-out metrics against what is known: a linear model's exact likelihood, Gaussians, reference implementations."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -218,7 +219,8 @@ def test_interrupted_bounds_go_on_where_they_were(tmp_path: Path, monkeypatch: p
     assert likelihood.bounds(model, test, [1, 10], tmp_path) == whole
     assert len(measured) == 3 + 2
     assert not (tmp_path / results.BOUNDS).exists()
-    for damaged in (kept[:-9], kept.replace(",10]", ",11]"), "[]"):  # also those of other numbers of samples
+    short = json.dumps(json.loads(kept) | {"batches": [{"1": [0.0], "10": [0.0]}] * 2})
+    for damaged in (kept[:-9], kept.replace(",10]", ",11]"), "[]", short):  # also those of other numbers of samples
         (tmp_path / results.BOUNDS).write_text(damaged)
         measured.clear()
         assert likelihood.bounds(model, test, [1, 10], tmp_path) == whole

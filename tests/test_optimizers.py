@@ -68,6 +68,12 @@ def test_a_closure_computes_the_gradients_that_are_normalised() -> None:
     assert torch.equal(network.weight, other.weight)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_scaler_of_16_bit_training_gives_it_gradients_in_their_own_scale(fused: bool) -> None:
+    optimizer = NormalizedAdam([nn.Parameter(torch.ones(2))], fused=fused)
+    assert not optimizer._step_supports_amp_scaling
+
+
 @pytest.mark.parametrize("words", [(), ("trainer.enable_progress_bar=false", "+trainer.gradient_clip_val=1.0")])
 def test_a_run_trains_with_it_on_both_paths(run_of: Compose, words: tuple[str, ...]) -> None:
     result = runner.run(run_of(*RUN, *(f"+{word}" if word[0] != "+" else word for word in words)))

@@ -333,6 +333,17 @@ def test_other_threads_make_no_other_model(tmp_path: Path) -> None:
     assert len(table(tmp_path / "x", PUBLISHED).rows) == 4
 
 
+def test_runs_of_earlier_versions_have_the_published_figures_of_the_default_job(tmp_path: Path) -> None:
+    for seed, words in enumerate(((), ("latent.dim=64",))):
+        folder = write_run(tmp_path / str(seed), overrides=words)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config.pop("published", None)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    study = gather([tmp_path / "1"])
+    assert len(table(tmp_path / "0", PUBLISHED).rows) == 4
+    assert PUBLISHED not in [one.title for one in tables.tables(study, analyse(study))]
+
+
 BOUND = {"where": {"encoder": "vanilla"}, "metric": "test.iwae_100", "value": -228.7, "spread": 0.15, "tolerance": 0.5}
 
 
@@ -365,7 +376,18 @@ def test_a_verdict_follows_from_the_interval(
     assert (f"is {verdict} for all cells" in sentences) == (verdict in ("reproduced", "better", "worse"))
 
 
-@pytest.mark.parametrize("damage", [5, {"source": 1}, {"source": "x", "figures": [{"metric": "a"}]}, [[]]], ids=str)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        5,
+        {"source": 1},
+        {"source": "x", "figures": [{"metric": "a"}]},
+        {"source": "x", "figures": [{"metric": "test.total", "value": 1, "spread": 1e200}]},
+        {"source": "x", "figures": [{"metric": "test.total", "value": number} for number in range(2000)]},
+        [[]],
+    ],
+    ids=range(6),
+)
 def test_damaged_published_figures_are_left_out(tmp_path: Path, damage: Any) -> None:
     folder = write_run(tmp_path / "x")
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -139,6 +139,11 @@ def zuko_transforms() -> Any:
     return transforms
 
 
+def unscale_before_steps(optimizer: "Optimizer") -> None:
+    """Let the scaler of 16-bit training give an optimiser gradients in their own scale, also if it is a fused one."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
 def add_hyperparameters(writer: "SummaryWriter", parameters: Mapping[str, Any], metrics: Iterable[str]) -> None:
     """Write what TensorBoard's HPARAMS page needs into a run's own event file; `add_hparams` starts another one."""
     from torch.utils.tensorboard.summary import hparams

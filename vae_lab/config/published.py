@@ -1,14 +1,24 @@
 """Published figures of the models that a configuration describes, which reports show beside ours."""
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from vae_lab.config.base import NonNegative, Positive, Section
+from vae_lab.config.base import Section
 
 SAME_MODEL = ("trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.strategy")
-"""Keys that a user may change, and the model is still the published one."""
+"""Keys that a user may change, and the model is still the published one; so is it with `trainer=gpu`."""
+LARGEST = 1e150
+"""Of a figure: the squares of larger ones overflow."""
+
+Size = Annotated[float, Field(ge=0, le=LARGEST)]
+
+
+def _as_typed(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
 
 
 class PublishedFigure(Section):
@@ -17,31 +27,31 @@ class PublishedFigure(Section):
     It is about the runs with the choices in `where`: group or key → its value as typed, such as `{prior: standard}`.
     """
 
-    where: dict[str, str] = Field(default_factory=dict)
+    where: dict[str, Annotated[str, BeforeValidator(_as_typed)]] = Field(default_factory=dict)
     metric: str
     """Its name in `results.csv`, such as `test.iwae_5000`."""
-    value: Annotated[float, Field(allow_inf_nan=False)]
-    spread: NonNegative | None = None
+    value: Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+    spread: Size | None = None
     """What is printed behind ±; None if nothing is."""
-    tolerance: Positive | None = None
+    tolerance: Size | None = None
     """The largest difference that still counts as the same figure."""
     note: str = ""
     """Why it is not to be compared; empty if it is."""
 
-    def is_about(self, choices: Mapping[str, str]) -> bool:
-        """Whether it is about a run with these choices, which include its encoder and decoder."""
-        wanted = {key: choices.get(key) == value for key, value in self.where.items()}
-        further = {*choices} - {*self.where} - {"encoder", "decoder", *SAME_MODEL}
-        return all(wanted.values()) and not further
+    def is_about(self, choices: Mapping[str, str], further: Mapping[str, str]) -> bool:
+        """Whether it is about a run with these choices, and with further ones, which the figure must name."""
+        named = all({**choices, **further}.get(key) == value for key, value in self.where.items())
+        others = {*further} - {*self.where, *SAME_MODEL}
+        return named and all(key == "trainer" and further[key] in ("default", "gpu") for key in others)
 
 
 class Published(Section):
     """Published figures from one source."""
 
     source: str
-    figures: list[PublishedFigure]
+    figures: Annotated[list[PublishedFigure], Field(max_length=1000)]
 
-    def about(self, choices: Mapping[str, str]) -> Self | None:
-        """Those about a run with these choices; None if there are none."""
-        found = [one for one in self.figures if one.is_about(choices)]
+    def about(self, choices: Mapping[str, str], further: Mapping[str, str]) -> Self | None:
+        """Those about a run; see `PublishedFigure.is_about`. None if there are none."""
+        found = [one for one in self.figures if one.is_about(choices, further)]
         return self.model_copy(update={"figures": found}) if found else None

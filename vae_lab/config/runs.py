@@ -72,9 +72,9 @@ class Run:
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
         given = identifying(overrides, raw)
         if config.published is not None:
-            described = words(hydra_config) if "published" in _experiment(hydra_config) else overrides
-            choices = {"encoder": encoder, "decoder": decoder} | identifying(described, raw)
-            config = config.model_copy(update={"published": config.published.about(choices)})
+            networks = {"encoder": encoder, "decoder": decoder}
+            further = _beside_the_published(hydra_config, networks, raw)
+            config = config.model_copy(update={"published": config.published.about(networks, further)})
         run = cls(
             config=config,
             encoder=encoder,
@@ -252,6 +252,21 @@ def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
     ]
     values = {key: value for key, value in content.items() if key not in ("defaults", "hydra", "published")}
     return (*chosen, *(f"{key}={value}" for key, value in (flatten(values) if values else {}).items()))
+
+
+def _beside_the_published(
+    hydra_config: DictConfig, networks: Mapping[str, str], raw: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a run has beside what its published figures are about: all overrides of the default job or an experiment.
+
+    An experiment's own settings count for figures that are not its own.
+    """
+    typed, own = words(hydra_config), experiment_words(hydra_config)
+    if "published" not in _experiment(hydra_config):
+        typed, own = (*own, *typed), ()
+    removed = {word.lstrip("~").partition("=")[0]: "" for word in typed if word.startswith("~")}
+    other = {side: choice for side, choice in networks.items() if f"{side}={choice}" not in own}
+    return identifying(typed, raw) | removed | other
 
 
 def _experiment(hydra_config: DictConfig) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ WHOLE = Part(0, 1)
 
 
 BATCH_NORM, PART_OF_BATCH = "batch normalisation", "part of a batch"
-"""The kind of difference that `apart` reports."""
+"""The kinds of difference that `apart` reports."""
 
 
 def mine() -> Part:
@@ -89,7 +89,7 @@ def apart(module: nn.Module, *, normalizes: bool, others: Sequence[str]) -> list
     Args:
         module: the model.
         normalizes: whether each process normalises its own part of a batch.
-        others: the parts of the configuration whose losses are no means over images.
+        others: the parts of the configuration whose losses are not means over images.
     """
     processes, found = mine().processes, []
     if processes == 1:

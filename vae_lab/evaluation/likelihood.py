@@ -4,11 +4,12 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor
 
 from vae_lab import results
@@ -23,6 +24,8 @@ LEVEL_BITS = 8
 """Bits per grey level: the density of a real-valued likelihood is treated as constant within each of 256 levels."""
 AT_ONCE = 2**20
 """Numbers of the images that are decoded at once: some 1,000 images of 28×28 pixels."""
+MOST_CODES = 4096
+"""Codes at once: a mixture's density needs numbers for each code and component."""
 KEEP_EVERY = 30.0
 """Seconds between two writes of the bounds so far."""
 
@@ -41,7 +44,8 @@ def importance_weighted(
     posterior, exact_posterior = vae.posterior(parameters), densities.posterior(in_double(parameters))
     prior = densities.prior()
     weights = []
-    for samples in _split(max(counts), max(1, AT_ONCE // images.numel())):
+    most = min(AT_ONCE // images.numel(), MOST_CODES // len(images))
+    for samples in _split(max(counts), max(1, most)):
         with drawn_from(generator):
             z = posterior.sample(torch.Size([samples]))
         of_codes = prior.log_prob(in_double(z)) - exact_posterior.log_prob(in_double(z))
@@ -64,7 +68,7 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
     """The mean bounds of a data set as `iwae_<k>`, and `bits_per_dim`, computed from the bound of 100 samples.
 
     Each batch has a random stream of its own. If it takes long, a bar shows how far it is, and the bounds so far are
-    kept in `folder`, so that the next attempt goes on from there.
+    kept in `folder`, so that the next attempt resumes from there. The folder must be trusted.
     """
     kept = _Kept.of(folder, vae, counts)
     found: dict[int, list[float]] = {k: [] for k in counts}
@@ -72,17 +76,19 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
     for index, batch in enumerate(watched(test, test.count, f"Bounds of {max(counts):,} samples")):
         images = images_of(batch)
         pixels = images[0].numel()
-        if index == len(kept.batches):
+        if not kept.has(index, len(images)):
             bound = importance_weighted(vae, images, counts, generator_for("iwae", index))
             kept.batches.append({k: values.tolist() for k, values in bound.items()})
         for k, values in kept.batches[index].items():
             found[k] += values
         if folder is not None and time.monotonic() > saved + KEEP_EVERY:
-            (folder / results.BOUNDS).parent.mkdir(exist_ok=True)
-            results.write_text(folder / results.BOUNDS, kept.model_dump_json())
+            with suppress(OSError):  # what is lost is the way back
+                (folder / results.BOUNDS).parent.mkdir(exist_ok=True)
+                results.write_text(folder / results.BOUNDS, kept.model_dump_json())
             saved = time.monotonic()
     if folder is not None:
-        (folder / results.BOUNDS).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / results.BOUNDS).unlink(missing_ok=True)
     figures = {f"iwae_{k}": math.fsum(values) / len(values) for k, values in found.items()}
     if 100 in found:
         offset = LEVEL_BITS if vae.likelihood.data == "real" else 0  # other likelihoods are masses, not densities
@@ -96,7 +102,15 @@ class _Kept(BaseModel):
     model: str
     """SHA-256 of its weights."""
     counts: list[int]
-    batches: list[dict[int, list[float]]] = []
+    at_once: int = AT_ONCE
+    """On which the random numbers depend."""
+    batches: list[dict[int, list[FiniteFloat]]] = []
+
+    def has(self, index: int, images: int) -> bool:
+        """Whether the bounds of a batch with so many images are there; those from a batch unlike it on are dropped."""
+        if index < len(self.batches) and any(len(values) != images for values in self.batches[index].values()):
+            del self.batches[index:]
+        return index < len(self.batches)
 
     @classmethod
     def of(cls, folder: Path | None, vae: VAE, counts: Sequence[int]) -> "_Kept":
@@ -106,7 +120,7 @@ class _Kept(BaseModel):
             found = cls.model_validate(read_json(folder / results.BOUNDS)) if folder is not None else new
         except (OSError, ValueError, ValidationError):  # none, or a damaged one
             return new
-        same = (found.model, found.counts) == (new.model, new.counts)
+        same = (found.model, found.counts, found.at_once) == (new.model, new.counts, new.at_once)
         return found if same and all({*one} == {*counts} for one in found.batches) else new
 
 

@@ -38,7 +38,7 @@ def complete(run: Run, result: Result) -> Result:
     torch.set_num_threads(settings.trainer.threads)
     device = torch.device("cuda" if on_gpu(settings) else "cpu")
     objective = config.build(settings.objective)
-    return remeasure(run.directory, result, settings, model.to(device), objective, settings.metrics)
+    return remeasure(run.directory, result, settings, model.to(device), objective, settings.metrics, resumes=True)
 
 
 def remeasure(
@@ -48,10 +48,13 @@ def remeasure(
     model: vae.VAE,
     objective: Objective | None,
     asked: MetricsConfig,
+    *,
+    resumes: bool = False,
 ) -> Result:
     """Compute the requested test metrics and those that a finished run already has; rewrites its `result.json`.
 
-    Custom metrics that the run already has keep their values unless they are requested again.
+    Custom metrics that the run already has keep their values unless they are requested again. With `resumes` it goes on
+    with what an interrupted evaluation has left in the folder, which must be trusted.
 
     Raises:
         DataError: if the images cannot be read, or are not those that the run was trained on.
@@ -65,7 +68,9 @@ def remeasure(
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})
     data = open_images(folder, settings, *(("fit", "test") if wanted.probe or wanted.samplers else ("test",)))
     started = time.perf_counter()
-    figures = measure(channels_last(model), objective, data, settings, wanted, result.test.model_dump(), folder)
+    figures = measure(
+        channels_last(model), objective, data, settings, wanted, result.test.model_dump(), folder if resumes else None
+    )
     updated = result.model_copy(
         update={
             "test": result.test.model_copy(update=figures),

@@ -51,6 +51,9 @@ class Posterior(nn.Module, ABC):
     has_penalty: ClassVar[bool] = False
     """Whether its distributions have a `penalty`, (b,), which objectives add to their total."""
 
+    needs_whole_batch: bool = False
+    """Whether its penalty depends on all images of a batch together, and is not a mean over images."""
+
     has_density: ClassVar[bool] = True
     """Whether its distributions have a `log_prob`. Without one there is no KL divergence, and nothing in nats."""
 
@@ -116,7 +119,7 @@ class Likelihood(nn.Module, ABC):
     """The images that it models: real numbers, 256 grey levels, or 0/1. Nats are comparable within one kind only."""
 
     needs_whole_batch: bool = False
-    """Whether its densities in training look at the images of a batch together."""
+    """Whether its densities in training depend on all images of a batch."""
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()

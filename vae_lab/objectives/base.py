@@ -42,7 +42,7 @@ class Objective(nn.Module, ABC):
     """
 
     needs_whole_batch: bool = False
-    """Whether its terms look at the images of a batch together, and are no means over images."""
+    """Whether its terms depend on all images of a batch together, and are not means over images."""
 
     is_likelihood_trained: ClassVar[bool | None] = None
     """Whether its models are measured in nats, under the model's likelihood. False if the loss is not a likelihood."""

@@ -93,12 +93,12 @@ def _typed(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _published(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """What became of the figure that is published first."""
+    """The verdicts about the first published figure of which any is decided."""
     rows = beside(study, statistics)
     for metric, verdicts in itertools.islice(counted(rows), 1):
         parts = []
         for verdict, cells in verdicts.items():
-            named = "all cells" if len(verdicts) == 1 else sentence_list([study.label(cell) for cell in cells])
+            named = "all cells" if {*cells} == {*study.cells} else sentence_list([study.label(cell) for cell in cells])
             parts.append(f"{verdict} for {named}")
         what = f"the published {study.figure(metric).heading} is {'; '.join(parts)}"
         yield f"Beside {sentence_list(list(dict.fromkeys(row.source for row in rows)))}: {what}."

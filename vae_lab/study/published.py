@@ -1,6 +1,7 @@
 """A study's figures beside published ones."""
 
 from collections.abc import Iterator, Mapping
+from math import hypot
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ class Beside(NamedTuple):
     published: PublishedFigure
     ours: Cell | None
     verdict: str
-    """One of the above, or why the two are not to be compared."""
+    """One of the above; the published figure's note if it is not to be compared."""
 
 
 def beside(study: Study, statistics: Mapping[str, Comparison]) -> list[Beside]:
@@ -33,12 +34,8 @@ def beside(study: Study, statistics: Mapping[str, Comparison]) -> list[Beside]:
         for row in one.figures
         for ours in [statistics[row.metric].cells.get(cell) if row.metric in statistics else None]
     ]
-    return sorted(found, key=lambda row: _place(row, known))
-
-
-def _place(row: Beside, known: Mapping[str, Published | None]) -> int:
-    metrics = [one.metric for published in known.values() if published for one in published.figures]
-    return metrics.index(row.published.metric)
+    order = list(dict.fromkeys(row.published.metric for row in found))
+    return sorted(found, key=lambda row: order.index(row.published.metric))
 
 
 def _published(study: Study, cell: str) -> Published | None:
@@ -64,7 +61,7 @@ def _verdict(published: PublishedFigure, better: str | None, ours: Cell | None) 
         return published.note
     if ours.low is None or ours.high is None:
         return OPEN
-    reach = (((ours.high - ours.low) / 2) ** 2 + (published.spread or 0.0) ** 2) ** 0.5
+    reach = hypot((ours.high - ours.low) / 2, published.spread or 0.0)
     low, high = ours.mean - published.value - reach, ours.mean - published.value + reach
     if published.tolerance is not None and max(abs(low), abs(high)) <= published.tolerance:
         return REPRODUCED
@@ -78,7 +75,8 @@ def counted(rows: list[Beside]) -> Iterator[tuple[str, Mapping[str, list[str]]]]
     for metric in dict.fromkeys(row.published.metric for row in rows):
         verdicts: dict[str, list[str]] = {}
         for row in rows:
-            if row.published.metric == metric and row.verdict in (REPRODUCED, BETTER, WORSE, OPEN):
+            compared = not row.published.note and row.verdict != MISSING
+            if row.published.metric == metric and compared:
                 verdicts.setdefault(row.verdict, []).append(row.cell)
         if {*verdicts} - {OPEN}:
             yield metric, verdicts

@@ -1,6 +1,7 @@
 """The checkpoints from which an interrupted run resumes."""
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +81,7 @@ class Checkpoints(Checkpoint):
     def _update_best(self, module: LightningModule) -> None:
         assert isinstance(module, LitVAE)
         total = module.averages[self.split].value()["total"]
-        self._is_best = self.best is None or total < self.best
+        self._is_best = self.best is None or math.isnan(self.best) or total < self.best
         if self._is_best:
             self.best = total
 
@@ -199,7 +200,7 @@ def load_best(module: LitVAE, folder: Path) -> int:
     """Give a module the weights with the lowest total so far of the split that checkpoints go by.
 
     Returns:
-        The epoch that they are from.
+        The number of whole epochs that they were trained.
 
     Raises:
         CheckpointError: if that checkpoint cannot be read.

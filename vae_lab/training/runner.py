@@ -359,7 +359,7 @@ def attempt(
         if isinstance(trainer.precision_plugin, DoublePrecision):
             trainer.precision_plugin.convert_module(module)  # before Lightning loads a checkpoint, not after
         lighten(trainer, module)
-        whole = {"objective": module.objective, "likelihood": model.likelihood}
+        whole = {"objective": module.objective, "posterior": model.posterior, "likelihood": model.likelihood}
         stats_warnings = shards.apart(
             model,
             normalizes=not arguments.get("sync_batchnorm"),

@@ -131,7 +131,8 @@ def initialize(network: nn.Module, how: str) -> None:
         return
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            inputs_first = isinstance(layer, nn.ConvTranspose2d)  # torch takes the second dimension for the inputs
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out" if inputs_first else "fan_in", nonlinearity="relu")
         if isinstance(layer, ScaledLinear):
             with torch.no_grad():
                 layer.weight /= layer.scale
@@ -200,7 +201,13 @@ def convolve(
 def convolution(
     into: int, out: int, kernel: int, style: Style, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """`convolve`, normalisation, activation."""
+    """`convolve`, normalisation, activation.
+
+    Raises:
+        FitError: if groups are to be gated: a gate and what it gates would be from different groups.
+    """
+    if groups > 1 and style.activation == "gated":
+        raise FitError("activation: gated is for layers without groups; take another")
     channels = made(style, out)
     layer = convolve(into, channels, kernel, stride=stride, dilation=dilation, groups=groups, bias=style.bias)
     return nn.Sequential(layer, *after(style, out))

@@ -52,6 +52,7 @@ class LfqPosterior(QuantizedPosterior):
                 f"codes are 2^channels, but has {channels}; take {wanted}, or posterior=vq"
             )
         self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
+        self.needs_whole_batch = entropy > 0
         self.quantizer = LFQ(dim=channels)
 
     @property
