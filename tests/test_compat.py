@@ -46,6 +46,11 @@ PRIVATE = {
 }
 
 
+def test_fused_optimisers_of_torch_take_scaled_gradients() -> None:
+    optimizer: Any = torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)
+    assert optimizer._step_supports_amp_scaling  # else `unscale_before_steps` does nothing
+
+
 @pytest.mark.parametrize("name", PRIVATE)
 def test_each_private_name_exists(name: str) -> None:
     module, _, path = name.partition(":")

@@ -33,7 +33,7 @@ class Composer:
         """
         parsed = [self._parse(word) for word in overrides]
         values = [one for one in parsed if self._is_value(one)]
-        choices = tuple(word for word, one in zip(overrides, parsed, strict=True) if one not in values)
+        choices = tuple(str(one.input_line) for one in parsed if not self._is_value(one))
         return compat.with_values(self._chosen(choices), values, parsed)
 
     def _is_value(self, override: Override) -> bool:
@@ -43,9 +43,11 @@ class Composer:
 
     def _find_group(self, key: str) -> bool:
         hydra = self._multirun.hydra
-        if "." in key or key in hydra.runtime.choices:
-            return "." not in key
-        # Hydra reads the root file each time.
+        if "." in key:  # groups have slashes
+            return False
+        if key in hydra.runtime.choices:
+            return True
+        # Last, since Hydra reads the root file for it.
         return bool(self._loader.get_group_options(key, None, hydra.job.config_name, [*hydra.overrides.hydra]))
 
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:

@@ -15,6 +15,7 @@ from vae_lab.report import pages, tables
 from vae_lab.report.tables import MISSING, figure, of_metrics
 from vae_lab.results import figures
 from vae_lab.study.gather import TOTAL, Study, StudyError, find
+from vae_lab.study.published import beside
 from vae_lab.study.statistics import Comparison
 
 MOST_HOLES = 10
@@ -66,13 +67,18 @@ def _text(text: str, style: str = "") -> Text:
 
 # --- Tables ------------------------------------------------------------------------------------------------
 
-COLUMNS = ("KL", "recon.", "total", "time")
+SUMMED_UP = {
+    "train.kl": ("KL", 4), "train.reconstruction": ("recon.", 4), "train.total": ("total", 4),
+    "timing.train_seconds": ("time", 2),
+}  # fmt: skip
+"""Figure → its heading and its decimals."""
 
 
 def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
     """One row per cell: the training losses of the last epoch, the training time and the test total.
 
-    Values are means over the seeds; the test total has its interval.
+    Values are means over the seeds; the test total has its interval. Beside them are the published figures of the same
+    models, if there are any; with several seeds those of the total only, for lack of room.
     """
     seeds = len(study.seeds)
     several = seeds > 1
@@ -81,18 +87,26 @@ def summary(study: Study, statistics: Mapping[str, Comparison]) -> Table:
     )
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column(tables.cell_heading(study), overflow="fold", min_width=len("encoder-decoder"))
-    for heading in (*COLUMNS, *(("test total",) if several else ())):
+    for heading in (*(heading for heading, _ in SUMMED_UP.values()), *(("test total",) if several else ())):
         grid.add_column(heading, justify="right", no_wrap=True)
+    published = {(row.cell, row.published.metric): row.published.value for row in beside(study, statistics)}
+    theirs = [name for name in (["train.total"] if several else SUMMED_UP) if any(name in key for key in published)]
+    for name in theirs:
+        grid.add_column(f"publ.\n{SUMMED_UP[name][0]}", justify="right", no_wrap=True, style="dim")
     for cell in study.cells:
         runs = len(study.of(cell))
         missing_seeds = f"\n({runs} of {seeds} seeds)" if runs < seeds and several else ""
-        names = ("train.kl", "train.reconstruction", "train.total", "timing.train_seconds")
-        means = [statistics[name].cells[cell].mean if name in statistics else None for name in names]
-        ours = ["—" if mean is None else f"{mean:.{places}f}" for mean, places in zip(means, (4, 4, 4, 2), strict=True)]
+        means = {name: statistics[name].cells[cell].mean if name in statistics else None for name in SUMMED_UP}
+        row = [_rounded(name, mean, MISSING) for name, mean in means.items()]
         if several:
-            ours.append(figure(TOTAL, statistics[TOTAL].cells[cell] if TOTAL in statistics else None))
-        grid.add_row(_text(study.label(cell) + missing_seeds), *ours)
+            row.append(figure(TOTAL, statistics[TOTAL].cells[cell] if TOTAL in statistics else None))
+        row += [_rounded(name, published.get((cell, name)), "") for name in theirs]
+        grid.add_row(_text(study.label(cell) + missing_seeds), *row)
     return grid
+
+
+def _rounded(name: str, value: float | None, missing: str) -> str:
+    return missing if value is None else f"{value:.{SUMMED_UP[name][1]}f}"
 
 
 BRIEF = {row.label: row.brief for row in figures.CATALOGUE.values()}
