@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, FiniteFloat
 from torch import Tensor
 
 from vae_lab import results
@@ -102,7 +102,7 @@ class _Kept(BaseModel):
     model: str
     """SHA-256 of its weights."""
     counts: list[int]
-    at_once: int = AT_ONCE
+    limits: tuple[int, int] = (AT_ONCE, MOST_CODES)
     """On which the random numbers depend."""
     batches: list[dict[int, list[FiniteFloat]]] = []
 
@@ -118,9 +118,9 @@ class _Kept(BaseModel):
         new = cls(model=_digest(vae) if folder is not None else "", counts=[*counts])
         try:
             found = cls.model_validate(read_json(folder / results.BOUNDS)) if folder is not None else new
-        except (OSError, ValueError, ValidationError):  # none, or a damaged one
+        except (OSError, ValueError):  # none, or a damaged one
             return new
-        same = (found.model, found.counts, found.at_once) == (new.model, new.counts, new.at_once)
+        same = (found.model, found.counts, found.limits) == (new.model, new.counts, new.limits)
         return found if same and all({*one} == {*counts} for one in found.batches) else new
 
 
