@@ -1,11 +1,14 @@
 """Published figures of the models that a configuration describes, which reports show beside ours."""
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import BeforeValidator, Field
 
 from vae_lab.config.base import Section
+from vae_lab.config.names import config_folder
 
 SAME_MODEL = ("trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.strategy")
 """Keys that a user may change, and the model is still the published one; so is it with `trainer=gpu`."""
@@ -55,3 +58,10 @@ class Published(Section):
         """Those about a run; see `PublishedFigure.is_about`. None if there are none."""
         found = [one for one in self.figures if one.is_about(choices, further)]
         return self.model_copy(update={"figures": found}) if found else None
+
+
+@functools.cache
+def published_of_the_default_job() -> Published:
+    """The figures of the grid from which vae_lab grew."""
+    file = config_folder() / "published" / "seed.yaml"
+    return Published.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from vae_lab.config import NOT_IDENTIFYING, config_folder, flatten, identifying, signatures
+from vae_lab.config import NOT_IDENTIFYING, flatten, identifying, signatures
 from vae_lab.config.fingerprint import CODE, IMAGES
 from vae_lab.config.identity import BESIDE_TRAINING, changes_results, is_place
-from vae_lab.config.published import Published
+from vae_lab.config.published import published_of_the_default_job
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
 from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_fingerprint, read_result
@@ -411,14 +410,8 @@ def _read(found: Sequence[Path]) -> tuple[list[Record], list[Hole]]:
 def _published(result: Result, given: Mapping[str, str]) -> Any:
     """The published figures of the default job, for a run of a version that did not keep them."""
     networks = {"encoder": result.encoder, "decoder": result.decoder}
-    found = _of_the_default_job().about(networks, {**networks, **given})
+    found = published_of_the_default_job().about(networks, {**networks, **given})
     return found and found.model_dump()
-
-
-@functools.cache
-def _of_the_default_job() -> Published:
-    file = config_folder() / "published" / "seed.yaml"
-    return Published.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def _with_known_contents(records: Sequence[Record]) -> list[Record]:
