@@ -8,7 +8,7 @@ BROWSERS := chromium chromium-browser google-chrome
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup grid test slow bench costs chaos scale check format browser tensorboard notebook clean
+.PHONY: help setup grid test slow bench costs audit chaos scale check format browser tensorboard notebook clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,9 @@ test: $(STAMP) ## run the tests, but for those that take long
 
 slow: $(STAMP) ## run the other tests: kills, launchers, several processes; ten minutes more
 	@$(TEST) -m slow
+
+audit: $(STAMP) ## simulate studies and test closed forms, into docs/trust.md; a quarter of an hour
+	@$(RUN)/python scripts/audit.py
 
 chaos: $(STAMP) ## kill, fill up and fuzz sweeps for some minutes; the figures go to chaos.json
 	@$(RUN)/python scripts/chaos.py

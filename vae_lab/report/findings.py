@@ -3,6 +3,7 @@
 import itertools
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from vae_lab.config.terminal import train_command
@@ -20,11 +21,18 @@ from vae_lab.report.tables import (
 )
 from vae_lab.results import read_config_folders
 from vae_lab.results.figures import Figure
+from vae_lab.study.contrasts import FEWEST_SEEDS
 from vae_lab.study.gather import SIDES, TOTAL, Study, is_number
 from vae_lab.study.published import beside, counted
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
-from vae_lab.study.statistics import LEVEL, MOST_CELLS, Comparison, Effect, Pair, compare, holm
+from vae_lab.study.statistics import MOST_CELLS, Comparison, Effect, Pair
 
+FAMILIES_OF_FIGURES = {
+    "reconstructions": ("test.mse",),
+    "samples": ("test.fid_samples",),
+    "codes": ("test.probe_accuracy",),
+}
+"""What a step may also change → the figure that speaks for it, the first of those that were measured."""
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
 """Largest number of sentences, and of cells named in one sentence."""
@@ -38,15 +46,17 @@ def findings(study: Study, statistics: Mapping[str, Comparison]) -> list[str]:
         return ["No run has a test total: there is nothing to compare."]
     order = [
         *_best(study, statistics),
+        *_failures(study),
         *_published(study, statistics),
         *_curves(study),
         *_one_seed(study, statistics),
+        *_chance(study, statistics),
         *_cost(study, statistics),
-        *_order_elsewhere(study, statistics),
+        *(sentence for side in SIDES for sentence in _halves(study, side, statistics)),
+        *_interaction(study, statistics),
         *_each_at_its_best(study, statistics),
-        *(sentence for side in SIDES for sentence in _halves(side, statistics)),
-        *_interaction(statistics),
         *_other_factors(study, statistics),
+        *_edge(study, statistics),
         *_samplers(study),
         *(_gap(study, statistics) if study.record == TOTAL else ()),
     ]
@@ -115,40 +125,128 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         return
     if row.name != TOTAL:
         yield f"Totals are different quantities here, so the cells are compared by {row.label}: {row.meaning}."
-    first, *others = order
+    first, how = _chosen(study, statistics, order)
+    others = [cell for cell in order if cell != first]
     own = quality.cells[first]
-    top = f"{'highest' if row.better == 'higher' else 'lowest'} {row.heading}"
     if not others:
         yield f"{study.label(first)} has a {row.heading} of {figure(row, own)}{_over(own.n)}."
         return
+    top = f"{'highest' if row.better == 'higher' else 'lowest'} {row.heading}"
     if max((pair.n for pair in quality.pairs), default=0) < 2:
+        first, *others = order
         runner_up = f"{study.label(others[0])} has {_level(row, quality, others[0])}"
         lead = f"{study.label(first)} has the {top}, {_level(row, quality, first)}, in a single seed"
         yield f"{lead}; {runner_up}. No difference can be called real with one seed."
         return
-    lead = f"{study.label(first)} has the {top}, {figure(row, own)}{_over(own.n)}"
+    lead = f"{study.label(first)}{how} has the {top}, {figure(row, own)}{_over(own.n)}"
+    if first != order[0]:
+        best = f"the {top} is that of {study.label(order[0])}, {figure(row, quality.cells[order[0]])}"
+        lead = f"{study.label(first)}{how} has a {row.heading} of {figure(row, own)}{_over(own.n)}; {best}"
     pairs = {other: quality.pair(first, other) for other in others}
-    few = [other for other, pair in pairs.items() if pair is None or pair.n < 2]
-    constant = [other for other, pair in pairs.items() if pair and pair.n > 1 and pair.p is None]
+    few = [other for other, pair in pairs.items() if pair is None or pair.n < FEWEST_SEEDS]
+    constant = [other for other, pair in pairs.items() if pair and pair.low is not None and pair.low == pair.high]
+    better = [other for other in others if better_than(row, quality, other, first)]
     open_ = [
         other
         for other, pair in pairs.items()
-        if pair and pair.p is not None and not better_than(row, quality, first, other)
+        if pair and pair.low != pair.high and not pair.different and other not in few
     ]
     if few and len(study.cells) > MOST_CELLS:
         detail = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
         yield f"{lead}, but that it differs from every other cell was not tested: {detail}."
     elif few:
         yield f"{lead}, but too few runs finished to compare it with {_labels(study, few)}."
+    elif better:
+        yield f"{lead}, and that one is shown to be better: {_detail(study, row, quality, better[0], first)}."
     elif open_:
-        versus = _versus(study, row, quality, open_[0], first)
-        yield f"{lead}, but it cannot be told apart from {_labels(study, open_)}: {versus}{_adjusted(pairs[open_[0]])}."
+        detail = _detail(study, row, quality, open_[0], first)
+        yield f"{lead}, but it cannot be told apart from {_labels(study, open_)}: {detail}."
     elif constant:
         yield f"{lead}; {_versus(study, row, quality, constant[0], first)}, which leaves nothing to test."
     else:
         those = "every other cell" if len(order) == len(study.cells) else "every other cell that finished"
-        detail = f"{_versus(study, row, quality, others[0], first)}{_adjusted(pairs[others[0]])}"
-        yield f"{lead}, and differs from {those}: {detail}."
+        yield f"{lead}, and differs from {those}: {_detail(study, row, quality, others[0], first)}."
+
+
+def _chosen(study: Study, statistics: Mapping[str, Comparison], order: Sequence[str]) -> tuple[str, str]:
+    """The cell that validation chooses, with that clause; the best by the test figure if validation has no such figure.
+
+    Args:
+        study: the runs.
+        statistics: their comparisons.
+        order: the cells that have the test figure, best first.
+    """
+    name = f"val.{study.record.partition('.')[2]}"
+    if name not in statistics or not study.comparable(name):
+        return order[0], ""
+    chosen = ranked(study.figure(study.record)._replace(name=name), statistics[name])
+    return next(((cell, ", chosen by validation,") for cell in chosen if cell in order), (order[0], ""))
+
+
+def _detail(study: Study, row: Figure, quality: Comparison, cell: str, other: str) -> str:
+    return f"{_versus(study, row, quality, cell, other)}{_adjusted(quality.pair(cell, other))}"
+
+
+def _chance(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    """What chance does to the metric of record, where it limits what can be shown."""
+    row, quality = study.figure(study.record), statistics[study.record]
+    noise = quality.noise
+    if noise is None or len(study.seeds) < 2:
+        return
+    if len(study.seeds) < FEWEST_SEEDS:
+        yield f"With {len(study.seeds)} seeds nothing is tested: at least {FEWEST_SEEDS} are needed to know the noise."
+        return
+    cells = list(quality.cells)
+    if noise.wide is not None:
+        wide = study.label(cells[noise.wide.cell])
+        varies = f"{wide} varies {_times(noise.wide.ratio)} as much from seed to seed as the others"
+        if noise.wide.outlier is None:
+            yield f"{varies}, so a difference counts only if it is also found from the spread of its own cells."
+        else:
+            seed = study.values(row.name).index[noise.wide.outlier]
+            yield f"{varies}, and its seed {seed} lies far from its other seeds: nothing about it is tested."
+    tested = [pair for pair in quality.pairs if pair.p_adjusted is not None]
+    if tested and not any(pair.different for pair in tested):
+        largest = max(tested, key=lambda pair: abs(pair.difference or 0.0))
+        sentence = (
+            f"With this noise, {len(study.seeds)} seeds find a difference of "
+            f"{change(noise.detectable, largest, row).lstrip('+')} in 80 % of studies"
+        )
+        needed = noise.seeds_to_find(largest.difference or 0.0)
+        size = change(abs(largest.difference or 0.0), largest, row).lstrip("+")
+        more = f"about {needed} seeds" if needed else "more than 100 seeds"
+        yield f"{sentence}; for the largest one seen, {size}, that takes {more}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{decimals(ratio) if ratio < 10 else 0}f} times" if ratio < 1000 else "more than 1,000 times"
+
+
+def _failures(study: Study) -> Iterator[str]:
+    """Failed runs are an outcome, which means over the other seeds leave out."""
+    failed = Counter(record.cell for record in study.records if not record.result.finished)
+    failed.update(record.cell for record in study.compared if record.result.test.total is None)
+    if failed:
+        counts = [f"{count} of {study.label(cell)}" for cell, count in failed.most_common(MOST_NAMED)]
+        more = " and others" if len(failed) > MOST_NAMED else ""
+        yield (
+            f"Runs failed, {sentence_list(counts)}{more}: means are over the others, which flatters cells that fail."
+        )
+
+
+def _edge(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    """Whether the best level of a swept number is the largest or the smallest that was tried."""
+    if not study.comparable(study.record):
+        return
+    order = ranked(study.figure(study.record), statistics[study.record])
+    for axis, (factor, levels) in enumerate(study.factors.items()):
+        if not order or len(levels) < 3 or not all(map(is_number, levels)):
+            continue
+        best = study.levels[_chosen(study, statistics, order)[0]][axis]
+        values = sorted(map(float, levels))
+        if float(best) in (values[0], values[-1]):
+            way = "largest" if float(best) == values[-1] else "smallest"
+            yield f"The best {factor}, {best}, is the {way} that was tried: try beyond it."
 
 
 def _curves(study: Study) -> Iterator[str]:
@@ -167,7 +265,7 @@ def _curves(study: Study) -> Iterator[str]:
     yield f"{sentence}{'' if pair.different else '; a difference is not shown'}."
 
 
-def _adjusted(pair: Pair | None) -> str:
+def _adjusted(pair: Pair | Effect | None) -> str:
     if pair is None or pair.p_adjusted is None:
         return ""
     p = probability(pair.p_adjusted)
@@ -211,7 +309,7 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         )
         return
     seconds = f"{figure(SECONDS, clock.cells[lead])} s"
-    if clock.level[lead] <= clock.level[fastest]:
+    if lead == fastest:
         unsure = [other for other in order if other != lead and not better_than(SECONDS, clock, lead, other)]
         runner_up = next(other for other in order if other != lead)
         rest = f"the next, {study.label(runner_up)}, took {figure(SECONDS, clock.cells[runner_up])} s"
@@ -232,24 +330,42 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     )
 
 
-def _halves(side: str, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """Whether a more complex encoder or decoder is worth its cost."""
-    effects = [effect for effect in statistics[TOTAL].effects if effect.factor == side and effect.effect is not None]
-    # The levels with the lowest test totals are reported; their p-values are corrected for the choice.
-    adjusted = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
-    for effect in sorted(effects, key=lambda one: one.effect or 0.0)[:2]:
-        p = adjusted[effect.to]
-        yield f"{_opening(side, effect)}{_costs(effect, statistics)}: {_verdict(effect, p, statistics)}."
+def _halves(study: Study, side: str, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    """What another encoder or decoder gains or loses, in every family of figures, and what it costs."""
+    row = study.figure(study.record)
+    effects = [effect for effect in statistics[row.name].effects if effect.factor == side and effect.effect is not None]
+    sign = -1 if row.better == "higher" else 1
+    for effect in sorted(effects, key=lambda one: sign * (one.effect or 0.0))[:2]:
+        verdict = _verdict(row, effect, statistics)
+        trade = _trade_offs(study, effect, statistics)
+        yield f"{_opening(row, effect)}{_costs(effect, statistics)}: {verdict}{trade}."
 
 
-def _opening(factor: str, effect: Effect) -> str:
-    step = f"{factor} {effect.from_} to {effect.to}"
-    if factor in SIDES:
-        step = f"the {effect.from_} to the {effect.to} {factor}"
-    start = f"Going from {step} changes the test total by {change(effect.effect, effect)}"
+def _trade_offs(study: Study, effect: Effect, statistics: Mapping[str, Comparison]) -> str:
+    """The other families of figures that a step is shown to change, exploratory as they are."""
+    changes = []
+    for what, names in FAMILIES_OF_FIGURES.items():
+        name = next((name for name in names if name in statistics), None)
+        other = _matching_effect(effect, statistics.get(name or ""))
+        if name in (None, study.record) or other is None or not other.different or not study.comparable(name or ""):
+            continue
+        row = study.figure(name or "")
+        better = (other.effect or 0.0) < 0 if row.better == "lower" else (other.effect or 0.0) > 0
+        size = f"{row.label} {change(other.effect, other, row)}, {interval(other, row)}"
+        changes.append(f"{'better' if better else 'worse'} {what} ({size})")
+    return f"; exploratory: {sentence_list(changes)}" if changes else ""
+
+
+def _opening(row: Figure, effect: Effect) -> str:
+    step = f"{effect.factor} {effect.from_} to {effect.to}"
+    if effect.factor in SIDES:
+        step = f"the {effect.from_} to the {effect.to} {effect.factor}"
+    start = f"Going from {step} changes the {row.heading} by {change(effect.effect, effect, row)}"
     if effect.low is None:
-        return f"{start} in the one seed that all cells have"
-    return f"{start} in every seed" if effect.low == effect.high else f"{start} (95 % interval {interval(effect)})"
+        return f"{start} in one seed"
+    if effect.low == effect.high:
+        return f"{start} in every seed"
+    return f"{start} (95 % interval {interval(effect, row)})"
 
 
 def _costs(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
@@ -263,21 +379,23 @@ def _costs(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
     return f", at {sentence_list(costs)}" if costs else ""
 
 
-def _verdict(effect: Effect, p: float | None, statistics: Mapping[str, Comparison]) -> str:
+def _verdict(row: Figure, effect: Effect, statistics: Mapping[str, Comparison]) -> str:
     low, high = effect.low, effect.high
     if low is None or high is None:
         return "with one seed that is no more than a hint"
     if low == high:
         return "the two give the same results" if low == 0 else "a constant, which leaves nothing to test"
+    if row.better == "higher":
+        low, high = -high, -low
     more, less = _cost_signs(effect, statistics)
-    if p is not None and p < 1 - LEVEL:
+    if effect.different:
         if high < 0:
             return "better" + (
                 "" if more and less else ", and that is what the cost buys" if more else ", at no more cost"
             )
         return "worse" if more and less else _does_not_pay(more=more, less=less)
     if more and not less and low < 0:
-        gain = f"{-low:.{decimals((high - low) / 2)}f}"
+        gain = f"{-low * row.scale:.{decimals((high - low) / 2 * row.scale)}f}"
         return f"no gain is shown that would pay for it, and one of more than {gain} would be outside the interval"
     if more and not less:
         return "no gain is shown that would pay for it"
@@ -302,96 +420,34 @@ def _cost_signs(effect: Effect, statistics: Mapping[str, Comparison]) -> tuple[b
             more |= other.low is not None and other.low > 0
             less |= other.high is not None and other.high < 0
         else:
-            share = other.effect / max(comparison.level.values())
+            share = other.effect / max(cell.mean or 0.0 for cell in comparison.cells.values())
             more |= share > EQUAL_COST
             less |= share < -EQUAL_COST
     return more, less
 
 
-def _interaction(statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    found = [one for one in statistics[TOTAL].effects if one.factor == "encoder:decoder" and one.low is not None]
-    if len(found) != 1:
+def _interaction(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    """Whether the effect of one factor depends on another: the one that is shown best."""
+    row = study.figure(study.record)
+    known = [one for one in statistics[row.name].effects if ":" in one.factor and one.p_adjusted is not None]
+    if not known:
         return
-    effect = found[0]
-    assert effect.low is not None
-    assert effect.high is not None
-    if effect.low > 0 or effect.high < 0:
-        way, size = ("higher" if effect.low > 0 else "lower"), change(effect.effect, effect).lstrip("+−")
+    effect = min(known, key=lambda one: one.p_adjusted or 0.0)
+    one, other = effect.factor.split(":")
+    size = f"{change(effect.effect, effect, row)}, 95 % interval {interval(effect, row)}{_adjusted(effect)}"
+    if effect.different:
         yield (
-            f"The halves do not simply add up: {effect.to} has a test total {size} {way} than the two steps, taken one "
-            f"at a time, add up to (95 % interval {interval(effect)})."
+            f"{one.capitalize() if one in SIDES else one} and {other} do not simply add up: the {row.heading} of "
+            f"{effect.to} is off by {size} from what the two steps from {effect.from_}, taken one at a time, add up to."
         )
     else:
-        estimate = f"interaction {change(effect.effect, effect)}, 95 % interval {interval(effect)}"
-        yield f"That the effect of one half depends on the other is not shown ({estimate})."
-
-
-def _order_elsewhere(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
-    """Whether the order of the networks is the same at every level of the other swept factor."""
-    swept = [(axis, factor) for axis, factor in enumerate(study.factors) if factor not in SIDES]
-    if not swept:
-        return
-    axis, factor = swept[0]
-    levels, quality = study.factors[factor], statistics[TOTAL]
-    networks: dict[str, dict[str, str]] = {}
-    for cell in study.cells:
-        networks.setdefault(_network(study, cell, axis), {})[study.levels[cell][axis]] = cell
-    complete = {
-        network: cells
-        for network, cells in networks.items()
-        if len(cells) == len(levels) and all(cell in quality.level for cell in cells.values())
-    }
-    if len(complete) < 2:
-        return
-    absent = [network for network in networks if network not in complete]
-    without = f" ({sentence_list(absent)} left out, which did not finish at each)" if len(absent) in range(1, 4) else ""
-    where = f"at {factor} {sentence_list(levels)}{without}"
-    orders = [sorted(complete, key=lambda network: quality.level[complete[network][level]]) for level in levels]
-    if all(order == orders[0] for order in orders):
-        yield f"The order of the cells by mean test total survives: it is the same {where}{_if_few(': ', orders[0])}."
-        return
-    detail = "".join(f"; at {level} {', '.join(order)}" for level, order in zip(levels, orders, strict=True))
-    detail = f" ({detail[2:]})" if len(complete) <= MOST_NAMED else ""
-    if len(complete) > MOST_CELLS:
-        yield f"The order of the cells by mean test total is not the same {where}{detail}."
-    elif swapped := _swapped(study, complete, levels):
-        yield (
-            f"The order of the cells by test total does not survive {where}{detail}: {sentence_list(swapped)} swap "
-            "places, each time by more than chance."
-        )
-    else:
-        yield (
-            f"The order of the cells by mean test total is not the same {where}{detail}, but no pair is shown to swap "
-            "places."
-        )
+        asked = f"the largest of {len(known)} interactions" if len(known) > 1 else "interaction"
+        yield f"That the effect of the {one} depends on the {other} is not shown ({asked} {size})."
 
 
 def _network(study: Study, cell: str, axis: int) -> str:
     """A cell by its levels of all factors but one."""
     return "-".join(level for index, level in enumerate(study.levels[cell]) if index != axis) or cell
-
-
-def _if_few(before: str, names: Sequence[str]) -> str:
-    return before + ", ".join(names) if len(names) <= MOST_NAMED else ""
-
-
-def _swapped(study: Study, networks: Mapping[str, Mapping[str, str]], levels: Sequence[str]) -> list[str]:
-    """The first two networks of which one is shown to be better at one level and worse at another.
-
-    Holm's correction is over the pairs within each level, since only these are compared.
-    """
-    values, grounds = study.values(TOTAL), study.grounds(TOTAL)
-    asked = [(couple, level) for level in levels for couple in itertools.combinations(networks, 2)]
-    found = []
-    for couple, level in asked:
-        cells = [networks[network][level] for network in couple]
-        found.append(compare(values[cells], grounds[cells]).pairs[0])
-    adjusted = holm([pair.p for pair in found])
-    winners: dict[tuple[str, str], set[str]] = {}
-    for (couple, _), pair, p in zip(asked, found, adjusted, strict=True):
-        if pair.difference and p is not None and p < 1 - LEVEL:
-            winners.setdefault(couple, set()).add(couple[0] if pair.difference < 0 else couple[1])
-    return next((list(couple) for couple, best in winners.items() if len(best) == 2), [])
 
 
 def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
@@ -417,15 +473,16 @@ def _each_at_its_best(study: Study, statistics: Mapping[str, Comparison]) -> Ite
 
 
 def _other_factors(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
+    row = study.figure(study.record)
+    sign = -1 if row.better == "higher" else 1
     for factor in study.factors:
-        effects = [one for one in statistics[TOTAL].effects if one.factor == factor and one.effect is not None]
-        if factor in SIDES or not effects:
+        known = [one for one in statistics[row.name].effects if one.factor == factor and one.effect is not None]
+        if factor in SIDES or not known:
             continue
-        p = dict(zip([effect.to for effect in effects], holm([effect.p for effect in effects]), strict=True))
-        effect = min(effects, key=lambda one: one.effect or 0.0)
-        shown = p[effect.to] is not None and (p[effect.to] or 0) < 1 - LEVEL
-        doubt = "" if shown else "; a difference is not shown"
-        yield f"{_opening(factor, effect)}, the mean over all networks{doubt}."
+        effect = min(known, key=lambda one: sign * (one.effect or 0.0))
+        doubt = "" if effect.different else "; a difference is not shown"
+        mean = ", the mean over all networks" if len(study.factors) > 1 else ""
+        yield f"{_opening(row, effect)}{mean}{doubt}{_trade_offs(study, effect, statistics)}."
 
 
 def _samplers(study: Study) -> Iterator[str]:
@@ -488,7 +545,7 @@ def _matching_effect(effect: Effect, comparison: Comparison | None) -> Effect | 
 
 
 def _level(row: Figure, comparison: Comparison, cell: str) -> str:
-    return f"{comparison.level[cell] * row.scale:.{row.digits + 1}f}".replace("-", "−")
+    return f"{(comparison.cells[cell].mean or 0.0) * row.scale:.{row.digits + 1}f}".replace("-", "−")
 
 
 def _versus(study: Study, row: Figure, comparison: Comparison, cell: str, other: str) -> str:

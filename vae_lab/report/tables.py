@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.results import figures
+from vae_lab.study.contrasts import LEVEL, estimate, holm
 from vae_lab.study.gather import TOTAL, Study
 from vae_lab.study.published import beside
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
-from vae_lab.study.statistics import LEVEL, MOST_CELLS, Cell, Comparison, Effect, Pair, estimate, holm
+from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
 
 MISSING = "—"
+_TESTS = "p adjusted and intervals hold for all pairs and effects at once; docs/numbers.md has the tests."
 MORE_DIGITS = 3
 """The most digits that a figure has beyond its own, however narrow its interval is."""
 
@@ -109,12 +111,12 @@ def probability(p: float | None) -> str:
 
 
 def ranked(name: Named, comparison: Comparison) -> list[str]:
-    """The cells from best to worst, over the seeds that all share; empty if neither direction is better."""
+    """The cells from best to worst by their means; empty if neither direction is better."""
     direction = row_of(name).better
     if direction is None:
         return []
-    present = [cell for cell, found in comparison.cells.items() if found.mean is not None]
-    return sorted(present, key=lambda cell: comparison.level[cell] * (1 if direction == "lower" else -1))
+    means = {cell: found.mean for cell, found in comparison.cells.items() if found.mean is not None}
+    return sorted(means, key=lambda cell: means[cell] * (1 if direction == "lower" else -1))
 
 
 def better_than(name: Named, comparison: Comparison, cell: str, other: str) -> bool:
@@ -193,13 +195,21 @@ def of_metrics(title: str, names: Sequence[str], study: Study, statistics: Mappi
     several = len(study.seeds) > 1
     note = "Mean over the seeds ± half of its 95 % interval. " if several else ""
     if any(row.better for row in rows_of.values()) and len(study.cells) > 1:
-        note += (
-            "The best value is marked where it differs from every other one (Holm's correction)."
-            if several
-            else "No value is marked: with one seed no difference can be called real."
-        )
+        note += _marking(study, names) if several else "No value is marked: with one seed no difference is known."
     headings = (described.label for described in rows_of.values())
     return Table(title, (cell_heading(study), "runs", *headings), tuple(rows), note)
+
+
+def _marking(study: Study, names: Sequence[str]) -> str:
+    """What the mark of a best value claims, and what it does not."""
+    record, exploratory = study.record in names, any(name != study.record for name in names)
+    tests = [
+        *([f"of {study.figure(study.record).heading}, the metric of record, by its simultaneous tests"] * record),
+        *(["of the exploratory others at a false discovery rate of 5 %" if record else
+           "at a false discovery rate of 5 %, as these figures are exploratory"] * exploratory),
+    ]  # fmt: skip
+    own = " The interval of a best value does not allow for its having been chosen." if len(study.cells) > 2 else ""
+    return f"The best value is marked where it differs from every other one: {'; '.join(tests)}.{own}"
 
 
 def cell_heading(study: Study) -> str:
@@ -298,7 +308,7 @@ def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
         f"Pairs by {described.label}",
         columns,
         rows,
-        "Runs are paired by seed; p adjusted is Holm's over all pairs, and 'different' is p adjusted < 0.05."
+        f"{_TESTS} 'Different' is p adjusted < 0.05."
         + (f" Pairs are taken against {study.label(study.cells[0])} only." if len(study.cells) > MOST_CELLS else ""),
     )
 
@@ -314,6 +324,8 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
             Entry(change(effect.effect, effect, name), effect.effect),
             Entry(interval(effect, name), effect.low),
             Entry(probability(effect.p), effect.p),
+            Entry(probability(effect.p_adjusted), effect.p_adjusted),
+            Entry("yes" if effect.different else "not shown", float(effect.different)),
         )
         for effect in statistics[name].effects
         if effect.effect is not None
@@ -324,7 +336,13 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
     )
     if len(rows) < len(statistics[name].effects):
         note += " The others cannot be had: the runs do not make a complete grid under the same conditions."
-    columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p")
+    if name == study.record:
+        note += f" {_TESTS} 'Shown' is p adjusted < 0.05."
+    else:
+        note += (
+            " Exploratory: p adjusted is over this figure alone, 'shown' by the false discovery rate over all figures."
+        )
+    columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p", "p adjusted", "shown")
     return Table(f"Effects on {row_of(name).label}", columns, rows, note)
 
 

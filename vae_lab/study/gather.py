@@ -236,8 +236,7 @@ class Study:
         """Cell → the configuration of its objective and likelihood, which defines `total`."""
         found: dict[str, tuple[str, ...]] = {}
         for record in self.compared:
-            beta_says = signatures.beta_sets_sigma(record.config.get("objective._target_"))  # β determines σ
-            about = ["objective", "likelihood._target_" if beta_says else "likelihood"]
+            about = ["objective", "likelihood"]  # with σ, which under `mse_kl` hangs on the latent dimensions too
             if signatures.attribute("posterior", str(record.config.get("posterior._target_")), "has_penalty"):
                 about.append("posterior")
             own = (f"{key} {value}" for key, value in record.config.items() if _within(key, about))
@@ -636,6 +635,10 @@ def _comparability(study: Study) -> Iterator[str]:
     if len(study.hardware) > 1:
         where = "; ".join(f"{hardware}: {_runs_on(study, hardware)}" for hardware in study.hardware)
         yield f"Times and memory are compared on the same hardware only ({where})."
+    commits = dict.fromkeys(commit for record in study.compared if (commit := record.result.environment.commit))
+    if len(commits) > 1 or any(commit.endswith("-dirty") for commit in commits):
+        named = " and ".join(commit[:9] + "-dirty" * commit.endswith("-dirty") for commit in [*commits][:MOST_LISTED])
+        yield f"The runs are not of one clean commit ({named}): a difference may come from changed code."
     for part in ("torch", "lightning", "python"):
         versions = list(dict.fromkeys(getattr(record.result.environment, part) for record in study.compared))
         if len(versions) > 1:

@@ -17,8 +17,9 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from vae_lab.results import figures
+from vae_lab.study.contrasts import LEVEL, estimate, holm
 from vae_lab.study.gather import Study, is_number
-from vae_lab.study.statistics import LEVEL, Cell, Pair, estimate, holm
+from vae_lab.study.statistics import Cell, Pair
 
 BETA = "objective.beta"
 FEWEST = 3

@@ -14,8 +14,8 @@ IMPORTANCE_FROM = 4
 """The number of finished trials from which importances are computed."""
 
 WEIGHTED = (
-    "val.total weighs the KL term by the objective that is searched, so that a small weight looks good by itself; "
-    "hydra.sweeper.metric=val.elbo compares across weights."
+    "what val.total means depends on the keys that are searched, so that a small KL weight, or under mse_kl another "
+    "latent.dim, looks good by itself; hydra.sweeper.metric=val.elbo compares across them."
 )
 
 
@@ -87,5 +87,9 @@ def distribution(parameter: Choice | Number) -> "optuna.distributions.BaseDistri
 
 
 def weighs_what_it_searches(record: Trials) -> bool:
-    """Whether the meaning of the search's metric depends on a searched key."""
-    return record.metric == "val.total" and any(key.lstrip("+~").startswith("objective") for key in record.space)
+    """Whether the meaning of the search's metric depends on a searched key.
+
+    The number of latent dimensions is one: with it σ changes under `mse_kl`.
+    """
+    keys = {bare(key) for key in record.space}
+    return record.metric == "val.total" and any(key.startswith(("objective", "likelihood", "latent")) for key in keys)

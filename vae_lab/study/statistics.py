@@ -1,43 +1,28 @@
-"""Intervals, paired differences and effects of a study. Reads no files, imports no torch.
+"""Intervals, differences and effects of a study. Reads no files, imports no torch.
 
-Runs are paired by seed: equal seeds see the same images in the same order, so the difference of a pair of cells is free
-of the effect that the seed has on both. All intervals are Student's t intervals of a mean over seeds at 95 %; p-values
-are those of the two-sided paired t test, corrected over all pairs of a metric by Holm's method (Holm 1979, "A simple
-sequentially rejective multiple test procedure").
+The metric of record is the declared family: all its pairs and effects together are tested at 5 %, with simultaneous
+95 % intervals. Every other metric is exploratory: its pairs and effects count where their false discovery rate, over
+all exploratory ones of the study, is below 5 %. The interval of a cell is Student's, of its mean over its seeds.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
+from vae_lab.study.contrasts import LEVEL, Noise, Tested, estimate, false_discovery_rates, simultaneous
 from vae_lab.study.gather import Study
 
-LEVEL = 0.95
 MOST_CELLS = 12
 """With more cells than this, pairs are with the first cell only."""
 
 MOST_COMBINATIONS = 1000
 """With more combinations of levels than this, an incomplete grid is a search, and effects are not computed."""
-
-# A relative spread below this is rounding error.
-ROUNDING = 1e-12
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its 95 % interval, and the p-value of a zero mean. None if it cannot be computed."""
-
-    n: int
-    mean: float | None
-    sd: float | None
-    low: float | None
-    high: float | None
-    p: float | None
 
 
 @dataclass(frozen=True)
@@ -53,25 +38,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pair:
-    """The mean difference a - b over the seeds that both have."""
+    """The difference a - b of two cells' means, with its simultaneous interval."""
 
     a: str
     b: str
     n: int
+    """The seeds of the cell that has fewer."""
     difference: float | None
     low: float | None
     high: float | None
     p: float | None
     p_adjusted: float | None
+    """Corrected over all pairs and effects of the metric."""
     different: bool
+    q: float | None = None
+    """The false discovery rate, of an exploratory metric."""
 
 
 @dataclass(frozen=True)
 class Effect:
     """The effect of a step from one level of a factor to another, averaged over the levels of all other factors.
 
-    For two factors, `a:b` is their interaction: the effect of the step in a at the second level of b, minus its effect
-    at the first level of b; its levels are written `a-b`.
+    It has a simultaneous interval, like a pair. For two factors, `a:b` is their interaction: the effect of the step in
+    a at the second level of b, minus its effect at the first level of b; its levels are written `a-b`.
     """
 
     factor: str
@@ -82,6 +71,12 @@ class Effect:
     low: float | None
     high: float | None
     p: float | None
+    p_adjusted: float | None
+    different: bool
+    q: float | None = None
+
+
+Tests = TypeVar("Tests", Pair, Effect)
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,8 @@ class Comparison:
     cells: Mapping[str, Cell]
     pairs: Sequence[Pair]
     effects: Sequence[Effect]
-    level: Mapping[str, float]
-    """Cell → its mean over the seeds that all cells with the figure share, else over its own seeds; for ranking."""
+    noise: Noise | None = None
+    """What the tests assume about chance; None unless all cells can be compared and their seeds vary."""
 
     def pair(self, a: str, b: str) -> Pair | None:
         """The pair of two cells as a - b, even if it is stored as b - a."""
@@ -103,7 +98,7 @@ class Comparison:
                 # 0 - x, because -x would turn 0 into -0.
                 low, high = (None if end is None else 0 - end for end in (pair.high, pair.low))
                 difference = None if pair.difference is None else 0 - pair.difference
-                return Pair(a, b, pair.n, difference, low, high, pair.p, pair.p_adjusted, pair.different)
+                return replace(pair, a=a, b=b, difference=difference, low=low, high=high)
         return None
 
     def container(self) -> dict[str, Any]:
@@ -113,15 +108,50 @@ class Comparison:
             "cells": {name: asdict(cell) for name, cell in self.cells.items()},
             "pairs": [asdict(pair) for pair in self.pairs],
             "effects": [{key.rstrip("_"): value for key, value in effect.items()} for effect in effects],
+            "noise": None if self.noise is None else self._noise(),
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        assert self.noise is not None
+        known = {name: value for name, value in asdict(self.noise).items() if name != "wide"}
+        wide = self.noise.wide
+        ratio = None if wide is None or not math.isfinite(wide.ratio) else wide.ratio
+        return known | {
+            "wide_cell": None if wide is None else [*self.cells][wide.cell],
+            "wide_ratio": ratio,
+            "wide_is_tested": None if wide is None else wide.outlier is None,
         }
 
 
 def analyse(study: Study) -> dict[str, Comparison]:
     """Compare the cells of a study by every metric."""
-    return {
+    found = {
         metric: compare(study.values(metric), study.grounds(metric), study.factors, study.levels)
         for metric in study.metrics
     }
+    return explored(found, study.record)
+
+
+def explored(found: Mapping[str, Comparison], record: str) -> dict[str, Comparison]:
+    """The comparisons, of which those other than that of the metric of record are exploratory."""
+    others = {metric: comparison for metric, comparison in found.items() if metric != record}
+    rates = iter(false_discovery_rates([one.p for comparison in others.values() for one in _tests(comparison)]))
+    marked = dict(found)
+    for metric, comparison in others.items():
+        marked[metric] = replace(
+            comparison,
+            pairs=[_explored(pair, next(rates)) for pair in comparison.pairs],
+            effects=[_explored(effect, next(rates)) for effect in comparison.effects],
+        )
+    return marked
+
+
+def _tests(comparison: Comparison) -> list[Pair | Effect]:
+    return [*comparison.pairs, *comparison.effects]
+
+
+def _explored(one: Tests, rate: float | None) -> Tests:
+    return replace(one, q=rate, different=rate is not None and rate < 1 - LEVEL)
 
 
 def compare(
@@ -136,50 +166,71 @@ def compare(
         values: one row per seed, one column per cell, NaN for a missing figure.
         grounds: codes of the same shape: figures are compared only where their codes are equal.
         factors: factor → its levels; the others are compared with the first.
-        levels: cell → its level of each factor. Effects require exactly one cell per combination.
+        levels: cell → its level of each factor. Effects require exactly one cell per combination, all comparable.
     """
     figures = values.to_numpy(dtype=float)
     codes = np.zeros_like(figures) if grounds is None else grounds.to_numpy(dtype=float)
     names = list(map(str, values.columns))
+    known = np.flatnonzero(np.isfinite(figures).any(axis=0))
+    couples = _couples(len(names))
+    contrasts = list(_contrasts(factors or {}, len(names)))
+    columns = _columns(names, factors or {}, levels or {})
+    groups = _groups(known, codes)
+    pairs: dict[tuple[int, int], Tested] = {}
+    effects: list[Tested] = []
+    noises = []
+    for group in groups:
+        own = [couple for couple in couples if {*couple} <= {*group}]
+        asked = contrasts if columns is not None and len(group) == len(names) else []
+        weights = np.zeros((len(own) + len(asked), len(names)))
+        for row, (a, b) in enumerate(own):
+            weights[row, [a, b]] = 1, -1
+        for row, contrast in enumerate(asked, start=len(own)):
+            weights[row, columns] = contrast.weights
+        if not len(weights):
+            continue
+        table = figures[:, group]
+        if _varies(codes[:, group], table):  # what a seed shares is one condition only if all cells have the seed
+            table = table[np.isfinite(table).all(axis=1)]
+            if not len(table):
+                continue
+        tested, noise = simultaneous(table, weights[:, group], len(groups))
+        pairs |= dict(zip(own, tested, strict=False))
+        effects = tested[len(own) :] or effects
+        noises.append(noise)
+    none = Tested(0, None)
     return Comparison(
         cells={name: _cell(figures[:, column], codes[:, column]) for column, name in enumerate(names)},
-        pairs=_pairs(names, figures, codes),
-        effects=_effects(names, figures, codes, factors or {}, levels or {}),
-        level=_level(names, figures),
+        pairs=[Pair(names[a], names[b], *_shown(pairs.get((a, b), none))) for a, b in couples],
+        effects=[
+            Effect(one.factor, one.start, one.end, *_shown(tested))
+            for one, tested in zip(contrasts, effects or [none] * len(contrasts), strict=True)
+        ],
+        noise=noises[0] if len(noises) == 1 and len(groups) == 1 else None,
     )
 
 
-def _level(names: Sequence[str], figures: np.ndarray) -> dict[str, float]:
-    present = np.isfinite(figures)
-    used = np.flatnonzero(present.any(axis=0))
-    shared = present[:, used].all(axis=1)
-    rows = shared if shared.any() else np.ones(len(figures), dtype=bool)
-    return {names[int(column)]: float(np.nanmean(figures[rows, column])) for column in used}
+def _shown(tested: Tested) -> tuple[Any, ...]:
+    return (*tested, tested.p_adjusted is not None and tested.p_adjusted < 1 - LEVEL)
 
 
-def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
-    """The mean of samples, one per seed; NaN does not count.
+def _couples(cells: int) -> list[tuple[int, int]]:
+    return list(itertools.combinations(range(cells), 2)) if cells <= MOST_CELLS else [(0, b) for b in range(1, cells)]
 
-    Args:
-        samples: (n,).
-        scale: magnitude of the figures whose differences are the samples: a spread within their rounding error is zero.
-    """
-    present = samples[np.isfinite(samples)]
-    n = len(present)
-    if n == 0:
-        return Estimate(0, None, None, None, None, None)
-    mean = float(present.mean())
-    rounding = ROUNDING * (float(np.abs(present).max()) if scale is None else scale)
-    mean = 0.0 if scale is not None and abs(mean) <= rounding else mean
-    if n == 1:
-        return Estimate(1, mean, None, None, None, None)
-    sd = float(present.std(ddof=1))
-    if sd <= rounding:
-        return Estimate(n, mean, 0.0, mean, mean, 1.0 if mean == 0 else None)
-    error = sd / n**0.5
-    reach = float(special.stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
-    p = 2 * float(special.stdtr(n - 1, -abs(mean / error)))
-    return Estimate(n, mean, sd, mean - reach, mean + reach, p)
+
+def _groups(known: np.ndarray, codes: np.ndarray) -> list[list[int]]:
+    """The columns of figures in groups that can be compared: they have equal codes in all seeds."""
+    groups: dict[tuple[float | None, ...], list[int]] = {}
+    for column in map(int, known):
+        own = codes[:, column]
+        kinds = set(own[np.isfinite(own)])
+        key = tuple(kinds) if len(kinds) == 1 else tuple(None if math.isnan(code) else code for code in own)
+        groups.setdefault(key, []).append(column)
+    return list(groups.values())
+
+
+def _varies(codes: np.ndarray, figures: np.ndarray) -> bool:
+    return len(set(codes[np.isfinite(figures)])) > 1
 
 
 def _cell(figures: np.ndarray, codes: np.ndarray) -> Cell:
@@ -189,92 +240,46 @@ def _cell(figures: np.ndarray, codes: np.ndarray) -> Cell:
     return Cell(*estimate(figures)[:5])
 
 
-def _pairs(names: Sequence[str], figures: np.ndarray, codes: np.ndarray) -> list[Pair]:
-    count = len(names)
-    chosen = list(itertools.combinations(range(count), 2)) if count <= MOST_CELLS else [(0, b) for b in range(1, count)]
-    estimates = []
-    for a, b in chosen:
-        together = np.where(codes[:, a] == codes[:, b], figures[:, a] - figures[:, b], np.nan)
-        estimates.append(estimate(together, _magnitude(figures[:, [a, b]])))
-    adjusted = holm([one.p for one in estimates])
-    return [
-        Pair(names[a], names[b], one.n, one.mean, one.low, one.high, one.p, p, p is not None and p < 1 - LEVEL)
-        for (a, b), one, p in zip(chosen, estimates, adjusted, strict=True)
-    ]
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected by Holm's method; None is not part of the family."""
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, index) in enumerate(order):
-        adjusted[index] = largest = max(largest, min(1.0, (len(order) - rank) * p))
-    return adjusted
-
-
 class Contrast(NamedTuple):
     """The levels that an effect compares: to - from, or (to,to - to,from) - (from,to - from,from)."""
 
     factor: str
     start: str
     end: str
-    corners: tuple[Mapping[int, int], ...]
-    """Two or four mappings from the axis of a factor to the index of its level."""
+    weights: np.ndarray
+    """One per combination of levels, in the order of `itertools.product`."""
 
 
-def _contrasts(factors: Mapping[str, Sequence[str]]) -> Iterator[Contrast]:
-    axes = {factor: axis for axis, factor in enumerate(factors, start=1)}
+def _contrasts(factors: Mapping[str, Sequence[str]], cells: int) -> Iterator[Contrast]:
+    shape = tuple(map(len, factors.values()))
+    if not shape or math.prod(shape) > max(MOST_COMBINATIONS, cells):
+        return
+    axes = {factor: axis for axis, factor in enumerate(factors)}
+
+    def weights(steps: Mapping[int, int]) -> np.ndarray:
+        """Those of the step from the first level to another in each of these axes, the mean over all others."""
+        parts = []
+        for axis, size in enumerate(shape):
+            part = np.zeros(size) if axis in steps else np.full(size, 1 / size)
+            if axis in steps:
+                part[[0, steps[axis]]] = -1, 1
+            parts.append(part)
+        return np.ravel(functools.reduce(np.multiply, np.ix_(*parts)))
+
     for factor, levels in factors.items():
         for to in range(1, len(levels)):
-            yield Contrast(factor, levels[0], levels[to], tuple({axes[factor]: at} for at in (to, 0)))
+            yield Contrast(factor, levels[0], levels[to], weights({axes[factor]: to}))
     for one, other in itertools.combinations(factors, 2):
         for i, j in itertools.product(range(1, len(factors[one])), range(1, len(factors[other]))):
             start, end = (f"{factors[one][a]}-{factors[other][b]}" for a, b in ((0, 0), (i, j)))
-            corners = ((i, j), (i, 0), (0, j), (0, 0))
-            yield Contrast(f"{one}:{other}", start, end, tuple({axes[one]: a, axes[other]: b} for a, b in corners))
+            yield Contrast(f"{one}:{other}", start, end, weights({axes[one]: i, axes[other]: j}))
 
 
-def _effects(
-    names: Sequence[str],
-    figures: np.ndarray,
-    codes: np.ndarray,
-    factors: Mapping[str, Sequence[str]],
-    levels: Mapping[str, Sequence[str]],
-) -> list[Effect]:
-    shape = tuple(len(values) for values in factors.values())
-    combinations = math.prod(shape)
-    if not factors or combinations > max(MOST_COMBINATIONS, len(names)):
-        return []
-    index_to_column = {
-        tuple(values.index(level) for values, level in zip(factors.values(), levels[name], strict=True)): column
-        for column, name in enumerate(names)
-    }
-    if not len(names) == len(index_to_column) == combinations:
-        return [Effect(one.factor, one.start, one.end, 0, None, None, None, None) for one in _contrasts(factors)]
-    order = [index_to_column[index] for index in itertools.product(*map(range, shape))]
-    grid, ground = (whole[:, order].reshape(-1, *shape) for whole in (figures, codes))
-    return [_effect(contrast, grid, ground) for contrast in _contrasts(factors)]
-
-
-def _effect(contrast: Contrast, grid: np.ndarray, ground: np.ndarray) -> Effect:
-    parts = [_slice(grid, corner) for corner in contrast.corners]
-    grounds = [_slice(ground, corner) for corner in contrast.corners]
-    # Differences of differences, not a weighted sum, so that equal cells differ by exactly zero.
-    by_combination = parts[0] - parts[1]
-    if len(parts) == 4:
-        by_combination = by_combination - (parts[2] - parts[3])
-    alike = np.logical_and.reduce([grounds[0] == other for other in grounds[1:]])
-    by_seed = np.where(alike, by_combination, np.nan).reshape(len(grid), -1).mean(axis=1)
-    one = estimate(by_seed, _magnitude(grid))
-    return Effect(contrast.factor, contrast.start, contrast.end, one.n, one.mean, one.low, one.high, one.p)
-
-
-def _slice(whole: np.ndarray, levels: Mapping[int, int]) -> np.ndarray:
-    index: list[Any] = [levels.get(axis, slice(None)) for axis in range(whole.ndim)]
-    return whole[tuple(index)]
-
-
-def _magnitude(figures: np.ndarray) -> float:
-    present = np.abs(figures[np.isfinite(figures)])
-    return float(present.max()) if len(present) else 0.0
+def _columns(
+    names: Sequence[str], factors: Mapping[str, Sequence[str]], levels: Mapping[str, Sequence[str]]
+) -> list[int] | None:
+    """The column of each combination of levels; None if not every combination has exactly one cell."""
+    index = {levels[name]: column for column, name in enumerate(names)} if levels else {}
+    order = itertools.product(*factors.values()) if factors else ()
+    columns = [index.get(tuple(combination)) for combination in order] if len(index) == len(names) else []
+    return [column for column in columns if column is not None] if columns and None not in columns else None
