@@ -275,10 +275,10 @@ def test_the_audit_counts_and_writes_what_it_simulated(monkeypatch: pytest.Monke
     monkeypatch.setattr(audit, "DOCUMENT", tmp_path / "trust.md")
     monkeypatch.setattr(audit, "count", lambda *_: found)
     monkeypatch.setattr(sys, "argv", ["audit.py", "--no-tests"])
-    audit.DOCUMENT.write_text(f"before\n{audit.BEGIN}\nold\n{audit.END}\nafter\n", encoding="utf-8")
+    audit.DOCUMENT.write_text(f"before\n{audit.BEGIN}\nof yesterday\n{audit.END}\nafter\n", encoding="utf-8")
     assert audit.main() == 0
     text = audit.DOCUMENT.read_text(encoding="utf-8")
-    assert "old" not in text
+    assert "of yesterday" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert text.count("| 12 cells | 10 |") == 2 * len(audit.NOISES)

@@ -99,8 +99,8 @@ CATALOGUE: dict[str, Figure] = {
         Figure("test.fid_reconstructions", "Fréchet distance of reconstructions", "", 2, "lower",
                "Fréchet distance of reconstructions from the test images, in the features of a small Fashion-MNIST "
                "classifier, not Inception's", "frechet", table=LOOKS),
-        Figure("test.fid_samples", "Fréchet distance of samples", "", 2, "lower", "the same of samples of the prior", "frechet",
-               table=LOOKS, short="Fréchet"),
+        Figure("test.fid_samples", "Fréchet distance of samples", "", 2, "lower", "the same of samples of the prior",
+               "frechet", table=LOOKS, short="Fréchet"),
         Figure("test.fid_samples_gaussian", "Fréchet distance, fitted Gaussian", "", 2, "lower",
                "the same of samples of a Gaussian fitted to the training codes", "samplers"),
         Figure("test.fid_samples_mixture", "Fréchet distance, fitted mixture", "", 2, "lower",
