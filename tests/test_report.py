@@ -453,7 +453,7 @@ def test_a_copy_under_another_name_gives_the_same_results(tmp_path: Path) -> Non
     ("effect", "verdict"),
     [
         (1e-3, "worse; it is also the cheaper one"),
-        (-1e-3, "better, at no more cost"),
+        (-1e-3, "better, and no more cost is shown"),
         (0.0, "neither better nor worse"),
     ],
 )
@@ -569,8 +569,8 @@ def test_an_interaction_is_reported_with_its_direction(tmp_path: Path, both: flo
     [
         (-(10**6), 899_000, 13.0, "better."),
         (10**6, 10, 0.0, "better, and that is what the cost buys"),
-        (1000, 10, 0.0, "better, at no more cost"),  # as a match leaves it
-        (-(10**6), -(10**5), -1.0, "better, at no more cost"),
+        (1000, 10, 0.0, "better, and no more cost is shown"),  # as a match leaves it
+        (-(10**6), -(10**5), -1.0, "better, and no more cost is shown"),
     ],
 )
 def test_cost_is_reported_correctly(tmp_path: Path, flops: int, parameters: int, seconds: float, verdict: str) -> None:
@@ -639,7 +639,9 @@ def test_the_best_number_at_the_end_of_its_range_is_told(tmp_path: Path) -> None
         for index, lr in enumerate(("0.001", "0.003", "0.01")):
             total = 0.016 - 1e-3 * index + 1e-6 * ((seed * 2 + index) % 3)
             write_run(tmp_path / "x", seed=seed, total=total, overrides=(f"optimizer.lr={lr}",))
-    assert "The best optimizer.lr, 0.01, is the largest that was tried: try beyond it." in found(tmp_path / "x")
+    assert "The optimizer.lr of that cell, 0.01, is the largest that was tried: the best may lie beyond." in found(
+        tmp_path / "x"
+    )
 
 
 def test_a_trade_off_between_families_of_figures_is_told(tmp_path: Path) -> None:

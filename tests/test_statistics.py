@@ -43,8 +43,12 @@ def test_intervals_cover_the_truth_all_at_once(seeds: int) -> None:
         found = grid_of(simulated(random, seeds, means))
         of_cells += sum(one.low <= mean <= one.high for one, mean in zip(found.cells.values(), means, strict=True))
         place = dict(zip(GRID, means, strict=True))
-        together += all(pair.low <= place[pair.a] - place[pair.b] <= pair.high for pair in found.pairs) and all(
-            effect.low <= truth[effect.factor] <= effect.high for effect in found.effects
+        together += all(
+            one.low is None or one.low <= true <= one.high
+            for one, true in [
+                *((pair, place[pair.a] - place[pair.b]) for pair in found.pairs),
+                *((effect, truth[effect.factor]) for effect in found.effects),
+            ]
         )
         equal = [pair for pair in found.pairs if pair.a.split("-")[0] == pair.b.split("-")[0]]
         wrong += any(one.different for one in [*equal, *found.effects[1:]])
@@ -99,13 +103,50 @@ def test_a_cell_that_varies_more_asks_for_more() -> None:
     found = grid_of(rows)
     assert found.noise.wide.cell == 3
     assert found.noise.wide.outlier is None
-    assert not found.pair("vanilla-vanilla", "vanilla-encdec").different
+    assert found.noise.wide.is_unmistakable
+    assert found.pair("vanilla-vanilla", "vanilla-encdec").different  # it is compared without the wide one
+    assert not found.pair("vanilla-encdec", "encdec-encdec").different
     rows[:, 3] = [1, 1, 1.001, 1, 0.999, 1, 1, 9]
     found = grid_of(rows)
     assert found.noise.wide.outlier == 7
     untested = [pair for pair in found.pairs if "encdec-encdec" in (pair.a, pair.b)]
     assert [(pair.p, pair.different) for pair in untested] == [(None, False)] * 3
-    assert all(pair.low < pair.difference < pair.high for pair in untested)
+    assert all(pair.low is None and pair.difference is not None for pair in untested)
+
+
+def test_a_wide_cell_is_named_in_the_whole_table_though_another_has_no_runs() -> None:
+    rows = np.random.default_rng(4).normal(size=(6, 5)) * [1, 1, 1, 1, 20]
+    rows[:, 0] = rows[2, 1:] = np.nan
+    found = compare(pd.DataFrame(rows, columns=list("ABCDE")))
+    assert found.container()["noise"]["wide_cell"] == "E"
+    rows[:, 4] = [0, 0.1, np.nan, 0, 0, 900]
+    assert compare(pd.DataFrame(rows, columns=list("ABCDE"))).noise.wide.outlier == 5
+
+
+def test_what_a_seed_does_to_all_cells_hides_no_wide_cell() -> None:
+    random = np.random.default_rng(4)
+    rows = random.normal(size=(8, 4)) * [1, 1, 1, 20] + 100 * random.normal(size=(8, 1))
+    assert grid_of(rows).noise.wide.cell == 3
+
+
+def test_a_cell_of_one_seed_and_a_seed_of_no_cell_do_no_harm() -> None:
+    rows = np.random.default_rng(4).normal(size=(6, 4)) * [1, 1, 1, 50]
+    rows[1:, 0] = np.nan
+    found = grid_of(rows)
+    assert found.pair("vanilla-vanilla", "vanilla-encdec").p is None
+    rows = np.random.default_rng(4).normal(size=(5, 4))
+    more = np.vstack([rows, np.full((1, 4), np.nan)])
+    assert grid_of(more).pairs == grid_of(rows).pairs
+
+
+def test_an_effect_that_is_also_a_pair_counts_once() -> None:
+    rows = np.random.default_rng(1).normal(size=(6, 2)) + np.array([0, 1])
+    levels = {"a": ("1",), "b": ("2",)}
+    found = compare(pd.DataFrame(rows, columns=["a", "b"]), factors={"lr": ("1", "2")}, levels=levels)
+    assert found.noise.contrasts == 1
+    assert found.effects[0].effect == -found.pairs[0].difference
+    assert (found.effects[0].low, found.effects[0].high) == (-found.pairs[0].high, -found.pairs[0].low)
+    assert found.effects[0].p_adjusted == found.pairs[0].p_adjusted == found.pairs[0].p
 
 
 def test_two_seeds_are_too_few_for_a_test() -> None:

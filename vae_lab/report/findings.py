@@ -132,7 +132,7 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         yield f"{study.label(first)} has a {row.heading} of {figure(row, own)}{_over(own.n)}."
         return
     top = f"{'highest' if row.better == 'higher' else 'lowest'} {row.heading}"
-    if max((pair.n for pair in quality.pairs), default=0) < 2:
+    if max(cell.n for cell in quality.cells.values()) < 2:
         first, *others = order
         runner_up = f"{study.label(others[0])} has {_level(row, quality, others[0])}"
         lead = f"{study.label(first)} has the {top}, {_level(row, quality, first)}, in a single seed"
@@ -144,6 +144,7 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         lead = f"{study.label(first)}{how} has a {row.heading} of {figure(row, own)}{_over(own.n)}; {best}"
     pairs = {other: quality.pair(first, other) for other in others}
     few = [other for other, pair in pairs.items() if pair is None or pair.n < FEWEST_SEEDS]
+    untested = [other for other, pair in pairs.items() if other not in few and pair and pair.low is None]
     constant = [other for other, pair in pairs.items() if pair and pair.low is not None and pair.low == pair.high]
     better = [other for other in others if better_than(row, quality, other, first)]
     open_ = [
@@ -151,13 +152,16 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         for other, pair in pairs.items()
         if pair and pair.low != pair.high and not pair.different and other not in few
     ]
-    if few and len(study.cells) > MOST_CELLS:
+    if few and len(study.cells) > MOST_CELLS and first != study.cells[0]:
         detail = f"with more than {MOST_CELLS} cells, pairs are taken against {study.label(study.cells[0])} only"
         yield f"{lead}, but that it differs from every other cell was not tested: {detail}."
     elif few:
-        yield f"{lead}, but too few runs finished to compare it with {_labels(study, few)}."
+        yield f"{lead}, but there are too few seeds to compare it with {_labels(study, few)}."
+    elif untested:
+        yield f"{lead}, but whether it differs from {_labels(study, untested)} is not tested."
     elif better:
-        yield f"{lead}, and that one is shown to be better: {_detail(study, row, quality, better[0], first)}."
+        detail = _detail(study, row, quality, better[0], first)
+        yield f"{lead}; {study.label(better[0])} is shown to be better: {detail}."
     elif open_:
         detail = _detail(study, row, quality, open_[0], first)
         yield f"{lead}, but it cannot be told apart from {_labels(study, open_)}: {detail}."
@@ -191,7 +195,7 @@ def _chance(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]
     """What chance does to the metric of record, where it limits what can be shown."""
     row, quality = study.figure(study.record), statistics[study.record]
     noise = quality.noise
-    if noise is None or len(study.seeds) < 2:
+    if noise is None:
         return
     if len(study.seeds) < FEWEST_SEEDS:
         yield f"With {len(study.seeds)} seeds nothing is tested: at least {FEWEST_SEEDS} are needed to know the noise."
@@ -201,12 +205,18 @@ def _chance(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]
         wide = study.label(cells[noise.wide.cell])
         varies = f"{wide} varies {_times(noise.wide.ratio)} as much from seed to seed as the others"
         if noise.wide.outlier is None:
-            yield f"{varies}, so a difference counts only if it is also found from the spread of its own cells."
+            whose = (
+                "differences from it count only if they are"
+                if noise.wide.is_unmistakable
+                else "a difference counts only if it is"
+            )
+            yield f"{varies}, so {whose} also found from the spread of its own cells."
         else:
             seed = study.values(row.name).index[noise.wide.outlier]
             yield f"{varies}, and its seed {seed} lies far from its other seeds: nothing about it is tested."
     tested = [pair for pair in quality.pairs if pair.p_adjusted is not None]
-    if tested and not any(pair.different for pair in tested):
+    seeds = {cell.n for cell in quality.cells.values()}
+    if noise.wide is None and len(seeds) == 1 and tested and not any(pair.different for pair in tested):
         largest = max(tested, key=lambda pair: abs(pair.difference or 0.0))
         sentence = (
             f"With this noise, {len(study.seeds)} seeds find a difference of "
@@ -214,7 +224,7 @@ def _chance(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]
         )
         needed = noise.seeds_to_find(largest.difference or 0.0)
         size = change(abs(largest.difference or 0.0), largest, row).lstrip("+")
-        more = f"about {needed} seeds" if needed else "more than 100 seeds"
+        more = f"about {max(needed, len(study.seeds) + 1)} seeds" if needed else "more than 100 seeds"
         yield f"{sentence}; for the largest one seen, {size}, that takes {more}."
 
 
@@ -246,7 +256,7 @@ def _edge(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         values = sorted(map(float, levels))
         if float(best) in (values[0], values[-1]):
             way = "largest" if float(best) == values[-1] else "smallest"
-            yield f"The best {factor}, {best}, is the {way} that was tried: try beyond it."
+            yield f"The {factor} of that cell, {best}, is the {way} that was tried: the best may lie beyond."
 
 
 def _curves(study: Study) -> Iterator[str]:
@@ -274,9 +284,7 @@ def _adjusted(pair: Pair | Effect | None) -> str:
 
 def _one_seed(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     quality = statistics[study.record]
-    most = max(cell.n for cell in quality.cells.values())
-    paired = max((pair.n for pair in quality.pairs), default=most)
-    if most < 2 or (paired < 2 and study.comparable(study.record)):
+    if max(cell.n for cell in quality.cells.values()) < 2:
         why = "learn which differences are real" if len(study.cells) > 1 else "learn how much chance there is in it"
         command = add_seeds(study)
         yield f"To {why}, add seeds: " + (f"`{command}`" if command else "train each cell with seed=0,1,2,3,4.")
@@ -300,7 +308,8 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         size = figure(PARAMETERS, statistics[PARAMETERS].cells[fastest]) if PARAMETERS in statistics else "unknown"
         yield f"{study.label(fastest)} trains in {figure(SECONDS, clock.cells[fastest])} s and has {size} parameters."
         return
-    lead = next(iter(ranked(study.figure(study.record), quality)), fastest)
+    by_quality = ranked(study.figure(study.record), quality)
+    lead = _chosen(study, statistics, by_quality)[0] if by_quality else fastest
     if lead not in order or not study.comparable(study.record):
         slowest = order[-1]
         yield (
@@ -309,7 +318,7 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         )
         return
     seconds = f"{figure(SECONDS, clock.cells[lead])} s"
-    if lead == fastest:
+    if clock.cells[lead].mean == clock.cells[fastest].mean:
         unsure = [other for other in order if other != lead and not better_than(SECONDS, clock, lead, other)]
         runner_up = next(other for other in order if other != lead)
         rest = f"the next, {study.label(runner_up)}, took {figure(SECONDS, clock.cells[runner_up])} s"
@@ -362,7 +371,7 @@ def _opening(row: Figure, effect: Effect) -> str:
         step = f"the {effect.from_} to the {effect.to} {effect.factor}"
     start = f"Going from {step} changes the {row.heading} by {change(effect.effect, effect, row)}"
     if effect.low is None:
-        return f"{start} in one seed"
+        return f"{start}, which is not tested"
     if effect.low == effect.high:
         return f"{start} in every seed"
     return f"{start} (95 % interval {interval(effect, row)})"
@@ -382,7 +391,7 @@ def _costs(effect: Effect, statistics: Mapping[str, Comparison]) -> str:
 def _verdict(row: Figure, effect: Effect, statistics: Mapping[str, Comparison]) -> str:
     low, high = effect.low, effect.high
     if low is None or high is None:
-        return "with one seed that is no more than a hint"
+        return "no more than a hint"
     if low == high:
         return "the two give the same results" if low == 0 else "a constant, which leaves nothing to test"
     if row.better == "higher":
@@ -391,7 +400,7 @@ def _verdict(row: Figure, effect: Effect, statistics: Mapping[str, Comparison]) 
     if effect.different:
         if high < 0:
             return "better" + (
-                "" if more and less else ", and that is what the cost buys" if more else ", at no more cost"
+                "" if more and less else ", and that is what the cost buys" if more else ", and no more cost is shown"
             )
         return "worse" if more and less else _does_not_pay(more=more, less=less)
     if more and not less and low < 0:
@@ -441,7 +450,7 @@ def _interaction(study: Study, statistics: Mapping[str, Comparison]) -> Iterator
             f"{effect.to} is off by {size} from what the two steps from {effect.from_}, taken one at a time, add up to."
         )
     else:
-        asked = f"the largest of {len(known)} interactions" if len(known) > 1 else "interaction"
+        asked = f"the clearest of {len(known)} interactions" if len(known) > 1 else "interaction"
         yield f"That the effect of the {one} depends on the {other} is not shown ({asked} {size})."
 
 

@@ -13,7 +13,7 @@ from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
 
 MISSING = "—"
-_TESTS = "p adjusted and intervals hold for all pairs and effects at once; docs/numbers.md has the tests."
+_TESTS = "p adjusted and intervals hold for all pairs and effects at once; docs/report.md has the tests."
 MORE_DIGITS = 3
 """The most digits that a figure has beyond its own, however narrow its interval is."""
 

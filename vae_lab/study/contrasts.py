@@ -8,9 +8,10 @@ to all cells alike is no noise.
 
 One rule, fixed in advance, decides whether that is enough. If a cell varies more than the others together, by
 Cochran's test at 5 %, or at 10 % with fewer than five seeds, where it shows less, a contrast counts only if it is also
-found from its own spread alone, by t tests with Holm's correction. If, beside that, a seed of this cell lies far from
-its others, by Grubbs' test at 20 %, its noise is skewed, no test of means holds its level with so few seeds, and
-nothing about the cell is tested.
+found from its own spread alone, by t tests with Bonferroni's correction. If, beside that, a seed of this cell lies far
+from its others, by Grubbs' test at 20 %, its noise is skewed, no test of means holds its level with so few seeds, and
+nothing about the cell is tested. If the cell is unmistakable, as one that diverges is (Cochran's p below 0.001),
+contrasts between the others are tested without it.
 """
 
 import functools
@@ -26,6 +27,8 @@ FEWEST_SEEDS = 3
 """With fewer seeds nothing is tested."""
 UNEQUAL_SPREAD, UNEQUAL_SPREAD_IN_FEW, FEW_SEEDS = 0.05, 0.1, 5
 """The p-value below which the spread of a cell differs; the second with fewer seeds than the third."""
+UNMISTAKABLE = 0.001
+"""The p-value below which such a cell is left out where it is not asked about."""
 OUTLYING = 0.2
 """The p-value below which a seed of the cell with another spread lies apart."""
 POWER = 0.8
@@ -69,6 +72,8 @@ class Wide(NamedTuple):
     """Its standard deviation over that of the others; infinite if they do not vary."""
     outlier: int | None
     """The index of the seed that lies far from its others, for which nothing about the cell is tested."""
+    is_unmistakable: bool
+    """Whether contrasts between the others are tested without it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class Noise:
 def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
     """The mean of samples, one per seed; NaN does not count. The interval is Student's, of this mean alone.
 
+    With fewer than three samples there is no p-value.
+
     Args:
         samples: (n,).
         scale: magnitude of the figures whose differences are the samples: a spread within their rounding error is zero.
@@ -121,7 +128,8 @@ def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
         return Estimate(n, mean, 0.0, mean, mean, 1.0 if mean == 0 else None)
     error = sd / n**0.5
     reach = _quantile((1 - LEVEL) / 2, n - 1) * error
-    return Estimate(n, mean, sd, mean - reach, mean + reach, _p_value(mean / error, n - 1))
+    p = _p_value(mean / error, n - 1) if n >= FEWEST_SEEDS else None
+    return Estimate(n, mean, sd, mean - reach, mean + reach, p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -148,17 +156,41 @@ def false_discovery_rates(p_values: Sequence[float | None]) -> list[float | None
     return [None if p is None else next(found) for p in p_values]
 
 
-def simultaneous(figures: np.ndarray, weights: np.ndarray, tables: int = 1) -> tuple[list[Tested], Noise | None]:
+def simultaneous(figures: np.ndarray, weights: np.ndarray, tables: float = 1) -> tuple[list[Tested], Noise | None]:
     """Test contrasts of the cells' means, all at once.
 
     Args:
         figures: (seeds, cells), NaN where a figure is missing; every cell has at least one.
         weights: (contrasts, cells); the weights of a contrast sum to zero.
-        tables: the number of such tables in the family, over which p-values are corrected by Bonferroni's method.
+        tables: the number of such tables in the family, over which p-values are corrected by Bonferroni's method; or
+            the size of the family over the number of these contrasts.
 
     Returns:
         One result per contrast, and the noise; None if no cell has two figures, or nothing varies.
     """
+    first, signs, place = _distinct(weights)
+    tested, noise = _simultaneous(figures[np.isfinite(figures).any(axis=1)], weights[first], tables)
+    return [_turned(tested[index], sign) for index, sign in zip(place, signs, strict=True)], noise
+
+
+def _distinct(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of contrasts that differ by more than their sign; each row's sign and place among them.
+
+    The effect of a factor with two levels is also a pair, and counts once.
+    """
+    signs = np.array([np.sign(one[np.flatnonzero(one)[0]]) for one in weights])
+    _, first, place = np.unique(np.round(weights * signs[:, None], 12), axis=0, return_index=True, return_inverse=True)
+    return first, signs * signs[first][place], place
+
+
+def _turned(one: Tested, sign: float) -> Tested:
+    if sign > 0 or one.value is None:
+        return one
+    low, high = (None if end is None else 0 - end for end in (one.high, one.low))  # 0 - x: -x would turn 0 into -0
+    return one._replace(value=0 - one.value, low=low, high=high)
+
+
+def _simultaneous(figures: np.ndarray, weights: np.ndarray, tables: float) -> tuple[list[Tested], Noise | None]:
     counts = np.isfinite(figures).sum(axis=0)
     scale = float(np.nanmax(np.abs(figures)))
     values = weights @ np.nanmean(figures, axis=0)
@@ -181,11 +213,16 @@ def simultaneous(figures: np.ndarray, weights: np.ndarray, tables: int = 1) -> t
         Tested(
             n,
             float(value),
-            *((float(value - own), float(value + own)) if n > 1 else (None, None)),
-            *((None, None) if none else (float(one), float(adjusted))),
+            *(() if none else (float(value - own), float(value + own), float(one), float(adjusted))),
         )
         for n, value, own, none, one, adjusted in zip(fewest, values, reach, untested, p, p_adjusted, strict=True)
     ]
+    between = weights[:, wide.cell] == 0 if wide is not None and wide.is_unmistakable else np.array([False])
+    if wide is not None and between.any():
+        others = np.arange(len(counts)) != wide.cell
+        without = _simultaneous(figures[:, others], weights[np.ix_(between, others)], tables / between.mean())[0]
+        for index, one in zip(np.flatnonzero(between), without, strict=True):
+            tested[int(index)] = one
     error_of_two = sd * (2 / float(np.median(counts))) ** 0.5
     critical = _quantile((1 - LEVEL) / tables / 2 / len(weights), degrees)
     noise = Noise(
@@ -225,7 +262,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _by_pooled_noise(
-    values: np.ndarray, weights: np.ndarray, counts: np.ndarray, sd: float, degrees: int, tables: int
+    values: np.ndarray, weights: np.ndarray, counts: np.ndarray, sd: float, degrees: int, tables: float
 ) -> Found:
     errors = sd * (weights**2 @ (1 / counts)) ** 0.5
     statistics = np.abs(values / errors)
@@ -238,12 +275,11 @@ def _by_pooled_noise(
     return p, np.minimum(1.0, tables * p_adjusted), critical * errors
 
 
-def _by_own_spread(figures: np.ndarray, values: np.ndarray, weights: np.ndarray, tables: int) -> Found:
+def _by_own_spread(figures: np.ndarray, values: np.ndarray, weights: np.ndarray, tables: float) -> Found:
     errors, degrees = _own_errors(figures, weights)
     p = 2 * special.stdtr(degrees, -np.abs(_ratio(values, errors)))
     critical = special.stdtrit(degrees, 1 - (1 - LEVEL) / tables / 2 / len(weights))
-    adjusted = np.array(holm(p.tolist()), dtype=float)
-    return p, np.minimum(1.0, tables * adjusted), critical * errors
+    return p, np.minimum(1.0, tables * len(weights) * p), critical * errors
 
 
 def _ratio(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -261,11 +297,13 @@ def _own_errors(figures: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     if np.isfinite(figures).all():
         by_seed = figures @ weights.T
         return by_seed.std(axis=0, ddof=1) / len(figures) ** 0.5, np.full(len(weights), len(figures) - 1.0)
+    squares = np.nansum((figures - np.nanmean(figures, axis=0)) ** 2, axis=0)
+    variances = np.where(counts > 1, squares / np.maximum(counts - 1, 1) / counts, np.inf)
+    parts = np.where(weights == 0, 0.0, weights**2 * np.where(weights == 0, 0.0, variances))
+    whole = parts.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        parts = weights**2 * np.where(counts > 1, np.nanvar(figures, axis=0, ddof=1) / counts, np.inf)
-        parts = np.where(weights == 0, 0.0, parts)
-        degrees = parts.sum(axis=1) ** 2 / (parts**2 / np.maximum(counts - 1, 1)).sum(axis=1)
-    return parts.sum(axis=1) ** 0.5, np.where(np.isfinite(degrees), degrees, 1.0)
+        degrees = 1 / ((parts / whole[:, None]) ** 2 / np.maximum(counts - 1, 1)).sum(axis=1)
+    return whole**0.5, np.where(np.isfinite(degrees), degrees, 1.0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -282,6 +320,8 @@ def _maxima(counts: tuple[int, ...], weights: bytes, contrasts: int, degrees: in
 
 def _wide(figures: np.ndarray) -> Wide | None:
     """The cell that varies more than the others together, if there is one."""
+    if np.isfinite(figures).all() and figures.shape[1] > 2:  # without what a seed does to all cells alike
+        figures = figures - figures.mean(axis=1, keepdims=True)
     counts = np.isfinite(figures).sum(axis=0)
     level = UNEQUAL_SPREAD if counts.min() >= FEW_SEEDS else UNEQUAL_SPREAD_IN_FEW
     squares = np.nansum((figures - np.nanmean(figures, axis=0)) ** 2, axis=0)
@@ -289,14 +329,18 @@ def _wide(figures: np.ndarray) -> Wide | None:
     known = np.flatnonzero(degrees > 0)
     if len(known) < 2:
         return None
-    widest = int(known[np.argmax(squares[known] / degrees[known])])
-    of_others = int(degrees.sum() - degrees[widest])
-    pooled = (squares.sum() - squares[widest]) / of_others
-    ratio = float(squares[widest] / degrees[widest] / pooled) if pooled else float("inf")
-    if len(known) * float(special.fdtrc(degrees[widest], of_others, ratio)) >= level:
+    of_others = degrees.sum() - degrees[known]
+    with np.errstate(divide="ignore"):
+        ratios = squares[known] / degrees[known] / ((squares.sum() - squares[known]) / of_others)
+    p_values = len(known) * special.fdtrc(degrees[known], of_others, ratios)
+    found = int(np.argmin(p_values))
+    if p_values[found] >= level:
         return None
+    widest = int(known[found])
     outlier, p = _outlier(figures[:, widest])
-    return Wide(widest, ratio**0.5, outlier if p < OUTLYING else None)
+    return Wide(
+        widest, float(ratios[found]) ** 0.5, outlier if p < OUTLYING else None, bool(p_values[found] < UNMISTAKABLE)
+    )
 
 
 def _outlier(samples: np.ndarray) -> tuple[int, float]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from vae_lab.config.published import Published, PublishedFigure
+from vae_lab.study.contrasts import FEWEST_SEEDS
 from vae_lab.study.gather import Study
 from vae_lab.study.statistics import Cell, Comparison
 
@@ -52,14 +53,14 @@ def _published(study: Study, cell: str) -> Published | None:
 def _verdict(published: PublishedFigure, better: str | None, ours: Cell | None) -> str:
     """What follows from the interval of the difference, whose half-width is that of ours and the ± of the published.
 
-    Reproduced: all of it is within the tolerance. Better or worse: all of it is on one side of zero. Else, and with a
-    single seed, nothing is decided.
+    Reproduced: all of it is within the tolerance. Better or worse: all of it is on one side of zero. Else, and with
+    fewer than three seeds, nothing is decided.
     """
     if ours is None or ours.mean is None:
         return MISSING
     if published.note:
         return published.note
-    if ours.low is None or ours.high is None:
+    if ours.low is None or ours.high is None or ours.n < FEWEST_SEEDS:
         return OPEN
     reach = hypot((ours.high - ours.low) / 2, published.spread or 0.0)
     low, high = ours.mean - published.value - reach, ours.mean - published.value + reach

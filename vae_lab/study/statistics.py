@@ -151,7 +151,10 @@ def _tests(comparison: Comparison) -> list[Pair | Effect]:
 
 
 def _explored(one: Tests, rate: float | None) -> Tests:
-    return replace(one, q=rate, different=rate is not None and rate < 1 - LEVEL)
+    shown = rate is not None and rate < 1 - LEVEL
+    return replace(
+        one, q=rate, different=shown and one.different
+    )  # so that no interval around 0 is called a difference
 
 
 def compare(
@@ -179,25 +182,25 @@ def compare(
     pairs: dict[tuple[int, int], Tested] = {}
     effects: list[Tested] = []
     noises = []
-    for group in groups:
-        own = [couple for couple in couples if {*couple} <= {*group}]
+    asked_of = {tuple(group): [couple for couple in couples if {*couple} <= {*group}] for group in groups}
+    tables = sum(map(bool, asked_of.values()))
+    for group, own in asked_of.items():
         asked = contrasts if columns is not None and len(group) == len(names) else []
         weights = np.zeros((len(own) + len(asked), len(names)))
         for row, (a, b) in enumerate(own):
             weights[row, [a, b]] = 1, -1
         for row, contrast in enumerate(asked, start=len(own)):
             weights[row, columns] = contrast.weights
-        if not len(weights):
-            continue
         table = figures[:, group]
+        rows = np.isfinite(table).any(axis=1)
         if _varies(codes[:, group], table):  # what a seed shares is one condition only if all cells have the seed
-            table = table[np.isfinite(table).all(axis=1)]
-            if not len(table):
-                continue
-        tested, noise = simultaneous(table, weights[:, group], len(groups))
+            rows = np.isfinite(table).all(axis=1)
+        if not len(weights) or not rows.any():
+            continue
+        tested, noise = simultaneous(table[rows], weights[:, group], tables)
         pairs |= dict(zip(own, tested, strict=False))
         effects = tested[len(own) :] or effects
-        noises.append(noise)
+        noises.append(_of_whole(noise, group, np.flatnonzero(rows)))
     none = Tested(0, None)
     return Comparison(
         cells={name: _cell(figures[:, column], codes[:, column]) for column, name in enumerate(names)},
@@ -206,8 +209,17 @@ def compare(
             Effect(one.factor, one.start, one.end, *_shown(tested))
             for one, tested in zip(contrasts, effects or [none] * len(contrasts), strict=True)
         ],
-        noise=noises[0] if len(noises) == 1 and len(groups) == 1 else None,
+        noise=noises[0] if len(noises) == len(groups) == 1 else None,
     )
+
+
+def _of_whole(noise: Noise | None, columns: Sequence[int], rows: np.ndarray) -> Noise | None:
+    """The noise of a part of the table, with indices in the whole."""
+    if noise is None or noise.wide is None:
+        return noise
+    wide = noise.wide
+    outlier = None if wide.outlier is None else int(rows[wide.outlier])
+    return replace(noise, wide=wide._replace(cell=columns[wide.cell], outlier=outlier))
 
 
 def _shown(tested: Tested) -> tuple[Any, ...]:
