@@ -89,9 +89,9 @@ class Counts(NamedTuple):
 
 
 def studies(
-    random: np.random.Generator, shape: tuple[int, ...], seeds: int, noise: Noise, better: float
+    random: np.random.Generator, shape: tuple[int, ...], seeds: int, noise: Noise, better: float, others: int
 ) -> Iterator[dict[str, Comparison]]:
-    """Studies in which the first cell is better by so many deviations, and no other differs."""
+    """Studies in which the first cell is better by so many deviations, no other differs, and so many figures beside."""
     factors = {f"factor{axis}": tuple(map(str, range(size))) for axis, size in enumerate(shape)}
     levels = {"-".join(place): place for place in itertools.product(*factors.values())}
     means = np.zeros(len(levels))
@@ -99,7 +99,7 @@ def studies(
     while True:
         record = noise.draw(random, seeds, len(levels))
         figures = {"record": record + means}
-        for index in range(EXPLORATORY):
+        for index in range(others):
             figures[f"other{index}"] = (record + noise.draw(random, seeds, len(levels))) / 2**0.5
         tables = {name: pd.DataFrame(rows, columns=list(levels)) for name, rows in figures.items()}
         yield explored({name: compare(rows, None, factors, levels) for name, rows in tables.items()}, "record")
@@ -109,8 +109,8 @@ def count(shape: tuple[int, ...], seeds: int, noise: Noise, repeats: int) -> Cou
     """Simulate this kind of study."""
     random = np.random.default_rng([*shape, seeds, NOISES.index(noise)])
     rows = []
-    null = studies(random, shape, seeds, noise, 0.0)
-    real = studies(random, shape, seeds, noise, 3.0)
+    null = studies(random, shape, seeds, noise, 0.0, EXPLORATORY)
+    real = studies(random, shape, seeds, noise, 3.0, 0)
     for _ in range(repeats):
         found = next(null)
         record = found.pop("record")
