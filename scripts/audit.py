@@ -176,8 +176,9 @@ def main() -> int:
         )
         print(tested.stdout[-2000:] + tested.stderr[-2000:])
     minutes = (time.monotonic() - started) / 60
+    command = f"python scripts/audit.py --repeats {given.repeats}{' --no-tests' * given.no_tests}"
     lines = [
-        f"`python scripts/audit.py --repeats {given.repeats}{' --no-tests' * given.no_tests}` in {minutes:.0f} minutes; "
+        f"`{command}` in {minutes:.0f} minutes; "
         f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {version('scipy')}.",
         *([f"\nClosed-form tests: {(tested.stdout.strip().splitlines() or ['none ran'])[-1]}."] if tested else []),
         *tables(found, given.repeats),
