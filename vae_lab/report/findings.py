@@ -27,12 +27,8 @@ from vae_lab.study.published import beside, counted
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Comparison, Effect, Pair
 
-FAMILIES_OF_FIGURES = {
-    "reconstructions": ("test.mse",),
-    "samples": ("test.fid_samples",),
-    "codes": ("test.probe_accuracy",),
-}
-"""What a step may also change → the figure that speaks for it, the first of those that were measured."""
+SPEAKS_FOR = {"reconstructions": "test.mse", "samples": "test.fid_samples", "codes": "test.probe_accuracy"}
+"""What a step may change beside the metric of record → the figure that speaks for it."""
 SECONDS, PARAMETERS, FLOPS = "timing.train_seconds", "model.parameters", "model.flops_per_image"
 MOST, MOST_NAMED = 6, 4
 """Largest number of sentences, and of cells named in one sentence."""
@@ -353,12 +349,11 @@ def _halves(study: Study, side: str, statistics: Mapping[str, Comparison]) -> It
 def _trade_offs(study: Study, effect: Effect, statistics: Mapping[str, Comparison]) -> str:
     """The other families of figures that a step is shown to change, exploratory as they are."""
     changes = []
-    for what, names in FAMILIES_OF_FIGURES.items():
-        name = next((name for name in names if name in statistics), None)
-        other = _matching_effect(effect, statistics.get(name or ""))
-        if name in (None, study.record) or other is None or not other.different or not study.comparable(name or ""):
+    for what, name in SPEAKS_FOR.items():
+        other = _matching_effect(effect, statistics.get(name))
+        if name == study.record or other is None or not other.different:
             continue
-        row = study.figure(name or "")
+        row = study.figure(name)
         better = (other.effect or 0.0) < 0 if row.better == "lower" else (other.effect or 0.0) > 0
         size = f"{row.label} {change(other.effect, other, row)}, {interval(other, row)}"
         changes.append(f"{'better' if better else 'worse'} {what} ({size})")

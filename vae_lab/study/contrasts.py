@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 LEVEL = 0.95
 FEWEST_SEEDS = 3
@@ -144,16 +144,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def false_discovery_rates(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values as false discovery rates under any dependence (Benjamini and Yekutieli 2001); None stays None."""
-    known = np.array([p for p in p_values if p is not None])
-    if not len(known):
-        return [None] * len(p_values)
-    count = len(known)
-    order = np.argsort(known)
-    factors = count * (1 / np.arange(1, count + 1)).sum() / np.arange(1, count + 1)
-    rates = np.empty(count)
-    rates[order] = np.minimum.accumulate((known[order] * factors)[::-1])[::-1].clip(max=1.0)
-    found = iter(rates.tolist())
-    return [None if p is None else next(found) for p in p_values]
+    known = [p for p in p_values if p is not None]
+    rates = iter(stats.false_discovery_control(known, method="by").tolist() if known else [])
+    return [None if p is None else next(rates) for p in p_values]
 
 
 def simultaneous(figures: np.ndarray, weights: np.ndarray, tables: float = 1) -> tuple[list[Tested], Noise | None]:

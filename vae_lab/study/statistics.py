@@ -151,10 +151,9 @@ def _tests(comparison: Comparison) -> list[Pair | Effect]:
 
 
 def _explored(one: Tests, rate: float | None) -> Tests:
-    shown = rate is not None and rate < 1 - LEVEL
-    return replace(
-        one, q=rate, different=shown and one.different
-    )  # so that no interval around 0 is called a difference
+    # Both, so that no interval around 0 is called a difference.
+    different = one.different and rate is not None and rate < 1 - LEVEL
+    return replace(one, q=rate, different=different)
 
 
 def compare(
