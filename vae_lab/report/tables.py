@@ -340,8 +340,8 @@ def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> T
         note += f" {_TESTS} 'Shown' is p adjusted < 0.05."
     else:
         note += (
-            " Exploratory: p adjusted is over this figure alone, 'shown' is p adjusted < 0.05 and a false discovery rate "
-            "over all such figures below 5 %."
+            " Exploratory: p adjusted is over this figure alone, 'shown' is p adjusted < 0.05 and a false discovery "
+            "rate over all such figures below 5 %."
         )
     columns = ("factor", "from → to", "seeds", "effect", "95 % interval", "p", "p adjusted", "shown")
     return Table(f"Effects on {row_of(name).label}", columns, rows, note)
