@@ -474,7 +474,7 @@ def _line(
 
 def _by_epoch(axes: Axes, name: str) -> None:
     axes.set(xlabel="epoch", title=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     lines = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float)]
     # The first loss is often many times the last: a linear scale would flatten all the others.
     if lines and min(lines) > 0 and max(lines) / min(lines) > 3:
