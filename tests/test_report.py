@@ -793,3 +793,24 @@ def test_the_files_are_complete_before_anything_is_printed(tmp_path: Path, monke
     with pytest.raises(BrokenPipeError):
         terminal.show_report([tmp_path / "x"])
     assert {path.name for path in (tmp_path / "x/report").iterdir()} >= {"report.html", "report.md", "results.csv"}
+
+
+def test_the_docs_compare_an_older_report_and_readme_says_what_comes_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Path(__file__).parents[1]
+    code = re.search(r"```python\n(.*?)```", (project / "docs" / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(project)
+    space: dict[str, Any] = {}
+    exec(code[1], space)
+    assert "Pair(a='vanilla-vanilla'" in capsys.readouterr().out
+    record, readme = space["found"]["test.total"], (project / "README.md").read_text(encoding="utf-8")
+    pair = record.pair("vanilla-encdec", "vanilla-vanilla")
+    assert f"{pair.difference:.5f} higher ({pair.low:.5f} to {pair.high:.5f}, adjusted p = {pair.p_adjusted:.3f})" in (
+        " ".join(readme.split())
+    )
+    samples = next(one for one in space["found"]["test.fid_samples"].effects if one.factor == "decoder")
+    size = f"Fréchet distance {samples.effect:.1f}, {samples.low:.1f} to {samples.high:.1f}".replace("-", "−")
+    assert size in " ".join(readme.split())
+    assert samples.different
