@@ -326,3 +326,49 @@ EXPERIMENT = ("experiment=published/exemplar_vae", "prior=standard")
 def test_published_figures_are_about_one_model(run_of: Compose, words: tuple[str, ...], values: list[float]) -> None:
     published = run_of(*words).config.published
     assert [one.value for one in (published.figures if published else [])] == values
+
+
+def test_sigma_gives_beta_and_the_likelihood_its_sigma(run_of: Compose) -> None:
+    for size in (16, 256):
+        settings = run_of("name=x", "objective.sigma=0.1", f"latent.dim={size}").config
+        assert settings.objective.beta == pytest.approx(2 * 0.01 * size / 784)
+        assert settings.likelihood.sigma == 0.1
+    assert config.validate(settings.container()) == settings
+    usual = run_of("name=x").config
+    assert usual.sha256() == run_of("name=x", "objective.sigma=null").config.sha256() != settings.sha256()
+
+
+def test_what_a_seed_changes_is_part_of_a_run_unless_it_is_the_usual(run_of: Compose) -> None:
+    usual = run_of("name=x").config
+    assert usual.vary == ("init", "order", "noise")
+    assert "vary" not in usual.container()
+    same = run_of("name=x", "vary=[noise,init,order]").config
+    assert same.sha256() == usual.sha256()
+    other = run_of("name=x", "vary=order", "seed=5").config
+    assert other.sha256() != usual.sha256()
+    assert [other.seed_of(source) for source in ("init", "order", "noise", "subset")] == [0, 5, 0, 0]
+    assert config.validate(other.container()) == other
+
+
+def test_a_seed_that_chooses_the_images_is_the_seed_of_their_draw(run_of: Compose) -> None:
+    words = ("name=x", "vary=subset", "data.subset=random")
+    one, other = (run_of(*words, f"seed={seed}").config for seed in (3, 4))
+    assert (one.data.subset_seed, other.data.subset_seed) == (3, 4)
+    assert one.sha256() == other.sha256()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("vary=weights",), "vary[0]: must be 'init', 'order', 'noise' or 'subset', but is 'weights'"),
+        (("vary=[]",), "vary: must be a list of 1 or more"),
+        (("vary=3",), "vary: must be a list"),
+        (("vary=subset",), "vary: has subset, but data.subset is first; take data.subset=random or stratified"),
+        (("objective.sigma=0",), "objective.sigma: must be greater than 0, but is 0"),
+        (("objective.sigma=0.1", "likelihood.sigma=0.2"), "likelihood.sigma: must be from_beta under objective=mse_kl"),
+    ],
+)
+def test_what_a_seed_changes_and_sigma_must_make_sense(run_of: Compose, overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_of("name=x", *overrides)
+    assert words in str(raised.value)

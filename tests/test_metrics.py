@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from conftest import Compose
 from lightning.pytorch import LightningDataModule
@@ -32,6 +33,7 @@ from vae_lab.model.classifier import ClassifierError, load_classifier
 from vae_lab.model.distributions import DiagonalNormal
 from vae_lab.model.interfaces import Likelihood, Posterior
 from vae_lab.model.likelihoods.bernoulli import BernoulliLikelihood
+from vae_lab.model.likelihoods.continuous_bernoulli import ContinuousBernoulliLikelihood
 from vae_lab.model.likelihoods.gaussian import GaussianLikelihood
 from vae_lab.model.posteriors.diagonal import DiagonalPosterior
 from vae_lab.model.priors.standard import StandardPrior
@@ -100,7 +102,7 @@ class Linear:
 def bounds(model: VAE, images: Tensor, counts: list[int]) -> list[float]:
     with torch.no_grad():
         found = importance_weighted(model, images, counts, torch.Generator().manual_seed(1))
-    return [found[k].mean().item() for k in counts]
+    return [found[f"iwae_{k}"].mean().item() for k in counts]
 
 
 def elbo_of(model: VAE, images: Tensor, objective: Objective | None = None) -> float:
@@ -203,11 +205,11 @@ def test_interrupted_bounds_go_on_where_they_were(tmp_path: Path, monkeypatch: p
     once, measured = importance_weighted, list[int]()
 
     def measure_until(last: int) -> None:
-        def limited(*arguments: Any) -> dict[int, Tensor]:
+        def limited(*arguments: Any, **further: Any) -> dict[str, Tensor]:
             measured.append(len(measured))
             if len(measured) == last:
                 raise KeyboardInterrupt
-            return once(*arguments)
+            return once(*arguments, **further)
 
         monkeypatch.setattr(likelihood, "importance_weighted", limited)
 
@@ -219,7 +221,7 @@ def test_interrupted_bounds_go_on_where_they_were(tmp_path: Path, monkeypatch: p
     assert likelihood.bounds(model, test, [1, 10], tmp_path) == whole
     assert len(measured) == 3 + 2
     assert not (tmp_path / results.BOUNDS).exists()
-    short = json.dumps(json.loads(kept) | {"batches": [{"1": [0.0], "10": [0.0]}] * 2})
+    short = json.dumps(json.loads(kept) | {"batches": [{"iwae_1": [0.0], "iwae_10": [0.0]}] * 2})
     for damaged in (kept[:-9], kept.replace(",10]", ",11]"), "[]", short):  # also those of other numbers of samples
         (tmp_path / results.BOUNDS).write_text(damaged)
         measured.clear()
@@ -381,7 +383,7 @@ LOSSES = {"reconstruction": 0.02, "kl": 0.3}
 
 def test_psnr_and_ssim_are_those_of_a_reference_implementation(measured: tuple[VAE, Any, Any]) -> None:
     model, data, settings = measured
-    found = measure(model, OBJECTIVE, data, settings, MetricsConfig(), LOSSES)
+    found = measure(model, OBJECTIVE, data, settings, MetricsConfig(), LOSSES).figures
     images = data.splits["test"].images.float() / 255
     pairs = list(zip(images[:, 0].numpy(), model.eval().reconstruct(images)[:, 0].numpy(), strict=True))
     assert found["mse"] == pytest.approx(np.mean([(x - y) ** 2 for x, y in pairs]), rel=1e-5)
@@ -398,20 +400,110 @@ def test_every_metric_is_a_number_and_those_of_fast_are_those_of_full(measured: 
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    fast = measure(model, OBJECTIVE, data, settings, MetricsConfig(), LOSSES)
-    full = measure(model, OBJECTIVE, data, settings, FULL, LOSSES)
+    fast = measure(model, OBJECTIVE, data, settings, MetricsConfig(), LOSSES).figures
+    full = measure(model, OBJECTIVE, data, settings, FULL, LOSSES).figures
     assert {name: full[name] for name in fast} == fast
     assert {*full} - {*fast} == {
-        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+        "iwae_1", "iwae_10", "iwae_100", "effective_samples", "bits_per_dim", "probe_accuracy",
         "fid_samples_gaussian", "fid_samples_mixture",
     }  # fmt: skip
     numbers = {name: value for name, value in full.items() if name != "kl_per_dimension"}
     assert all(math.isfinite(value) for value in (*numbers.values(), *full["kl_per_dimension"]))
-    assert full["bits_per_dim"] == pytest.approx(8 - full["iwae_100"] / (784 * math.log(2)))
+    assert full["bits_per_dim"] == pytest.approx(math.log2(255) - full["iwae_100"] / (784 * math.log(2)), abs=1e-3)
+    assert 1 < full["effective_samples"] < 100
     assert full["iwae_1"] < full["iwae_10"] < full["iwae_100"]
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_figures_of_single_images_have_the_figures_as_their_means(measured: tuple[VAE, Any, Any]) -> None:
+    model, data, settings = measured
+    figures, images = measure(model, OBJECTIVE, data, settings, FULL, LOSSES)
+    assert {*images} == {"total", "reconstruction", "kl", "elbo", "mse", "iwae_1", "iwae_10", "iwae_100"}
+    assert all(values.shape == (150,) and values.dtype == np.float32 for values in images.values())
+    for name in ("mse", "iwae_1", "iwae_10", "iwae_100"):
+        assert images[name].mean() == pytest.approx(figures[name], rel=1e-5)
+    batch = data.splits["test"].images.float() / 255
+    with torch.no_grad():
+        whole = OBJECTIVE(model.eval(), batch, 1.0)
+    for name in ("total", "reconstruction", "kl"):
+        assert images[name].mean() == pytest.approx(whole[name].item(), rel=0.02)  # other noise
+    terms = {"reconstruction": whole["reconstruction"].item(), "kl": whole["kl"].item()}
+    elbo = OBJECTIVE.elbo(terms, model)
+    assert elbo is not None
+    assert images["elbo"].mean() == pytest.approx(elbo, abs=0.02 * abs(elbo))
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.0005, 0.002, 0.005, 0.02, 0.04, 0.0999, 0.1, 0.3])
+def test_the_mass_of_a_grey_level_is_the_integral_of_the_density_over_it(sigma: float) -> None:
+    model = GaussianLikelihood((1, 28, 28), sigma=sigma, link="identity").eval()
+    images = torch.randint(0, 256, (4, 1, 28, 28)) / 255
+    means = images + 2 * sigma * torch.randn(4, 1, 28, 28)
+    x = model(means)
+    ends = (scipy.stats.norm.logcdf((images + end - means).double() / sigma) for end in (0.5 / 255, -0.5 / 255))
+    upper, lower = (torch.from_numpy(end) for end in ends)
+    # Above the mean the difference of two values near 1 cancels: there the mirror image is taken.
+    mirrored = (torch.from_numpy(scipy.stats.norm.logsf((images + end - means).double() / sigma)) for end in
+                (-0.5 / 255, 0.5 / 255))  # fmt: skip
+    outer, inner = mirrored
+    exact = torch.where(images > means, outer + torch.log(-torch.expm1(inner - outer)),
+                        upper + torch.log(-torch.expm1(lower - upper)))  # fmt: skip
+    torch.testing.assert_close(model.log_masses(x, images).double(), exact.flatten(1).sum(1), atol=0.02, rtol=1e-5)
+
+
+def test_masses_of_grey_levels_sum_to_one() -> None:
+    levels = (torch.arange(256) / 255).reshape(256, 1, 1, 1)
+    inside = GaussianLikelihood((1, 1, 1), sigma=0.05, link="identity").eval()
+    assert inside.log_masses(inside(torch.full((256, 1, 1, 1), 0.5)), levels).exp().sum().item() == pytest.approx(1)
+    continuous = ContinuousBernoulliLikelihood((1, 1, 1)).eval()
+    for logit in (-300.0, -3.0, 0.0, 0.05, 20.0):
+        x = continuous(torch.full((256, 1, 1, 1), logit))
+        assert continuous.log_masses(x, levels).double().exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+class Unknown(GaussianLikelihood):
+    log_masses = Likelihood.log_masses
+
+
+@pytest.mark.parametrize("kind", ["binary images", "between levels", "a likelihood without"])
+def test_bits_of_what_has_no_grey_levels_are_null(kind: str) -> None:
+    images = torch.randint(0, 256, (5, *SHAPE)) / 255
+    images = {"binary images": images.round(), "between levels": images.clamp(0, 1) * 0.999}.get(kind, images)
+    likelihood_ = Unknown(SHAPE) if kind.startswith("a like") else GaussianLikelihood(SHAPE, sigma=0.2)
+    decoder = nn.Sequential(nn.Linear(DIM, PIXELS), nn.Unflatten(1, SHAPE))
+    model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), decoder, likelihood=likelihood_).eval()
+    test = HeldOutBatches(LightningDataModule(), [images], torch.empty(0))
+    with torch.no_grad():
+        found = likelihood.figures_of(likelihood.bounds(model, test, [1, 100]), PIXELS)
+    assert found["bits_per_dim"] is None
+    assert found["iwae_100"] is not None
+
+
+def test_equal_weights_all_count_and_one_large_one_counts_alone() -> None:
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM))
+    encoder[1].weight.data.zero_(), encoder[1].bias.data.zero_()
+    decoder = nn.Sequential(nn.Linear(DIM, PIXELS), nn.Unflatten(1, SHAPE))
+    decoder[0].weight.data.zero_()  # q(z|x) = p(z), and p(x|z) does not depend on z
+    model, images = model_of(encoder, decoder), torch.rand(3, *SHAPE)
+    with torch.no_grad():
+        found = importance_weighted(model, images, [50], torch.Generator().manual_seed(0))
+        torch.testing.assert_close(found["effective_samples"], torch.full((3,), 50.0).double())
+        decoder[0].weight.data.fill_(1e4)
+        found = importance_weighted(model, images, [50], torch.Generator().manual_seed(0))
+    assert (found["effective_samples"] < 1.01).all()
+
+
+def test_the_floor_is_the_distance_of_as_many_real_images(measured: tuple[VAE, Any, Any]) -> None:
+    model, data, settings = measured
+    found = measure(model, OBJECTIVE, data, settings, MetricsConfig(), LOSSES).figures
+    distance = FrechetDistance(64)
+    network = load_classifier()
+    for split, real in (("test", True), ("train", False)):
+        with torch.no_grad():
+            distance.add(network.features(data.splits[split].images[:150].float() / 255), real=real)
+    assert found["fid_floor"] == pytest.approx(distance.value(), rel=1e-3)
+    assert found["fid_floor"] < found["fid_reconstructions"]
 
 
 def test_what_cannot_be_had_is_left_out(run_of: Compose) -> None:
@@ -421,7 +513,7 @@ def test_what_cannot_be_had_is_left_out(run_of: Compose) -> None:
     settings = settings.model_copy(update={"data": small})
     data = config.build(run_of(*few).config.data)
     data.setup()
-    found = measure(vae.build(settings), config.build(settings.objective), data, settings, FULL, LOSSES)
+    found = measure(vae.build(settings), config.build(settings.objective), data, settings, FULL, LOSSES).figures
     # Without β there is no likelihood, and the classifier knows no digits.
     assert not {"elbo", "iwae_1", "bits_per_dim", "fid_samples", "fid_samples_mixture"} & {*found}
     assert {"psnr", "ssim", "active_units", "probe_accuracy"} <= {*found}
@@ -431,7 +523,7 @@ def test_of_one_image_there_is_no_variance_and_nothing_is_dead(run_of: Compose) 
     settings = run_of("data.num_test=1", "encoder=mlp", "latent.dim=1").config
     data = config.build(settings.data)
     data.setup()
-    found = measure(vae.build(settings), OBJECTIVE, data, settings, FULL, LOSSES)
+    found = measure(vae.build(settings), OBJECTIVE, data, settings, FULL, LOSSES).figures
     assert all(found[name] is None for name in ("active_units", "dead_units", "fid_reconstructions", "fid_samples"))
     assert math.isfinite(found["iwae_100"])
 
@@ -459,7 +551,7 @@ def test_batches_are_those_that_the_trainer_would_give(run_of: Compose, limit: f
     settings = run_of("latent.dim=8", "encoder=mlp", "decoder=mlp").config
     trainer = settings.trainer.model_copy(update={"limit_test_batches": limit})
     settings = settings.model_copy(update={"trainer": trainer})
-    found = measure(vae.build(settings).double(), OBJECTIVE, Odd(), settings, FULL, LOSSES)
+    found = measure(vae.build(settings).double(), OBJECTIVE, Odd(), settings, FULL, LOSSES).figures
     numbers = {name: value for name, value in found.items() if name != "kl_per_dimension"}
     assert all(math.isfinite(value) for value in numbers.values())
     assert found["probe_accuracy"] > 0.3
@@ -484,8 +576,8 @@ def test_a_posterior_of_another_class_has_the_metrics_that_need_none_of_ours(mea
     likelihood = GaussianLikelihood(shape, sigma=0.2)
     model = VAE(encoder, LaplacePosterior([4]), StandardPrior([4]), decoder, likelihood, shape)
     assert kind_of_divergence(model) == "estimated"
-    found = measure(model, OBJECTIVE, data, settings, FULL, LOSSES)
-    ours = measure(model_of(encoder, decoder, 4, likelihood, shape), OBJECTIVE, data, settings, FULL, LOSSES)
+    found = measure(model, OBJECTIVE, data, settings, FULL, LOSSES).figures
+    ours = measure(model_of(encoder, decoder, 4, likelihood, shape), OBJECTIVE, data, settings, FULL, LOSSES).figures
     assert {*ours} == {*found}
     assert found["kl_per_dimension"] is None
     assert all(math.isfinite(value) for name, value in found.items() if name != "kl_per_dimension")
@@ -493,7 +585,7 @@ def test_a_posterior_of_another_class_has_the_metrics_that_need_none_of_ours(mea
 
 def test_without_an_objective_nothing_is_measured_in_nats(measured: tuple[VAE, Any, Any]) -> None:
     model, data, settings = measured
-    found = measure(model, None, data, settings, MetricsConfig(iwae=[1]), LOSSES)
+    found = measure(model, None, data, settings, MetricsConfig(iwae=[1]), LOSSES).figures
     assert not {"elbo", "iwae_1", "bits_per_dim"} & {*found}
 
 

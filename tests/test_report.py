@@ -108,7 +108,7 @@ def test_a_report_leaves_the_files_that_are_promised(tmp_path: Path) -> None:
     assert loaded["schema"] == 1
     metric = loaded["metrics"]["test.total"]
     assert list(metric["cells"]) == list(GRID)
-    assert set(metric["cells"]["vanilla-vanilla"]) == {"n", "mean", "sd", "low", "high"}
+    assert set(metric["cells"]["vanilla-vanilla"]) == {"n", "mean", "sd", "low", "high", "iqm"}
     assert set(metric["pairs"][0]) == {
         "a", "b", "n", "difference", "low", "high", "p", "p_adjusted", "different", "q",
     }  # fmt: skip

@@ -68,6 +68,28 @@ def no_objective(*, beta: float) -> None:
     """A function that makes none."""
 
 
+def test_a_seed_changes_only_what_it_varies(run_of: Compose) -> None:
+    random = ("data.subset=random", "data.train_images=4000", *SMALL)
+
+    def total(*overrides: str) -> float:
+        found = runner.run(run_of(*random, *overrides)).test.total
+        assert found is not None
+        return found
+
+    usual = total("seed=0", "data.subset_seed=0")
+    sources = ("init", "order", "noise", "subset")
+    assert {total("seed=0", f"vary={source}") for source in sources} == {usual}
+    others = {total("seed=1", f"vary={source}") for source in sources}
+    assert len(others | {usual}) == 5
+    assert total("seed=1", "vary=[subset,init,order,noise]", "name=x") not in others
+
+
+def test_a_run_says_which_share_of_the_processors_it_had(run_of: Compose) -> None:
+    timing = runner.run(run_of(*SMALL)).timing
+    assert timing.cpu_share is not None
+    assert 0 < timing.cpu_share <= 1
+
+
 def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
     run = run_of(*SMALL, "seed=3")
     result = runner.run(run)
@@ -75,7 +97,7 @@ def test_a_run_leaves_the_files_that_are_promised(run_of: Compose) -> None:
     assert result.finished
     assert {path.name for path in folder.iterdir()} >= {
         "config.yaml", "result.json", "history.csv", "checkpoints", "model.safetensors", "pictures.npz",
-        "reconstructions.png", "samples.png",
+        "reconstructions.png", "samples.png", "test_images.npz",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert list(folder.glob("events.out.tfevents.*"))

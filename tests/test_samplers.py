@@ -148,16 +148,16 @@ def test_the_closer_to_the_codes_the_closer_to_the_test_images(run_of: Compose) 
     encoder = Components(data.splits["train"].images.float() / 255, 16, scale=5.0)
     likelihood = GaussianLikelihood([1, 28, 28], sigma=0.1, link="identity")
     model = VAE(encoder, DiagonalPosterior([16]), StandardPrior([16]), Back(encoder), likelihood).eval()
-    found = measure(model, OBJECTIVE, data, settings, SAMPLERS, LOSSES)
+    found = measure(model, OBJECTIVE, data, settings, SAMPLERS, LOSSES).figures
     assert 1.3 * found["fid_samples_mixture"] < found["fid_samples_gaussian"] < 0.5 * found["fid_samples"]
-    assert found == measure(model, OBJECTIVE, data, settings, SAMPLERS, LOSSES)
+    assert found == measure(model, OBJECTIVE, data, settings, SAMPLERS, LOSSES).figures
 
 
 def test_too_few_training_images_leave_the_distances_out(run_of: Compose) -> None:
     settings = run_of("data.num_train=9", "data.num_val=0", "data.num_test=12", "encoder=mlp", "decoder=mlp").config
     data = config.build(settings.data)
     data.setup()
-    found = measure(vae.build(settings), OBJECTIVE, data, settings, SAMPLERS, LOSSES)
+    found = measure(vae.build(settings), OBJECTIVE, data, settings, SAMPLERS, LOSSES).figures
     assert found["fid_samples"] > 0
     assert not {"fid_samples_gaussian", "fid_samples_mixture"} & {*found}
 

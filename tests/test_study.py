@@ -9,6 +9,8 @@ import pytest
 from runs import ENVIRONMENT, write_grid, write_run
 
 from vae_lab import results
+from vae_lab.report import pages
+from vae_lab.results import Timing
 from vae_lab.study.gather import gather
 
 
@@ -262,3 +264,53 @@ def test_cells_of_one_name_and_two_configurations_get_different_names(tmp_path: 
     write_run(tmp_path / "x")
     write_run(tmp_path / "y", config={"latent.dim": 64}, config_sha256="0" * 64)
     assert gather([tmp_path / "x", tmp_path / "y"]).cells == ("vanilla-vanilla@x", "vanilla-vanilla@y")
+
+
+def test_totals_of_other_latent_sizes_are_compared_at_one_sigma(tmp_path: Path) -> None:
+    for size in (32, 256):
+        write_run(tmp_path / "beta", overrides=(f"latent.dim={size}",))
+        write_run(tmp_path / "sigma", overrides=(f"latent.dim={size}", "objective.sigma=0.1"))
+    by_beta, by_sigma = gather([tmp_path / "beta"]), gather([tmp_path / "sigma"])
+    assert not by_beta.comparable("test.total")
+    assert by_sigma.comparable("test.total")
+    assert by_sigma.notes == ()
+
+
+def test_cells_whose_seeds_change_other_things_are_not_compared(tmp_path: Path) -> None:
+    for source in ("init", "order", "[init,order,noise]"):
+        for seed in range(4):
+            write_run(tmp_path / "x", seed=seed, total=0.016 + seed * 1e-4, overrides=(f"vary={source}",))
+    study = gather([tmp_path / "x"])
+    assert not study.comparable("test.total", study.cells[:2])
+    assert "vary init" in study.notes[0]
+    report = pages.prepare([tmp_path / "x"])
+    assert report.findings[0].endswith("so none is called the best.")
+    assert not any("lowest" in finding for finding in report.findings)
+    page = (pages.write(report) / "report.md").read_text()
+    assert "## What the spread of the seeds comes from" in page
+    assert "which change init, order, noise; or init; or order" in page
+
+
+def test_seeds_that_choose_their_training_images_are_seeds_of_one_cell(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / "x", seed=seed, overrides=("data.subset=random", "vary=subset"),
+                  config={"data.subset_seed": seed})  # fmt: skip
+    study = gather([tmp_path / "x"])
+    assert (len(study.compared), study.notes) == (3, ())
+
+
+def test_runs_that_shared_their_processors_are_named(tmp_path: Path) -> None:
+    for seed, share in enumerate((0.97, 0.41, 0.52)):
+        write_run(tmp_path / "x", seed=seed, timing=Timing(train_seconds=7.0, epoch_seconds=[7.0], cpu_share=share))
+    assert gather([tmp_path / "x"]).notes == (
+        "2 of 3 runs had 41 to 52 % of the processors that they asked for, since other programs used them: their times "
+        "say little.",
+    )
+
+
+@pytest.mark.parametrize(("images", "warned"), [(50, True), (500, False)])
+def test_frechet_distances_of_few_images_are_warned_of(tmp_path: Path, images: int, *, warned: bool) -> None:
+    test = results.Test(total=0.016, fid_reconstructions=9.0, fid_floor=8.04)
+    write_run(tmp_path / "x", overrides=(f"data.num_test={images}",), test=test)
+    notes = gather([tmp_path / "x"]).notes
+    assert any("as many real images have 8" in note for note in notes) is warned

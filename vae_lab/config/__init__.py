@@ -16,6 +16,7 @@ from vae_lab.config.runs import (
     words,
 )
 from vae_lab.config.schema import (
+    USUAL_SOURCES,
     Config,
     DataConfig,
     FolderConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "HYDRAS",
     "NOT_IDENTIFYING",
     "PACKAGE",
+    "USUAL_SOURCES",
     "WIDEST",
     "AnyBlock",
     "Block",

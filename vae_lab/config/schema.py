@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Union, get_args
 
 from pydantic import (
     AfterValidator,
@@ -339,11 +339,29 @@ SECTIONS: dict[str, type[BaseModel]] = {
 """The sections with known keys; `folder` is the other kind of `data`."""
 
 
+Source = Literal["init", "order", "noise", "subset"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+"""What a seed can change: the initial weights, the order of the images, the noise of training, the training images."""
+USUAL_SOURCES: tuple[Source, ...] = ("init", "order", "noise")
+
+
+def _several(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given
+
+
+def _in_order(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    return tuple(source for source in SOURCES if source in sources)
+
+
 class Config(Section):
     """The whole configuration of one run, as `config.yaml` holds it."""
 
     name: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_folder_name)]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    vary: Annotated[tuple[Source, ...], BeforeValidator(_several), Field(min_length=1), AfterValidator(_in_order)] = (
+        USUAL_SOURCES
+    )
+    """What another seed changes; the rest is as with seed 0."""
     data: Annotated[
         Annotated[DataConfig, Tag("ours")]
         | Annotated[FolderConfig, Tag("folder")]
@@ -390,9 +408,19 @@ class Config(Section):
         return is_ours and data.image_shape == [1, 28, 28]
 
     @property
+    def asked_sigma(self) -> float | None:
+        """σ where `objective.sigma` gives it instead of β."""
+        sigma: float | None = getattr(self.objective, "sigma", None)
+        return sigma if signatures.beta_sets_sigma(self.objective.target) else None
+
+    @property
     def implied_sigma(self) -> float | None:
         """σ of the Gaussian likelihood that β implies under `mse_kl`; None where it implies none."""
-        beta = getattr(self.objective, "beta", None) if signatures.beta_sets_sigma(self.objective.target) else None
+        if not signatures.beta_sets_sigma(self.objective.target):
+            return None
+        if self.asked_sigma is not None:
+            return self.asked_sigma
+        beta = getattr(self.objective, "beta", None)
         if not beta or not self.latent_dim:
             return None
         return likelihood_variance(beta, self.data.image_shape, self.latent_dim) ** 0.5
@@ -402,7 +430,7 @@ class Config(Section):
         plain = self.model_dump(mode="json", exclude={"plan"})
         if self.match.cost == "none":  # it says nothing, and earlier configurations keep their checksums
             del plain["match"]
-        for key, default in (("test_weights", "last"), ("published", None)):
+        for key, default in (("test_weights", "last"), ("published", None), ("vary", [*USUAL_SOURCES])):
             if plain[key] == default:
                 del plain[key]
         return plain
@@ -413,9 +441,15 @@ class Config(Section):
             return asked
         return self.implied_sigma if signatures.beta_sets_sigma(self.objective.target) else "learned"
 
+    def seed_of(self, source: Source) -> int:
+        """The seed of a source of chance; 0 for one that `vary` does not name."""
+        return self.seed if source in self.vary else 0
+
     def identity(self) -> dict[str, Any]:
         """The flattened keys that determine what a run computes, without the seed."""
         flat = flatten(as_first_written(self))
+        if "subset" in self.vary:
+            flat.pop("data.subset_seed", None)
         own = self.name, self.seed
         return {key: value for key, value in flat.items() if not is_free(key) and not is_place(key, value, *own)}
 

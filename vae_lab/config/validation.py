@@ -24,6 +24,7 @@ _KINDS = {
     "string": "must be text",
     "bool": "must be true or false",
     "list": "must be a list",
+    "tuple": "must be a list",
     "dict": "must be a group of keys",
     "model": "must be a group of keys",
 }
@@ -52,7 +53,12 @@ def validate(raw: Mapping[str, Any]) -> Config:
 
 
 def _resolved(config: Config) -> Config:
-    """The configuration with its σ filled in where the likelihood takes it from the objective."""
+    """The configuration with σ, β and the subset's seed filled in where they follow from another key."""
+    if "subset" in config.vary:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"subset_seed": config.seed})})
+    if config.asked_sigma is not None:
+        beta = 2 * config.asked_sigma**2 * config.latent_dim / config.pixels
+        config = config.model_copy(update={"objective": config.objective.model_copy(update={"beta": beta})})
     sigma = getattr(config.likelihood, "sigma", None)
     likelihood = config.likelihood.model_copy(update={"sigma": config.sigma_of(sigma)})
     return config if sigma not in ("auto", "from_beta") else config.model_copy(update={"likelihood": likelihood})
@@ -185,6 +191,7 @@ def _cross_group_problems(config: Config) -> Iterable[Problem]:
     data = config.data
     yield from _name_problems(config)
     yield from _likelihood_problems(config)
+    yield from _subset_problems(config)
     yield from _density_problems(config)
     yield from _quantized_problems(config)
     yield from _perceptual_problems(config)
@@ -266,22 +273,30 @@ def _likelihood_problems(config: Config) -> Iterable[Problem]:
             "take objective=elbo",
         )
     elif signatures.beta_sets_sigma(objective.target):
-        if getattr(objective, "beta", 0) and config.implied_sigma is None:
-            yield Problem(
-                "latent", "must have a key `dim` or `shape`, the numbers of a code, from which beta's σ follows"
-            )
+        if (getattr(objective, "beta", 0) or config.asked_sigma) and not config.latent_dim:
+            yield Problem("latent", "must have a key `dim` or `shape`, the numbers of a code, which relate beta and σ")
         sigma = getattr(likelihood, "sigma", "auto")
         if sigma not in ("auto", "from_beta", config.implied_sigma):
             yield Problem(
                 "likelihood.sigma",
                 f"must be from_beta under objective=mse_kl, whose beta stands for σ = sqrt(β·D / (2·Z)), but is "
-                f"{sigma!r}; set objective.beta instead, or take objective=elbo",
+                f"{sigma!r}; set objective.sigma or objective.beta instead, or take objective=elbo",
             )
     elif getattr(likelihood, "sigma", None) == "from_beta":
         yield Problem(
             "likelihood.sigma",
             "is from_beta, which is for objective=mse_kl; take a number, such as 0.1, or learned",
         )
+
+
+def _subset_problems(config: Config) -> Iterable[Problem]:
+    """Where a seed chooses the training images, there must be some to choose from, and the test images must stay."""
+    if "subset" not in config.vary:
+        return
+    if not isinstance(config.data, DataConfig):
+        yield Problem("vary", "has subset, but the seed of this data set's draw changes its test images too")
+    elif config.data.subset == "first":
+        yield Problem("vary", "has subset, but data.subset is first; take data.subset=random or stratified")
 
 
 def _density_problems(config: Config) -> Iterable[Problem]:

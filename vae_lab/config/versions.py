@@ -21,6 +21,7 @@ LATER_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             "schedule": "constant", "warm_up": None, "cycles": None, "free_bits": 0.0, "target_kl": None,
             "perceptual": 0.0,
         },
+        "vae_lab.MseKl": {"sigma": None},
     },
 }  # fmt: skip
 """Group → class → keys that the class got after its first version, with the values that keep the old behaviour."""
@@ -45,7 +46,7 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
             new[group] = classes[target] | section
         elif not target.startswith("vae_lab."):
             # left over from the file whose class a user has replaced
-            left_over = next(iter(classes.values())).items()
+            left_over = [item for later in classes.values() for item in later.items()]
             new[group] = {key: value for key, value in section.items() if (key, value) not in left_over}
     return new
 

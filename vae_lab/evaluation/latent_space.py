@@ -97,6 +97,7 @@ def use_of_latent(vae: VAE, parameters: Float[Tensor, "n ..."]) -> dict[str, Any
             aggregate = aggregate_bound(*first(AT_ONCE), prior)
         figures |= {"mutual_information_low": information, "aggregate_kl_high": total - information}
         if math.isfinite(aggregate):
+            aggregate = max(0.0, aggregate)  # as a divergence is
             figures |= {"mutual_information_high": total - aggregate, "aggregate_kl_low": aggregate}
     return figures
 

@@ -1,7 +1,7 @@
 """Image quality: reconstructions from the posterior's mean, and samples."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,22 +23,36 @@ Draw = Callable[[int, torch.Generator], Float[Tensor, "n ..."]]
 """Draws a given number of z, flattened or not, from a generator on the CPU."""
 
 
+class Reconstructed(NamedTuple):
+    """The test images after the model."""
+
+    codes: Codes
+    figures: dict[str, Any]
+    squared_errors: Float[Tensor, " n"]
+    """Of each image, the mean over its pixels."""
+
+
 def reconstruct(
-    vae: VAE, test: Iterable[Any], classifier: Classifier | None, draws: Mapping[str, Draw]
-) -> tuple[Codes, dict[str, Any]]:
-    """The codes of the test images, and metrics of reconstructions from the posterior's mean and of samples.
+    vae: VAE,
+    test: Iterable[Any],
+    classifier: Classifier | None,
+    draws: Mapping[str, Draw],
+    others: Iterable[Any] = (),
+) -> Reconstructed:
+    """Encode and reconstruct the test images, and measure reconstructions from the posterior's mean and samples.
 
     Args:
         vae: the model.
         test: batches of test images.
         classifier: Fréchet distances compare its features; None computes no distances.
         draws: name of a set of samples → the function that draws their z.
+        others: batches of further real images. `fid_floor` is the distance of as many of them as there are test images.
     """
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
     quality: dict[str, Any] = {}
-    parameters, labels, squared, count = [], [], 0.0, 0
-    sets = ("reconstructions", *draws)
+    parameters, labels, squared = [], [], []
+    sets = ("reconstructions", *draws, "floor")
     distances = {name: FrechetDistance(classifier.num_features) for name in sets} if classifier else {}
     channels = ConstantChannels(vae)
     # Not synchronised across processes: the first process measures all images.
@@ -57,14 +71,14 @@ def reconstruct(
                 quality = {name: metric.to(images.device) for name, metric in quality.items()}
             for metric in quality.values():
                 metric.update(reconstructions, images)
-            squared += in_double(reconstructions - images).square().flatten(1).mean(1).sum().item()
-            count += len(images)
+            squared.append(in_double(reconstructions - images).square().flatten(1).mean(1))
             if classifier:
-                # The classifier's own layout; reconstructions come in it.
-                channels_last = images.float().to(memory_format=torch.channels_last)
-                _add(distances.values(), classifier.features(channels_last), real=True)
+                _add(distances.values(), _features(classifier, images), real=True)
                 _add([distances["reconstructions"]], classifier.features(reconstructions.float()), real=False)
-    figures: dict[str, Any] = {"mse": squared / count} | {name: one.compute().item() for name, one in quality.items()}
+    errors = torch.cat(squared)
+    count = len(errors)
+    figures: dict[str, Any] = {"mse": errors.mean().item()}
+    figures |= {name: one.compute().item() for name, one in quality.items()}
     figures["dead_units"] = channels.dead() if count > 1 else None
     for name, draw in draws.items():
         if classifier is None:
@@ -76,8 +90,23 @@ def reconstruct(
                 classifier.features(vae.likelihood(vae.decoder(part)).mean.float()) for part in torch.split(z, PART)
             ]
             _add([distances[name]], torch.cat(features), real=False)
+    if classifier:
+        missing = count
+        for batch in others:
+            images = images_of(batch)[:missing]
+            _add([distances["floor"]], _features(classifier, images), real=False)
+            missing -= len(images)
+            if not missing:
+                break
     figures |= {f"fid_{name}": distance.value() for name, distance in distances.items()}
-    return joined(vae, parameters, labels), figures
+    if figures.get("fid_floor") is not None and missing:
+        figures["fid_floor"] = None  # it depends on their number
+    return Reconstructed(joined(vae, parameters, labels), figures, errors)
+
+
+def _features(classifier: Classifier, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+    # The classifier's own layout; reconstructions come in it.
+    return classifier.features(images.float().to(memory_format=torch.channels_last))
 
 
 def _add(distances: Iterable["FrechetDistance"], features: Tensor, *, real: bool) -> None:

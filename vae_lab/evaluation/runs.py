@@ -66,9 +66,10 @@ def remeasure(
     known = result.measured()
     wanted = asked.with_all_of(known.model_copy(update={"further": {}})) if known else asked
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})
-    data = open_images(folder, settings, *(("fit", "test") if wanted.probe or wanted.samplers else ("test",)))
+    needs_training = wanted.probe or wanted.samplers or wanted.frechet
+    data = open_images(folder, settings, *(("fit", "test") if needs_training else ("test",)))
     started = time.perf_counter()
-    figures = measure(
+    figures, images = measure(
         channels_last(model), objective, data, settings, wanted, result.test.model_dump(), folder if resumes else None
     )
     updated = result.model_copy(
@@ -90,6 +91,8 @@ def remeasure(
             ],
         }
     )
+    results.write_test_images(folder, images)
+    updated = updated.model_copy(update={"files": updated.files | results.checksums(folder, [results.TEST_IMAGES])})
     results.write_result(folder, updated)
     return updated
 

@@ -15,6 +15,9 @@ A dimension with 10 nats is resolved to one part in 20,000: no decoder needs tha
 """
 
 
+MANY_SAMPLES, LEAST_EFFECTIVE = 10, 2.0
+"""With at least so many samples a bound is called loose if fewer of them count."""
+
 LEAST_USED = 0.1
 """The share of a codebook that the test images should use."""
 
@@ -56,6 +59,13 @@ def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: in
         found.append(
             f"not computed: samplers fitted to codes of more than {MOST_FITTED:,} dimensions, since their time grows "
             "with the cube of latent.dim"
+        )
+    most = max((int(name.removeprefix("iwae_")) for name in figures if name.startswith("iwae_")), default=0)
+    effective = figures.get("effective_samples")
+    if effective is not None and most >= MANY_SAMPLES and effective < LEAST_EFFECTIVE:
+        found.append(
+            f"loose bound: of the {most:,} samples of iwae_{most} {effective:.1f} count on average, so that ln p(x) "
+            "may be many nats higher; a larger metrics.iwae comes closer"
         )
     used = figures.get("codebook_used")
     if used is not None and used < LEAST_USED:

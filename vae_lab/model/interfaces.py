@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DataKind = Literal["real", "levels", "binary"]
 """Real numbers, 256 grey levels, or 0 and 1."""
 
+HALF_LEVEL = 0.5 / 255
+"""Half the distance of two grey levels."""
+
 
 class Latent(ABC):
     """The shape of a latent code. Built from the keys of its section only."""
@@ -128,6 +131,18 @@ class Likelihood(nn.Module, ABC):
     def channels(self, image_channels: int) -> int:
         """The number of decoder output channels for images with this many channels."""
         return image_channels
+
+    def log_masses(self, x: Distribution, images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"] | None:
+        """Log-probabilities of images of 256 grey levels: a density is integrated over each level, ± ½ · 1/255.
+
+        Args:
+            x: the distributions of the images, from `forward` in evaluation mode.
+            images: whose pixels are among the levels.
+
+        Returns:
+            None if they are not known: bits per dimension are null then.
+        """
+        return None if self.data == "real" else x.log_prob(images)
 
     @abstractmethod
     def forward(self, parameters: Float[Tensor, "b p h w"]) -> Distribution:

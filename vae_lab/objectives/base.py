@@ -57,6 +57,13 @@ class Objective(nn.Module, ABC):
             progress: the fraction of training that is done, from 0 to 1. It is 1 in validation and test.
         """
 
+    def per_image(self, vae: VAE, images: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, " b"]] | None:
+        """The terms of each image in test, whose means over the images are the terms; None if they are no such means.
+
+        The report computes from them how far a figure depends on the choice of the test images.
+        """
+        return None
+
     def units_for(self, posterior: Posterior | type[Posterior]) -> dict[str, str]:
         """The unit of each term with a posterior: some have a penalty, which is a further term."""
         return {**self.units, **({"commitment": self.penalty_unit} if posterior.has_penalty else {})}

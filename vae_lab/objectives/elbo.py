@@ -103,6 +103,13 @@ class Elbo(Objective):
             total = total + self.perceptual * terms["perceptual"]
         return with_penalty({"total": total, **terms}, q)
 
+    def per_image(self, vae: VAE, images: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, " b"]] | None:
+        if self.needs_whole_batch or self.perceptual or vae.posterior.has_penalty:
+            return None
+        q, z, x = vae(images)
+        reconstruction, kl = -x.log_prob(images), vae.divergence(q, z).nats
+        return {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
+
     def _grown(self, progress: float) -> float:
         """The share of β or of the target that is in effect."""
         if self.schedule == "constant":

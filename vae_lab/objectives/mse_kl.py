@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from vae_lab.config.base import NonNegative
+from vae_lab.config.base import NonNegative, Positive
 from vae_lab.model.distributions import by_dimension
 from vae_lab.model.vae import VAE
 from vae_lab.objectives.base import Objective, with_penalty
@@ -23,6 +23,8 @@ class MseKl(Objective):
 
     Args:
         beta: weight of the KL term.
+        sigma: σ, from which a configuration computes β = 2·σ²·Z / D: whatever Z is, the total means the same. None
+            leaves β as it is.
     """
 
     units: Mapping[str, str] = {
@@ -35,9 +37,9 @@ class MseKl(Objective):
     penalty_unit = "per latent dimension"
     is_likelihood_trained = True
 
-    def __init__(self, *, beta: NonNegative) -> None:
+    def __init__(self, *, beta: NonNegative, sigma: Positive | None = None) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta, self.sigma = beta, sigma
 
     def forward(self, vae: VAE, images: Float[Tensor, "b c h w"], progress: float) -> dict[str, Float[Tensor, ""]]:
         q, z, x = vae(images)
@@ -46,6 +48,14 @@ class MseKl(Objective):
         kl = vae.divergence(q, z).nats.mean() / vae.latent_dim if dimensions is None else dimensions.mean()
         terms = {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
         return with_penalty(terms, q, 1 / vae.latent_dim, self.beta)
+
+    def per_image(self, vae: VAE, images: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, " b"]] | None:
+        if vae.posterior.has_penalty:
+            return None
+        q, z, x = vae(images)
+        reconstruction = (x.mean.to(images.dtype) - images).square().flatten(1).mean(1)
+        kl = vae.divergence(q, z).nats / vae.latent_dim
+        return {"total": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
 
     def elbo(self, terms: Mapping[str, float], vae: VAE) -> float | None:
         """−(D/2)·(reconstruction/σ² + ln 2πσ²) − Z·kl."""

@@ -25,7 +25,7 @@ from vae_lab.study.contrasts import FEWEST_SEEDS
 from vae_lab.study.gather import SIDES, TOTAL, Study, is_number
 from vae_lab.study.published import beside, counted
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
-from vae_lab.study.statistics import MOST_CELLS, Comparison, Effect, Pair
+from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
 
 SPEAKS_FOR = {"reconstructions": "test.mse", "samples": "test.fid_samples", "codes": "test.probe_accuracy"}
 """What a step may change beside the metric of record → the figure that speaks for it."""
@@ -209,7 +209,10 @@ def _chance(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]
             yield f"{varies}, so {whose} also found from the spread of its own cells."
         else:
             seed = study.values(row.name).index[noise.wide.outlier]
-            yield f"{varies}, and its seed {seed} lies far from its other seeds: nothing about it is tested."
+            iqm = quality.cells[cells[noise.wide.cell]].iqm
+            middle = "" if iqm is None else figure(row, Cell(0, iqm, None, None, None))
+            robust = f" (its interquartile mean, which that seed does not move, is {middle})" if middle else ""
+            yield f"{varies}, and its seed {seed} lies far from its other seeds: nothing about it is tested{robust}."
     tested = [pair for pair in quality.pairs if pair.p_adjusted is not None]
     seeds = {cell.n for cell in quality.cells.values()}
     if noise.wide is None and len(seeds) == 1 and tested and not any(pair.different for pair in tested):

@@ -21,7 +21,8 @@ from vae_lab.report.tables import ranked, sentence_list, tables
 from vae_lab.results import figures
 from vae_lab.results.reading import UnreadableError
 from vae_lab.study import plots
-from vae_lab.study.gather import SIDES, Study, gather
+from vae_lab.study.beyond_images import beyond_images, measured_per_image
+from vae_lab.study.gather import FLOOR, SIDES, VARY, Study, gather
 from vae_lab.study.rate_distortion import rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Comparison, analyse
 
@@ -93,7 +94,7 @@ def write(report: Report, out: Path | None = None, *, all_pictures: bool = False
         for stale in (path for name in FIGURES for kind in ("png", "svg") for path in folder.glob(f"{name}.{kind}")):
             stale.unlink()
     pictures, notes = [], [*study.notes, *report.notes, *_left_out(study, statistics, pictured)]
-    of_searches = [draw for one in report.searches for draw in searches.drawings(one)]
+    of_searches = searches.drawings(report.searches)
     for draw in (*of_searches, *plots.drawings(study, statistics, pictured, is_grid=not report.searches)):
         try:
             drawing = draw()
@@ -160,7 +161,12 @@ def _json(study: Study, statistics: Mapping[str, Comparison]) -> str:
         f"{json.dumps(name)}: {json.dumps(found.container(), allow_nan=False)}" for name, found in statistics.items()
     )
     curves = rate_distortion(study)
-    further = {"record": study.record, "rate_distortion": None if curves is None else curves.container()}
+    images = {name: found for name in measured_per_image(study) if (found := beyond_images(study, name))}
+    further = {
+        "record": study.record,
+        "rate_distortion": None if curves is None else curves.container(),
+        "beyond_test_images": {name: found.container() for name, found in images.items()},
+    }
     rest = json.dumps(further, allow_nan=False).removeprefix("{")
     return '{"schema": 1, "metrics": {\n' + ",\n".join(metrics) + f"\n}}, {rest}\n"
 
@@ -180,7 +186,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     """The settings of the runs, and the machine."""
     runs, finished = len(study.records), sum(record.result.finished for record in study.records)
     yield "Runs", f"{finished} finished" + (f" of {runs}" if runs > finished else "") + f", {len(study.cells)} cells"
-    yield "Seeds", ", ".join(map(str, study.seeds)) or "none"
+    varying = dict.fromkeys(condition[VARY] for condition in study.conditions.values() if VARY in condition)
+    changing = f", which change {'; or '.join(varying)}" if varying else ""
+    yield "Seeds", (", ".join(map(str, study.seeds)) or "none") + changing
     settings = {
         "Images": ("data.dataset",),
         "Images for training, validation, test": ("data.num_train", "data.num_val", "data.num_test"),
@@ -203,6 +211,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     deviations = dict.fromkeys(f"{sigma:.4g}" for record in study.compared if (sigma := _sigma(record.config)))
     if deviations:
         yield "σ of the Gaussian decoder that β stands for", " or ".join(deviations) + " a pixel"
+    floor = study.values(FLOOR).max().max()
+    if floor == floor:  # not NaN
+        yield "Fréchet distance of as many real images", f"{floor:.2f}"
     matches = dict.fromkeys(_matched(record.result.model.match) for record in study.compared)
     if any(matches):
         yield "Matched", " or ".join(match or "some cells not" for match in matches)
@@ -251,6 +262,8 @@ def _sigma(config: Mapping[str, Any]) -> float | None:
     """σ of the Gaussian likelihood for which `total` of `mse_kl` is the negative ELBO up to a constant."""
     if not signatures.beta_sets_sigma(config.get("objective._target_")):
         return None
+    if config.get("objective.sigma") is not None:
+        return float(config["objective.sigma"])
     try:
         shape = [config[f"data.image_shape[{axis}]"] for axis in range(3)]
         return float(likelihood_variance(config["objective.beta"], shape, config["latent.dim"]) ** 0.5)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from vae_lab.report.tables import MISSING, Entry, Table
 from vae_lab.results import figures
 from vae_lab.results.trials import Trials, TrialsError, Value, bare, read_trials
+from vae_lab.study.budgets import budget, is_comparable
 from vae_lab.study.gather import Study
 from vae_lab.study.plots import Drawing
 from vae_lab.study.searches import WEIGHTED, weighs_what_it_searches
@@ -67,7 +68,43 @@ def figure(record: Trials, value: float) -> str:
 
 def tables(found: Sequence[Search]) -> list[Table]:
     """The table of each search in which a trial has finished."""
-    return [_table(one) for one in found if one.record.finished]
+    own = [_table(one) for one in found if one.record.finished]
+    return [*own, *_budgets(found)]
+
+
+def _comparable(found: Sequence[Search]) -> list[Search]:
+    """The searches that can be compared at equal budgets: several, of one metric, at random."""
+    able = [one for one in found if is_comparable(one.record)]
+    return able if len(able) > 1 and len({one.record.metric for one in able}) == 1 else []
+
+
+def _budgets(found: Sequence[Search]) -> Iterator[Table]:
+    able = _comparable(found)
+    if not able:
+        return
+    trials = min(len(one.record.finished) for one in able)
+    shown = sorted({1, max(2, trials // 4), max(2, trials // 2), trials})
+    rows = []
+    for one in able:
+        curve = budget(one.record)
+        entries = [
+            Entry(
+                f"{figure(one.record, curve.best[n - 1])} ({figure(one.record, curve.low[n - 1])} to "
+                f"{figure(one.record, curve.high[n - 1])})",
+                float(curve.best[n - 1]),
+            )
+            for n in shown
+        ]
+        rows.append((Entry(one.name), Entry(str(len(one.record.finished)), len(one.record.finished)), *entries))
+    record = able[0].record
+    columns = ("search", "trials", *(f"best of {n}" for n in shown))
+    note = (
+        f"The {record.goal} {record.metric} that so many random trials are expected to find (Dodge et al. 2019), with "
+        "the bootstrap's 95 % interval over the trials: which of them is better may depend on how much is spent on it."
+    )
+    if len({tuple(one.record.space) for one in able}) > 1:
+        note += " The searches vary different keys."
+    yield Table("Equal budgets", columns, tuple(rows), note)
 
 
 def _table(found: Search) -> Table:
@@ -101,11 +138,16 @@ def _entry(value: Value) -> Entry:
         return Entry(value if isinstance(value, str) else str(value))
 
 
-def drawings(found: Search) -> Iterator[Callable[[], Drawing | None]]:
-    """The figures of a search."""
-    from vae_lab.study.search_plots import drawings
+def drawings(found: Sequence[Search]) -> Iterator[Callable[[], Drawing | None]]:
+    """The figures of each search, and of those that can be compared."""
+    from vae_lab.study import search_plots
 
-    yield from drawings(found.record, found.name, functools.partial(_importances, found.record))
+    for one in found:
+        yield from search_plots.drawings(one.record, one.name, functools.partial(_importances, one.record))
+    able = _comparable(found)
+    if able:
+        curves = {one.name: budget(one.record) for one in able}
+        yield functools.partial(search_plots.budgets, curves, able[0].record)
 
 
 def _importances(record: Trials) -> Mapping[str, float]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vae_lab.results import figures
-from vae_lab.study.contrasts import LEVEL, estimate, holm
-from vae_lab.study.gather import TOTAL, Study
+from vae_lab.study.beyond_images import Crossed, beyond_images
+from vae_lab.study.contrasts import LEVEL, estimate, holm, sd_interval
+from vae_lab.study.gather import TOTAL, VARY, Study
 from vae_lab.study.published import beside
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
@@ -171,9 +172,11 @@ def tables(study: Study, statistics: Mapping[str, Comparison]) -> list[Table]:
         *(of_metrics(title, losses[split], study, statistics) for title, split in SPLITS.items()),
         *(of_metrics(title, figures.in_table(title), study, statistics) for title in figures.TABLES),
         _samplers(study, statistics),
+        _sources_of_spread(study, statistics),
         of_metrics("Further test metrics", further, study, statistics),
         of_metrics(figures.COST, figures.in_table(figures.COST), study, statistics),
         _pairs(study, statistics),
+        _test_images(study, statistics),
         _effects(study, statistics, study.record),
         _effects(study, statistics, "timing.train_seconds"),
         _curves(study),
@@ -311,6 +314,83 @@ def _pairs(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
         f"{_TESTS} 'Different' is p adjusted < 0.05."
         + (f" Pairs are taken against {study.label(study.cells[0])} only." if len(study.cells) > MOST_CELLS else ""),
     )
+
+
+def _sources_of_spread(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
+    """The spread of the metric of record by what the seeds change; None unless the study sweeps that."""
+    if VARY not in study.factors or study.record not in statistics:
+        return None
+    described = study.figure(study.record)
+    axis = [*study.factors].index(VARY)
+    spread = {name: cell for name, cell in statistics[study.record].cells.items() if cell.sd}
+    rows = []
+    for name, cell in spread.items():
+        assert cell.sd is not None
+        levels = study.levels[name]
+        alike = [one for one in spread if study.levels[one][:axis] + study.levels[one][axis + 1 :]
+                 == levels[:axis] + levels[axis + 1 :]]  # fmt: skip
+        whole = max(alike, key=lambda one: len(study.conditions[one][VARY]))
+        share = cell.sd**2 / (spread[whole].sd or math.nan) ** 2
+        low, high = sd_interval(cell.sd, cell.n)
+        places = decimals((high - low) / 4 * described.scale)
+        ends = f"{low * described.scale:.{places}f} to {high * described.scale:.{places}f}"
+        rows.append((
+            Entry(study.label(name)),
+            Entry(study.conditions[name][VARY]),
+            Entry(str(cell.n), cell.n),
+            Entry(f"{cell.sd * described.scale:.{places}f}", cell.sd),
+            Entry(ends, low),
+            Entry("all" if name == whole else f"{100 * share:.0f} %", share),
+        ))  # fmt: skip
+    note = (
+        "Standard deviation over the seeds with its 95 % interval (χ², for normal noise), and its square as a share of "
+        "that of the cell whose seeds change most. Sources that are independent add up to about all of it."
+    )
+    columns = (cell_heading(study), "a seed changes", "seeds", f"sd of {described.label}", "95 % interval", "variance")
+    return Table("What the spread of the seeds comes from", columns, tuple(rows), note)
+
+
+def _test_images(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
+    """Cells, and differences from the best one, with intervals for these test images and for others too."""
+    name = study.record
+    best_first = ranked(study.figure(name), statistics[name]) if name in statistics else []
+    found = beyond_images(study, name, best_first[0] if best_first else None)
+    if found is None:
+        return None
+    described = study.figure(name)
+    rows = []
+    for cell, both in found.cells.items():
+        own = statistics[name].cells[cell]
+        whole = Cell(both.seeds, own.mean, None, *_around(own.mean, both))
+        entries = (Entry(figure(described, one), one.mean) for one in (own, whole))
+        rows.append((Entry(study.label(cell)), *entries))
+    for one in found.differences:
+        seeds, both = one.of_seeds, one.of_both
+        rows.append((
+            Entry(f"{study.label(one.a)} − {study.label(one.b)}"),
+            Entry(_reaching(described, seeds.mean, seeds.low, seeds.high), seeds.mean),
+            Entry(_reaching(described, seeds.mean, both.low, both.high), seeds.mean),
+        ))  # fmt: skip
+    images = next(iter(found.cells.values())).images
+    note = (
+        f"The tests above are about these {images:,} test images. The last column has the 95 % interval, each by "
+        "itself, for other seeds and other images of the same kind: seeds and images as crossed random effects."
+    )
+    columns = (cell_heading(study), f"{described.label}, over seeds", "over seeds and test images")
+    return Table("For other test images", columns, tuple(rows), note)
+
+
+def _around(mean: float | None, both: Crossed) -> tuple[float | None, float | None]:
+    """The interval's ends around the figure of the runs, which drew other noise than the figures of single images."""
+    if mean is None or both.low is None or both.high is None:
+        return None, None
+    reach = (both.high - both.low) / 2
+    return mean - reach, mean + reach
+
+
+def _reaching(row: figures.Figure, mean: float | None, low: float | None, high: float | None) -> str:
+    pair = Pair("", "", 0, mean, low, high, None, None, different=False)
+    return change(mean, pair, row) + ("" if low is None else f" ({interval(pair, row)})")
 
 
 def _effects(study: Study, statistics: Mapping[str, Comparison], name: str) -> Table | None:

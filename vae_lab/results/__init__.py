@@ -13,6 +13,7 @@ from vae_lab.results.files import (
     PICTURES,
     PROJECTOR,
     RESULT,
+    TEST_IMAGES,
     TRACEBACK,
     WEIGHTS,
     Environment,
@@ -31,10 +32,12 @@ from vae_lab.results.files import (
     read_history,
     read_pictures,
     read_result,
+    read_test_images,
     write_config,
     write_fingerprint,
     write_history,
     write_result,
+    write_test_images,
 )
 from vae_lab.results.integrity import SHOWN, checksums, damaged
 from vae_lab.results.locks import Owner, holder, in_turn, locked, was_left
@@ -54,6 +57,7 @@ __all__ = [
     "PROJECTOR",
     "RESULT",
     "SHOWN",
+    "TEST_IMAGES",
     "TRACEBACK",
     "WEIGHTS",
     "Environment",
@@ -78,6 +82,7 @@ __all__ = [
     "read_history",
     "read_pictures",
     "read_result",
+    "read_test_images",
     "replacing",
     "was_left",
     "write_bytes",
@@ -86,5 +91,6 @@ __all__ = [
     "write_history",
     "write_result",
     "write_same",
+    "write_test_images",
     "write_text",
 ]

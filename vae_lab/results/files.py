@@ -25,8 +25,8 @@ from pydantic import (
 from vae_lab.config import MetricsConfig
 from vae_lab.results import figures
 from vae_lab.results.plain import load_plain
-from vae_lab.results.reading import read_byte_arrays, read_bytes, read_json
-from vae_lab.results.writing import write_text
+from vae_lab.results.reading import read_arrays, read_bytes, read_json
+from vae_lab.results.writing import replacing, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,8 @@ CSV_LOG = "csv"  # the folder of conf/logger/csv.yaml
 PROJECTOR = "projector"
 EXPORT = "export"
 PICTURES, SHEETS = "pictures.npz", ("reconstructions.png", "samples.png")
+TEST_IMAGES = "test_images.npz"
+"""Figures of each test image."""
 BOUNDS = f"{CHECKPOINTS}/bounds.json"
 """Importance-weighted bounds of the test images so far, of an evaluation that was interrupted."""
 NOT_WRITTEN = "not written: "
@@ -111,6 +113,7 @@ class Timing(Part):
     epoch_seconds: list[Finite] = []
     first_step_seconds: Figure = None
     images_per_second: Figure = None
+    cpu_share: Figure = None  # of the processors that its threads ask for, while it trained on them
     metrics_seconds: Figure = None
 
 
@@ -323,10 +326,27 @@ def read_pictures(folder: Path) -> "dict[str, np.ndarray]":
     Empty if there are none that can be read.
     """
     try:
-        pictures = read_byte_arrays(folder / PICTURES)
+        pictures = read_arrays(folder / PICTURES, "uint8")
     except Exception:  # zipfile and NumPy raise many kinds for a damaged file
         return {}
     return {name: images for name, images in pictures.items() if images.ndim == 4 and images.size > 0}
+
+
+def write_test_images(folder: Path, images: "Mapping[str, np.ndarray]") -> None:
+    """Write the figures of each test image: name of the figure → (n,)."""
+    import numpy as np
+
+    with replacing(folder / TEST_IMAGES) as path:
+        np.savez(path, allow_pickle=False, **images)
+
+
+def read_test_images(folder: Path) -> "dict[str, np.ndarray]":
+    """Name of a figure → its value for each test image, in 32 bits; empty if there are none that can be read."""
+    try:
+        images = read_arrays(folder / TEST_IMAGES, "float32")
+    except Exception:  # as for pictures
+        return {}
+    return {name: values for name, values in images.items() if values.ndim == 1 and values.size > 0}
 
 
 def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
@@ -334,8 +354,8 @@ def clear(folder: Path, *, keep_checkpoints: bool = False) -> None:
 
     With `keep_checkpoints` its checkpoints and fingerprint stay, so that the next attempt can resume from them.
     """
-    patterns = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, *SHEETS, f"{PROJECTOR}*.pbtxt")
-    for pattern in (*patterns, ".*.partial*"):
+    files = (RESULT, CONFIG, HISTORY, MODEL, WEIGHTS, TRACEBACK, EVENTS, PICTURES, TEST_IMAGES, *SHEETS)
+    for pattern in (*files, f"{PROJECTOR}*.pbtxt", ".*.partial*"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / PROJECTOR, ignore_errors=True)

@@ -5,19 +5,19 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from vae_lab.results.files import CHECKPOINTS, HISTORY, MODEL, PICTURES, SHEETS, WEIGHTS, Result
+from vae_lab.results.files import CHECKPOINTS, HISTORY, MODEL, PICTURES, SHEETS, TEST_IMAGES, WEIGHTS, Result
 from vae_lab.results.reading import opened
 
-SHOWN = (HISTORY, PICTURES)
+SHOWN = (HISTORY, PICTURES, TEST_IMAGES)
 """The files of a run that a report shows, apart from its result."""
 
 # config.yaml is checked by its content, result.json by its schema, and a logger may still write to its own files.
 KNOWN = (*SHOWN, *SHEETS, MODEL, WEIGHTS, f"{CHECKPOINTS}/last.ckpt", f"{CHECKPOINTS}/best.ckpt")
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that a run wrote, by its name in the run's folder."""
-    return {name: _sha256(folder / name) for name in KNOWN if (folder / name).is_file()}
+def checksums(folder: Path, names: Iterable[str] = KNOWN) -> dict[str, str]:
+    """The SHA-256 of each file that a run wrote, or of these, by its name in the run's folder."""
+    return {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def damaged(folder: Path, result: Result, names: Iterable[str] = KNOWN) -> list[Path]:

@@ -28,6 +28,7 @@ LARGEST = {
     "hydra.yaml": MEBI,
     "history.csv": 32 * MEBI,
     "pictures.npz": 128 * MEBI,
+    "test_images.npz": 128 * MEBI,
     "search.json": 64 * MEBI,
     "bounds.json": 64 * MEBI,
     ".owner.json": MEBI,
@@ -184,8 +185,8 @@ class _Reader:
         return self._file.read(size)
 
 
-def read_byte_arrays(path: Path) -> "dict[str, np.ndarray]":
-    """The arrays of an `.npz` file, which must be of bytes; none is larger than the file says it is.
+def read_arrays(path: Path, kind: str) -> "dict[str, np.ndarray]":
+    """The arrays of an `.npz` file, which must be of this type; none is larger than the file says it is.
 
     Raises:
         ValueError: if an array is of another type, or of another size than its header says.
@@ -201,11 +202,11 @@ def read_byte_arrays(path: Path) -> "dict[str, np.ndarray]":
                 if version != (1, 0):
                     raise ValueError(f"{name} has version {version}")
                 shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
-                if dtype != np.uint8:
+                if dtype != np.dtype(kind):
                     raise ValueError(f"{name} has type {dtype}")
                 content = member.read()
-            if len(content) != math.prod(shape):
+            if len(content) != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} has {len(content)} bytes, not the shape {shape}")
-            pixels = np.frombuffer(bytearray(content), np.uint8)  # writable, as torch wants arrays
-            arrays[name.removesuffix(".npy")] = pixels.reshape(shape, order="F" if is_fortran else "C")
+            values = np.frombuffer(bytearray(content), dtype)  # writable, as torch wants arrays
+            arrays[name.removesuffix(".npy")] = values.reshape(shape, order="F" if is_fortran else "C")
     return arrays

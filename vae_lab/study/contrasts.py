@@ -132,6 +132,12 @@ def estimate(samples: np.ndarray, scale: float | None = None) -> Estimate:
     return Estimate(n, mean, sd, mean - reach, mean + reach, p)
 
 
+def sd_interval(sd: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of the standard deviation of normal noise, from that of n samples."""
+    low, high = (float(sd * ((n - 1) / stats.chi2.ppf(p, n - 1)) ** 0.5) for p in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+    return low, high
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values corrected by Holm's method (1979); None is not part of the family."""
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)

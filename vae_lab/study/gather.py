@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from vae_lab.config import NOT_IDENTIFYING, flatten, identifying, signatures
+from vae_lab.config import NOT_IDENTIFYING, USUAL_SOURCES, flatten, identifying, signatures
 from vae_lab.config.fingerprint import CODE, IMAGES
 from vae_lab.config.identity import BESIDE_TRAINING, changes_results, is_place
 from vae_lab.config.published import published_of_the_default_job
@@ -35,8 +35,12 @@ FAMILIES = ("train", "val", "test", "timing", "model", "memory")
 CLOCKED = ("timing", "memory")
 """The parts that depend on the machine."""
 
-# Losses on different test images are never comparable, even if the sweep varies these keys.
+VARY = "vary"
+"""The key that says what a seed changes."""
+
+# Losses on different test images are never comparable, even if the sweep varies these keys, nor is another spread.
 _TEST_IMAGES = (
+    VARY,
     "data._target_", "data.dataset", "data.image_shape", "data.num_test", "data.test_images",
     "data.binarize", "data.binarize_seed", "data.background",
     "trainer.limit_test_batches",
@@ -59,6 +63,12 @@ TOTAL = "test.total"
 """The metric of record where all cells can be compared by it; see `Study.record`."""
 LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
+
+BUSY = 0.75
+"""A run that had a smaller share of its processors shared them with others."""
+FRECHET, FLOOR = "test.fid_reconstructions", "test.fid_floor"
+FEW_IMAGES = 500
+"""Fréchet distances of fewer test images are warned of."""
 
 DEEPEST = 10
 MOST_LISTED = 6
@@ -269,6 +279,11 @@ class Study:
         """Cell → its training and test data and training length, without the keys that the sweep varies."""
         return _conditions(self)
 
+    def numbers(self, key: str) -> list[int]:
+        """The different whole numbers that a key has in the compared runs."""
+        found = {record.config.get(key) for record in self.compared}
+        return sorted(value for value in found if isinstance(value, int))
+
     @cached_property
     def hardware(self) -> tuple[str, ...]:
         """The hardware of the compared runs."""
@@ -447,6 +462,13 @@ def _config(folder: Path) -> dict[str, Any]:
 def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with dotted keys, without those that say where the run writes."""
     flat = flatten({key: value for key, value in config.items() if key != "published"}) if config else {}
+    if flat.get("objective.sigma") is not None:
+        flat.pop("objective.beta", None)  # it follows, from the number of latent dimensions too
+    sources = [flat.pop(key) for key in list(flat) if key.startswith(f"{VARY}[")]
+    if flat:
+        flat[VARY] = ", ".join(map(str, sources or USUAL_SOURCES))
+    if "subset" in sources:
+        flat.pop("data.subset_seed", None)
     own = flat.get("name"), flat.get("seed")
     return {key: value for key, value in flat.items() if not is_place(key, value, *own)}
 
@@ -639,10 +661,25 @@ def _comparability(study: Study) -> Iterator[str]:
     if len(commits) > 1 or any(commit.endswith("-dirty") for commit in commits):
         named = " and ".join(commit[:9] + "-dirty" * commit.endswith("-dirty") for commit in [*commits][:MOST_LISTED])
         yield f"The runs are not of one clean commit ({named}): a difference may come from changed code."
+    busy = [share for record in study.compared if (share := record.result.timing.cpu_share or 1.0) < BUSY]
+    if busy:
+        yield (
+            f"{len(busy)} of {len(study.compared)} runs had {100 * min(busy):.0f} to {100 * max(busy):.0f} % of the "
+            "processors that they asked for, since other programs used them: their times say little."
+        )
     for part in ("torch", "lightning", "python"):
         versions = list(dict.fromkeys(getattr(record.result.environment, part) for record in study.compared))
         if len(versions) > 1:
             yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
+    if FRECHET in study.metrics:
+        few = [count for count in study.numbers("data.num_test") if count < FEW_IMAGES]
+        if few:
+            floor = study.values(FLOOR).max().max()
+            real = "" if math.isnan(floor) else f": as many real images have {floor:.2g}"
+            yield (
+                f"Fréchet distances of {min(few)} test images are too high by an unknown part{real}; "
+                f"from {FEW_IMAGES} images on they say more."
+            )
     bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
     if bare:
         cells = ", ".join(bare[:MOST_LISTED])

@@ -1,5 +1,6 @@
 """The figures of a search: which key matters, the loss by trial, and where in the space it is low."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vae_lab.results.trials import Choice, Trials, bare
+from vae_lab.study.budgets import Budget
 from vae_lab.study.plots import COLOURS, GRID, INK, Drawing, file_name, styled
 
 ACROSS = 3
@@ -129,6 +131,26 @@ def keys(record: Trials) -> tuple[str, Figure] | None:
     bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     bar.outline.set_edgecolor(GRID)
     return f"{record.metric} of each trial by each key, later trials darker", figure
+
+
+def budgets(curves: Mapping[str, Budget], record: Trials) -> Drawing | None:
+    """The expected best figure of each search by its number of trials."""
+    return styled(partial(_budgets, curves, record))
+
+
+def _budgets(curves: Mapping[str, Budget], record: Trials) -> Drawing:
+    figure = Figure(figsize=(7, 3.4))
+    axes = figure.subplots()
+    figure.subplots_adjust(0.13, 0.16, 0.97, 0.96)
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+        trials = np.arange(1, len(curve.best) + 1)
+        axes.plot(trials, curve.best, color=colour, label=name)
+        axes.fill_between(trials, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="trials", ylabel=f"expected {record.goal} {record.metric}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    caption = f"The {record.goal} {record.metric} expected of so many random trials, with the bootstrap's 95 % interval"
+    return Drawing("search_budgets", caption, figure)
 
 
 def _scaled(axes: Axes, values: np.ndarray) -> None:

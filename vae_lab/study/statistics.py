@@ -14,12 +14,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from vae_lab.study.contrasts import LEVEL, Noise, Tested, estimate, false_discovery_rates, simultaneous
 from vae_lab.study.gather import Study
 
 MOST_CELLS = 12
 """With more cells than this, pairs are with the first cell only."""
+
+FEWEST_TRIMMED = 4
+"""The fewest seeds of which a quarter can be left out at each end."""
 
 MOST_COMBINATIONS = 1000
 """With more combinations of levels than this, an incomplete grid is a search, and effects are not computed."""
@@ -34,6 +38,8 @@ class Cell:
     sd: float | None
     low: float | None
     high: float | None
+    iqm: float | None = None
+    """The interquartile mean, without the lowest and the highest quarter; from four seeds on, else None."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,15 @@ def _cell(figures: np.ndarray, codes: np.ndarray) -> Cell:
     present = np.isfinite(figures)
     if len(set(codes[present])) > 1:
         return Cell(int(present.sum()), None, None, None, None)
-    return Cell(*estimate(figures)[:5])
+    return Cell(*estimate(figures)[:5], interquartile_mean(figures[present]))
+
+
+def interquartile_mean(samples: np.ndarray) -> float | None:
+    """The mean without the lowest and the highest quarter, which a few outliers do not move (Agarwal et al. 2021).
+
+    None of fewer than four samples, from which it would leave out none.
+    """
+    return None if len(samples) < FEWEST_TRIMMED else float(stats.trim_mean(samples, 0.25))
 
 
 class Contrast(NamedTuple):

@@ -122,8 +122,14 @@ def _check_comparable(runs: Iterable[tuple[Path, Result]], metric: str) -> None:
         hangs_on = _row(metric, result).hangs_on
         sections = [*(OF_IMAGES if family in SPLITS else ())]
         if hangs_on == "objective":
-            sigma_follows_beta = signatures.beta_sets_sigma(settings.get("objective._target_"))
-            sections += ["objective", "likelihood._target_" if sigma_follows_beta else "likelihood"]
+            sections.append("objective")
+            if not signatures.beta_sets_sigma(settings.get("objective._target_")):
+                sections.append("likelihood")
+            elif settings.get("objective.sigma") is not None:
+                sections.append("likelihood._target_")
+                del settings["objective.beta"]
+            else:  # β is another σ with another number of dimensions
+                sections += ["likelihood._target_", "latent.dim", "latent.shape"]
         conditions = {
             key: value
             for key, value in settings.items()

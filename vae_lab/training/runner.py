@@ -221,7 +221,7 @@ def run(run: Run, watching: Sequence[Callback] = ()) -> results.Result:
         wall_seconds=time.monotonic() - started,
         environment=environment(run.config),
         files=results.checksums(folder),
-        **{"terms": {}, "nats": None, "divergence": None} | _recorded(history) | measured,
+        **{"terms": {}, "nats": None, "divergence": None} | _recorded(history, run.config) | measured,
     )
     results.write_result(folder, result)
     return result
@@ -237,13 +237,14 @@ def _error_text(failure: Exception) -> str:
     return text if text.startswith(f"{type(failure).__name__}: ") else f"{type(failure).__name__}: {text}"
 
 
-def _recorded(history: History) -> dict[str, Any]:
+def _recorded(history: History, settings: Config) -> dict[str, Any]:
     """The fields that every run has, finished or failed: its timing and the last losses of each split."""
     timing = results.Timing(
         train_seconds=sum(history.epoch_seconds) if history.epoch_seconds else None,
         epoch_seconds=history.epoch_seconds,
         first_step_seconds=history.first_step_seconds,
         images_per_second=history.images_per_second,
+        cpu_share=None if on_gpu(settings) else history.cpu_share(settings.trainer.threads),
     )
     kinds = {"train": results.Losses, "val": results.Losses, "test": results.Test}
     return {"timing": timing} | {split: kind(**_losses(history, split)) for split, kind in kinds.items()}
@@ -322,18 +323,18 @@ def attempt(
     search_no_gpu()
     reset_peak_memory()
     torch.set_num_threads(settings.trainer.threads)
-    seed_everything(settings.seed, verbose=False)
+    seed_everything(settings.seed_of("init"), verbose=False)
     model = channels_last(vae.build(settings), weights=not _are_weights_read(settings))
     module = LitVAE(
         model,
         config.build(settings.objective),
         config.build(settings.optimizer),
         config.build(settings.scheduler) if settings.scheduler else None,
-        settings.seed,
+        settings.seed_of("noise"),
         run.lengths,
     )
     data = config.build(settings.data)
-    data.seed = settings.seed
+    data.seed = settings.seed_of("order")
     arguments = _arguments(settings)
     has_validation = getattr(settings.data, "num_val", 1) > 0
     validated = {} if has_validation else {"limit_val_batches": 0}
@@ -379,7 +380,7 @@ def attempt(
         save_weights(model, folder / results.WEIGHTS)
     except Exception as error:  # a full disk, or a user's module whose state is not tensors only
         module.not_written(results.WEIGHTS, error)
-    recorded = _recorded(history)
+    recorded = _recorded(history, settings)
     trained_here = history.resumed[-1:] != [len(history.epoch_seconds)]  # else only the test ran here
     return {
         "tested_epoch": tested_epoch,

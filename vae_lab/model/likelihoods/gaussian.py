@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.special import log_ndtr
 
 from vae_lab.config.base import Positive
 from vae_lab.model.distributions import bounded
-from vae_lab.model.interfaces import Likelihood
+from vae_lab.model.interfaces import HALF_LEVEL, Likelihood
 
 START = 0.3
 """σ that is learned starts here, near the spread of grey levels: from a larger one posteriors collapse at first."""
@@ -21,6 +22,9 @@ LOG_BOUNDS = (-6.0, 3.0)
 
 MOMENTUM = 0.1
 """The weight of a batch in the running mean of the squared error, as in torch's batch normalisation."""
+
+NARROW = 0.02
+"""Half a level in units of σ below which a level's probability comes from its density and the curvature of that."""
 
 
 class GaussianLikelihood(Likelihood):
@@ -77,6 +81,20 @@ class GaussianLikelihood(Likelihood):
         else:
             sigma = self.sigma if self.log_sigma is None else self.log_sigma.exp()
         return Independent(Normal(mean, sigma, validate_args=False), 3, validate_args=False)
+
+    def log_masses(self, x: Distribution, images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """Log Φ(u + h) − Φ(u − h), summed over pixels, for u = (x − x̂) / σ and half a level h = ½ / 255σ."""
+        assert isinstance(x, Independent)
+        mean, sigma = x.base_dist.mean, x.base_dist.stddev
+        if self.kind != "per_pixel" and NARROW * sigma.flatten()[0] > HALF_LEVEL:
+            # log 2hφ(u) + h²(u² − 1)/6 + O(h⁴), for a ninth of the time
+            log_density: Tensor = x.log_prob(images)  # type: ignore[no-untyped-call]
+            one, pixels = sigma.flatten()[0], images[0].numel()
+            squares = -2 * (log_density + pixels * (one.log() + 0.5 * math.log(2 * math.pi)))
+            return log_density - pixels * math.log(255) + (HALF_LEVEL / one).square() / 6 * (squares - pixels)
+        u, h = ((images - mean) / sigma).abs(), HALF_LEVEL / sigma
+        upper, lower = log_ndtr(h - u), log_ndtr(-h - u)  # of the tail, in which nothing cancels
+        return (upper + torch.log(-torch.expm1(lower - upper))).flatten(1).sum(1)
 
 
 def _root(squared_error: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -38,14 +38,22 @@ class History(Callback):
         self.rows: list[Row] = []
         self.first_step_seconds = math.nan
         self.epoch_seconds: list[float] = []
+        self.epoch_cpu_seconds: list[float] = []
         self.epoch_images: list[int] = []
         self.resumed: list[int] = []
         self._is_first_step = True
         self._had_first_step = False
         self._seconds = 0.0
+        self._cpu_seconds = 0.0
         self._running_since: float | None = None
+        self._cpu_since = 0.0
         self._evaluation_since = 0.0
         self._val_seconds: float | None = None
+
+    def cpu_share(self, threads: int) -> float:
+        """The processor time of the epochs as a share of what so many threads can have."""
+        seconds = sum(self.epoch_seconds) * threads
+        return min(1.0, sum(self.epoch_cpu_seconds) / seconds) if seconds > 0 else math.nan
 
     @property
     def images_per_second(self) -> float:
@@ -56,6 +64,7 @@ class History(Callback):
         return {
             "rows": [[row.epoch, row.split, row.seconds, {**row.terms}] for row in self.rows],
             "epoch_seconds": [*self.epoch_seconds],
+            "epoch_cpu_seconds": [*self.epoch_cpu_seconds],
             "first_step_seconds": self.first_step_seconds,
             "epoch_images": [*self.epoch_images],
             "resumed": [*self.resumed],
@@ -71,6 +80,7 @@ class History(Callback):
             return
         self.rows = [Row(*row) for row in state_dict["rows"]]
         self.epoch_seconds = [*state_dict["epoch_seconds"]]
+        self.epoch_cpu_seconds = [*state_dict["epoch_cpu_seconds"]]
         self.first_step_seconds = state_dict["first_step_seconds"]
         self.epoch_images = [*state_dict["epoch_images"]]
         self.resumed = [*state_dict["resumed"]]
@@ -88,12 +98,12 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._had_first_step = False
-        self._seconds, self._val_seconds = 0.0, None
-        self._running_since = time.perf_counter()
+        self._seconds, self._cpu_seconds, self._val_seconds = 0.0, 0.0, None
+        self._start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._running_since is None:
-            self._running_since = time.perf_counter()
+            self._start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,9 +112,9 @@ class History(Callback):
             self._stop(pl_module)
             if math.isnan(self.first_step_seconds):
                 self.first_step_seconds = self._seconds
-            self._is_first_step, self._seconds = False, 0.0
+            self._is_first_step, self._seconds, self._cpu_seconds = False, 0.0, 0.0
             self._had_first_step = True
-            self._running_since = time.perf_counter()
+            self._start()
         if batch_idx + 1 == trainer.num_training_batches:
             self._stop(pl_module)
 
@@ -120,6 +130,7 @@ class History(Callback):
         assert isinstance(pl_module, LitVAE)
         self._stop(pl_module)
         self.epoch_seconds.append(self._seconds)
+        self.epoch_cpu_seconds.append(self._cpu_seconds)
         average = pl_module.averages["train"]
         images = average.images - (average.first_images if self._had_first_step else 0)
         self.epoch_images.append(images)
@@ -130,10 +141,14 @@ class History(Callback):
             pl_module.log_dict(_speed(self._seconds, images))
         self.on_epoch(self.rows)
 
+    def _start(self) -> None:
+        self._running_since, self._cpu_since = time.perf_counter(), time.process_time()
+
     def _stop(self, module: LightningModule) -> None:
         if self._running_since is not None:
             _wait(module.device)
             self._seconds += time.perf_counter() - self._running_since
+            self._cpu_seconds += time.process_time() - self._cpu_since
             self._running_since = None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

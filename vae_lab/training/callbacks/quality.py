@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vae_lab import results
 from vae_lab.config import Config
 from vae_lab.evaluation.measure import kind_of_divergence, measure
 from vae_lab.training.callbacks.history import History
@@ -53,7 +54,7 @@ class Quality(Callback):
         started = time.perf_counter()
         try:
             self.divergence = kind_of_divergence(pl_module.vae)
-            self.figures = measure(
+            self.figures, images = measure(
                 pl_module.vae,
                 pl_module.objective,
                 data,
@@ -62,6 +63,7 @@ class Quality(Callback):
                 losses.terms,
                 Path(trainer.default_root_dir),
             )
+            results.write_test_images(Path(trainer.default_root_dir), images)
         except Exception as error:
             self.error = f"test metrics: they could not be taken ({type(error).__name__}: {error})"
             log.warning("%s", self.error, exc_info=True)
