@@ -29,6 +29,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def process_time(self) -> float:
+        return self.now / 2
+
 
 class Slow(nn.Module):
     """Takes time: 100 s for the first batch, 1 s for others in training, 1,000 s for one in evaluation."""
@@ -56,6 +59,7 @@ def test_the_clock_counts_training_steps_alone(run_of: Compose, monkeypatch: pyt
     assert timing.epoch_seconds == [4, 5]
     assert timing.train_seconds == 9
     assert timing.images_per_second == 10
+    assert timing.cpu_share == 0.5
 
 
 @pytest.mark.parametrize(

@@ -104,13 +104,18 @@ def history_of(folder: Path) -> list[list[str]]:
         return [row[:-1] for row in csv.reader(file)]
 
 
+CLOCKED = (
+    "epoch_seconds", "epoch_cpu_seconds", "first_step_seconds", "epoch_images", "resumed", "monotonic_time",
+)  # fmt: skip
+
+
 def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
     """The places at which two checkpoints differ, seconds left out."""
     if isinstance(one, dict):
         if one.keys() != other.keys():
             yield place
         for key in one:
-            if key not in ("epoch_seconds", "first_step_seconds", "epoch_images", "resumed", "monotonic_time"):
+            if key not in CLOCKED:
                 yield from differences(one[key], other[key], f"{place}.{key}")
     elif isinstance(one, list) and place.endswith(".rows"):
         yield from differences(*([[*row[:2], row[3]] for row in rows] for rows in (one, other)), f"{place}[:]")
@@ -274,7 +279,8 @@ def test_a_checkpoint_that_cannot_be_resumed_starts_the_run_again_and_says_why(
     kept = last.read_bytes()
     assert runner.epochs_kept(run) == 1
     altered = bytearray(kept)
-    altered[len(kept) // 2] ^= 1
+    middle = next(place for place in range(len(kept) // 2, len(kept)) if kept[place] != ord("Z"))  # torch's padding
+    altered[middle] ^= 1
     for content in (altered, kept[:-100], kept[:5], b""):
         last.write_bytes(content)
         with pytest.raises(CheckpointError, match=re.escape(f"{last} is damaged (")):

@@ -48,7 +48,7 @@ def run(run_of: Compose) -> config.Run:
 def test_a_run_has_the_metrics_that_were_asked_for(run: config.Run) -> None:
     test = json.loads((run.directory / "result.json").read_text())["test"]
     assert {name for name, value in test.items() if value is None} == {
-        "iwae_1", "iwae_10", "iwae_100", "bits_per_dim", "probe_accuracy",
+        "iwae_1", "iwae_10", "iwae_100", "effective_samples", "bits_per_dim", "probe_accuracy",
         "fid_samples_gaussian", "fid_samples_mixture", "rate_bits", "codebook_used", "codebook_perplexity",
     }  # fmt: skip
     assert len(test["kl_per_dimension"]) == 8

@@ -292,8 +292,8 @@ def test_the_divergence_is_the_number_of_positions_times_ln_k(quantized: vae.VAE
     assert torch.allclose(kl.nats, torch.full((3,), 49 * math.log(len(quantized.posterior.codebook))))
     assert torch.allclose(q.log_prob(z) - quantized.prior().log_prob(z), kl.nats)
     bounds = importance_weighted(quantized, images, [1, 4], torch.Generator())
-    for bound in bounds.values():  # there is one z, so all bounds are the ELBO
-        assert torch.allclose(bound.float(), x.log_prob(images) - kl.nats, rtol=1e-4)
+    for k in (1, 4):  # there is one z, so all bounds are the ELBO
+        assert torch.allclose(bounds[f"iwae_{k}"].float(), x.log_prob(images) - kl.nats, rtol=1e-4)
 
 
 @each

@@ -50,6 +50,7 @@ def test_keys_of_a_result_stay_the_same(tmp_path: Path) -> None:
         "epoch_seconds",
         "first_step_seconds",
         "images_per_second",
+        "cpu_share",
         "metrics_seconds",
     }
     assert set(loaded["model"]) == {

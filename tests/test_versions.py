@@ -89,7 +89,7 @@ def test_it_is_exported(old_run: Path, tmp_path: Path) -> None:
     images = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(again.reconstruct(images), vae_lab.load(old_run).reconstruct(images))
     stored = yaml.safe_load((exported.folder / "config.yaml").read_text())
-    assert stored["objective"] == {"_target_": "vae_lab.MseKl", "beta": 0.01}
+    assert stored["objective"] == {"_target_": "vae_lab.MseKl", "beta": 0.01, "sigma": None}
 
 
 def test_every_alias_stands_for_a_public_name_and_every_public_name_exists() -> None:

@@ -15,6 +15,7 @@ from vae_lab.data import ImageModule
 from vae_lab.evaluation.batches import Codes, HeldOutBatches, encoded, exact, generator_for, in_double
 from vae_lab.model.distributions import DiagonalNormal, StandardNormal, by_dimension, divergence
 from vae_lab.model.flows import Flow
+from vae_lab.model.hierarchy import Hierarchy
 from vae_lab.model.quantized import Quantized
 from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import AT_ONCE, VAE
@@ -137,8 +138,8 @@ def _has_weights(vae: VAE) -> bool:
 
 
 def _mean(posterior: Distribution) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n ..."]]:
-    """The mean of each posterior, and the variance of its error: not 0 for flows, whose means are estimated."""
-    if not isinstance(posterior, Flow):
+    """The mean of each posterior, and the variance of its error: not 0 where means are estimated."""
+    if not isinstance(posterior, Flow | Hierarchy):
         return posterior.mean, torch.zeros_like(posterior.mean)
     draws = posterior.sample((DRAWS,))
     return draws.mean(0), draws.var(0) / DRAWS

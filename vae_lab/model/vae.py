@@ -237,7 +237,10 @@ def build(settings: config.Config) -> VAE:
     distributions = build_distributions(settings)
     encoder, decoder = (build_half(side, settings, distributions) for side in SIDES)
     posterior, prior, likelihood = distributions
-    return VAE(encoder, posterior, prior, decoder, likelihood, settings.data.image_shape)
+    try:
+        return VAE(encoder, posterior, prior, decoder, likelihood, settings.data.image_shape)
+    except ValueError as error:
+        raise FitError(f"prior: does not fit the model ({error})") from error
 
 
 class Distributions(NamedTuple):

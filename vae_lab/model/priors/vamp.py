@@ -11,6 +11,7 @@ from torch.distributions import MixtureSameFamily
 from vae_lab.config.base import Width
 from vae_lab.model.blocks.layers import evaluating
 from vae_lab.model.distributions import mixture
+from vae_lab.model.hierarchy import Hierarchy
 from vae_lab.model.interfaces import Prior
 
 if TYPE_CHECKING:
@@ -52,4 +53,6 @@ class VampPrior(Prior):
         """The distribution of one z."""
         with evaluating(self.model.encoder):
             components = self.model.posterior(self.model.encoder(self.images()))
+        if isinstance(components, Hierarchy) and components.event_shape != self.latent_shape:
+            components = components.top  # the prior of the upper level
         return mixture(torch.zeros_like(components.mean.flatten(1)[:, 0]), components)
