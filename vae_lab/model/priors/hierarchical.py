@@ -52,9 +52,7 @@ class HierarchicalPrior(Prior):
         """Set the model, whose encoder and posterior the pseudo-inputs go through."""
         super().belong_to(model)
         if isinstance(self.top, VampPrior) and not isinstance(model.posterior, HierarchicalPosterior):
-            raise ValueError(
-                "top=vamp needs q(z₂ | u), which only posterior=hierarchical has; take it, or prior=vamp"
-            )
+            raise ValueError("top=vamp needs q(z₂ | u), which only posterior=hierarchical has; take it, or prior=vamp")
         self.top.belong_to(model)
 
     def images(self) -> Float[Tensor, "k c h w"] | None:
