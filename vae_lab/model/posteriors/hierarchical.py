@@ -37,11 +37,11 @@ class HierarchicalPosterior(Posterior):
         log_variance: Bounds | None = (-30.0, 20.0),
     ) -> None:
         super().__init__(latent_shape)
-        self.half = half_of(self.latent_shape)
+        self.level = half_of(self.latent_shape)
         self.context = context
         self.log_variance = log_variance
         bounds = None if log_variance is None else (log_variance[0], log_variance[1])
-        self.below = Conditional(self.half + context, self.half, width, bounds)
+        self.below = Conditional(self.level + context, self.level, width, bounds)
 
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:
         """A mean and a log-variance for each dimension of z₂, and the context."""
@@ -50,14 +50,14 @@ class HierarchicalPosterior(Posterior):
     def forward(self, parameters: Float[Tensor, "b p"]) -> Hierarchy:
         """The posteriors of a batch, computed in at least 32 bits."""
         parameters = parameters.float() if parameters.element_size() < 4 else parameters
-        mean, log_variance, context = torch.split(parameters, [self.half, self.half, self.context], 1)
+        mean, log_variance, context = torch.split(parameters, [self.level, self.level, self.context], 1)
 
         def bottom(top: Tensor) -> DiagonalNormal:
             batch = torch.broadcast_shapes(top.shape[:-1], context.shape[:-1])  # type: ignore[no-untyped-call]
             given: DiagonalNormal = self.below(torch.cat([top.expand(*batch, -1), context.expand(*batch, -1)], -1))
             return given
 
-        return Hierarchy(DiagonalNormal(mean, bounded(log_variance, self.log_variance)), bottom, self.half)
+        return Hierarchy(DiagonalNormal(mean, bounded(log_variance, self.log_variance)), bottom, self.level)
 
 
 def half_of(latent_shape: Sequence[int]) -> int:

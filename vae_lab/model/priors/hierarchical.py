@@ -43,10 +43,10 @@ class HierarchicalPrior(Prior):
         log_variance: Bounds | None = (-30.0, 20.0),
     ) -> None:
         super().__init__(latent_shape)
-        self.half = half_of(self.latent_shape)
+        self.level = half_of(self.latent_shape)
         bounds = None if log_variance is None else (log_variance[0], log_variance[1])
-        self.top: Prior = VampPrior([self.half], components=components) if top == "vamp" else StandardPrior([self.half])
-        self.below = Conditional(self.half, self.half, width, bounds)
+        self.top: Prior = VampPrior([self.level], components=components) if top == "vamp" else StandardPrior([self.level])
+        self.below = Conditional(self.level, self.level, width, bounds)
 
     def belong_to(self, model: "VAE") -> None:
         """Set the model, whose encoder and posterior the pseudo-inputs go through."""
@@ -61,4 +61,4 @@ class HierarchicalPrior(Prior):
 
     def forward(self) -> Hierarchy:
         """The distribution of one z."""
-        return Hierarchy(self.top(), self.below, self.half)
+        return Hierarchy(self.top(), self.below, self.level)
