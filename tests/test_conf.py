@@ -43,6 +43,7 @@ NEEDED = {
     "likelihood/gaussian_optimal": ["objective=elbo"],
     "likelihood/gaussian_per_pixel": ["objective=elbo"],
     "likelihood/logistic": ["objective=elbo"],
+    "prior/hierarchical_vamp": ["posterior=hierarchical"],
     "likelihood/bernoulli": ["data.binarize=dynamic", "objective=elbo"],
 }
 """What a choice asks of other groups."""
