@@ -1,6 +1,6 @@
 """Distributions over codes of two levels: z = (top, bottom), where the bottom one depends on the top one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Conditional(nn.Module):
         log_variance: bounds of ln σ²; None for none.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int, log_variance: tuple[float, float] | None) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, log_variance: Sequence[float] | None) -> None:
         super().__init__()
         self.log_variance = log_variance
         self.network = nn.Sequential(

@@ -40,8 +40,7 @@ class HierarchicalPosterior(Posterior):
         self.level = half_of(self.latent_shape)
         self.context = context
         self.log_variance = log_variance
-        bounds = None if log_variance is None else (log_variance[0], log_variance[1])
-        self.below = Conditional(self.level + context, self.level, width, bounds)
+        self.below = Conditional(self.level + context, self.level, width, log_variance)
 
     def num_parameters(self, latent_shape: tuple[int, ...]) -> int:
         """A mean and a log-variance for each dimension of z₂, and the context."""

@@ -44,9 +44,9 @@ class HierarchicalPrior(Prior):
     ) -> None:
         super().__init__(latent_shape)
         self.level = half_of(self.latent_shape)
-        bounds = None if log_variance is None else (log_variance[0], log_variance[1])
-        self.top: Prior = VampPrior([self.level], components=components) if top == "vamp" else StandardPrior([self.level])
-        self.below = Conditional(self.level, self.level, width, bounds)
+        is_vamp = top == "vamp"
+        self.top: Prior = VampPrior([self.level], components=components) if is_vamp else StandardPrior([self.level])
+        self.below = Conditional(self.level, self.level, width, log_variance)
 
     def belong_to(self, model: "VAE") -> None:
         """Set the model, whose encoder and posterior the pseudo-inputs go through."""
