@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ import vae_lab
 from vae_lab import cli, results
 from vae_lab.cli import generate
 from vae_lab.config import Run, config_folder
+from vae_lab.evaluation.runs import open_images
+from vae_lab.model import samplers
 from vae_lab.trained import sheets
+from vae_lab.trained.loading import read_settings
 from vae_lab.trained.sheets import Wanted
 from vae_lab.training import runner
 
@@ -63,6 +67,19 @@ def test_samples_are_those_of_the_model(run: Path, tmp_path: Path, capsys: pytes
     shown = tiles(drawn(run, tmp_path / "new" / "a.png", "--count", "12", "--columns", "4", "--seed", "5"), 3, 4, 3, 4)
     assert (shown.reshape(12, 28, 28) == as_bytes(vae_lab.load(run).sample(12, seed=5))).all()
     assert "a.png: 12 samples of the prior, seed 5, of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "words"), [("gaussian", "a Gaussian"), ("mixture", "a mixture")])
+def test_samples_of_a_fitted_density_are_those_of_the_library(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: Any, words: str
+) -> None:
+    pixels = drawn(run, tmp_path / "a.png", "--count", "6", "--columns", "3", "--seed", "5", "--sampler", kind)
+    model = vae_lab.load(run)
+    data = open_images(run, read_settings(run), "fit")
+    images = data.splits["train"].images.float() / 255
+    expected = model.decode(samplers.fit(model, images, kind).sample(6, seed=5))
+    assert (tiles(pixels, 2, 3, 3, 4).reshape(6, 28, 28) == as_bytes(expected)).all()
+    assert f"6 samples of {words} fitted to the training codes, seed 5, of " in capsys.readouterr().out
 
 
 def test_reconstructions_lie_under_their_test_images(run: Path, tmp_path: Path) -> None:
@@ -130,6 +147,7 @@ def test_principal_components_are_those_of_the_codes() -> None:
 
 def test_the_command_knows_every_kind() -> None:
     assert [*generate.KINDS] == [*sheets.KINDS]
+    assert generate.KINDS_OF_SAMPLER == samplers.KINDS
     assert {option for options in generate.KINDS.values() for option in options} <= {*Wanted.__dataclass_fields__}
     assert all(f"  {kind} " in generate.GENERATE for kind in generate.KINDS)
 
@@ -143,6 +161,7 @@ def test_the_command_knows_every_kind() -> None:
         (["--dims", "1"], "--dims: has no meaning for samples; it is for traversal and manifold"),
         (["--what", "manifold", "--dims", "1"], "--dims: a manifold has two different dimensions, but got 1"),
         (["--what", "traversal", "--span", "nan"], "--span: must be a finite number greater than 0, but is nan"),
+        (["--what", "manifold", "--sampler", "mixture"], "--sampler: has no meaning for manifold; it is for samples"),
         (["--rows", "0"], "--rows: must be at least 1, but is 0"),
         (["--rows", "9", "--count", "9"], "--count: gives the number of rows; leave out --rows"),
         (["--rows", "90000"], "ask for fewer images or a smaller --scale"),

@@ -8,7 +8,7 @@ from vae_lab.config.terminal import say
 from vae_lab.sweep import checks
 
 KINDS = {
-    "samples": ("rows", "columns", "count", "seed"),
+    "samples": ("rows", "columns", "count", "seed", "sampler"),
     "reconstructions": ("rows", "columns", "count", "seed", "index"),
     "interpolation": ("rows", "columns", "seed", "index"),
     "traversal": ("rows", "columns", "seed", "index", "dims", "span"),
@@ -18,9 +18,12 @@ KINDS = {
 }
 """The kinds of sheet that `generate` draws, and the options of each."""
 
+KINDS_OF_SAMPLER = ("gaussian", "mixture")
+"""`samplers.KINDS`, whose module imports torch."""
+
 GENERATE = """\
 what is drawn, and the rows × columns that it has by default:
-  samples          images of z drawn from the prior (8 × 8)
+  samples          images of z drawn from the prior, or from a density fitted to the training codes (8 × 8)
   reconstructions  test images above what the model makes of them (1 pair of rows × 10)
   interpolation    a row from each test image to the next, along the straight line between their codes (6 × 10)
   traversal        a row for each latent dimension, from -SPAN to SPAN, the others as the first test image has them;
@@ -32,6 +35,7 @@ what is drawn, and the rows × columns that it has by default:
 
 examples:
   {command} outputs/study/vanilla-vanilla/seed-0 --what samples --out samples.png
+  {command} outputs/study/vanilla-vanilla/seed-0 --sampler mixture --out samples.png
   {command} outputs/study --best val.total --what reconstructions --index 3 14 15 --out three.png
   {command} outputs/study/vanilla-vanilla/seed-0 --what traversal --dims 7 130 --span 4 --out walk.png
   {command} outputs/study/vanilla-vanilla/seed-0 --what manifold --rows 30 --columns 30 --out plane.png
@@ -51,6 +55,11 @@ def generate(arguments: Sequence[str]) -> None:
         "--seed", type=int, metavar="N", help="of the samples (default: 0); elsewhere: test images drawn at random"
     )
     parser.add_argument(
+        "--sampler",
+        choices=("prior", *KINDS_OF_SAMPLER),
+        help="what samples are drawn from: the prior (default), or a Gaussian or a mixture of ten fitted to codes",
+    )
+    parser.add_argument(
         "--index", "--images", type=int, nargs="+", metavar="N", help="which test images, from 0 (default: the first)"
     )
     parser.add_argument("--dims", type=int, nargs="+", metavar="N", help="which latent dimensions, from 0")
@@ -67,7 +76,7 @@ def generate(arguments: Sequence[str]) -> None:
         help="pixels of the sheet for a pixel of an image (default: as fits)",
     )
     given = parser.parse_args(arguments)
-    chosen = {name: value for name in ("rows", "columns", "count", "seed", "index", "dims", "span", "scale")
+    chosen = {name: value for name in ("rows", "columns", "count", "seed", "sampler", "index", "dims", "span", "scale")
               if (value := getattr(given, name)) is not None}  # fmt: skip
     for name in chosen:
         if name not in (*KINDS[given.what], "scale"):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from vae_lab import results
 from vae_lab.data.batches import images_of
+from vae_lab.evaluation.latent_space import labelled_training_images
 from vae_lab.evaluation.runs import open_images
-from vae_lab.model import vae
+from vae_lab.model import samplers, vae
 from vae_lab.model.quantized import QuantizedPosterior, as_map
 from vae_lab.trained import foreign
 from vae_lab.trained.evaluate import with_trusted_images
@@ -35,6 +36,9 @@ LARGEST = 100_000_000
 """The most pixels of a sheet: 300 MB in memory."""
 MOST_CODES = 2000
 """The most test images that are encoded to find the directions in which the codes vary."""
+MOST_FITTED_TO = 10_000
+"""The most training images to whose codes a sampler is fitted, as in `metrics.samplers`."""
+SOURCES = {"gaussian": "a Gaussian fitted to the training codes", "mixture": "a mixture fitted to the training codes"}
 AT_ONCE = 250
 """Images that are decoded per update of the progress bar."""
 
@@ -52,6 +56,7 @@ class Wanted:
         rows: rows of images; for reconstructions, pairs of rows: the images and their reconstructions.
         columns: images in a row.
         count: number of samples or reconstructions, instead of `rows`.
+        sampler: what samples are drawn from: `prior`, or the kind of a sampler that is fitted to the training codes.
         seed: seed of the samples; for other kinds, of the choice of test images. None takes the first test images.
         index: the test images, counted from 0.
         dims: the latent dimensions, counted from 0.
@@ -65,6 +70,7 @@ class Wanted:
     columns: int | None = None
     count: int | None = None
     seed: int | None = None
+    sampler: str = "prior"
     index: Sequence[int] = ()
     dims: Sequence[int] = ()
     span: float = 3.0
@@ -140,7 +146,7 @@ def _check_numbers(wanted: Wanted) -> None:
 
 
 class TestImages:
-    """The test images of a run, read on first use."""
+    """The test images of a run, read on first use, and its training images for samplers."""
 
     def __init__(self, folder: Path, root: str | None, model: vae.VAE) -> None:
         self.folder = folder
@@ -183,6 +189,33 @@ class TestImages:
         if missing or len(numbers) < count:
             raise SheetError(f"the run has {seen:,} test images, but {count:,} are wanted")
         return torch.stack([found[number] for number in numbers]), numbers
+
+    def fitted(self, kind: str) -> samplers.Sampler:
+        """A sampler that is fitted to the codes of the first `MOST_FITTED_TO` training images.
+
+        Raises:
+            SheetError: if the model's codes have no such density, or there are too few images.
+            LoadError: if untrusted code would read the images.
+            DataError: if they cannot be read.
+        """
+        if isinstance(self.model.posterior, QuantizedPosterior):
+            raise SheetError("--sampler: a density that is fitted to codes of a codebook gives no codes; take prior")
+        if self.model.latent_dim > samplers.MOST_FITTED:
+            raise SheetError(
+                f"--sampler: takes at most {samplers.MOST_FITTED:,} latent dimensions, but the model has "
+                f"{self.model.latent_dim:,}; take prior"
+            )
+        settings = with_trusted_images(self.folder, read_settings(self.folder), self.root)
+        images, count = [], 0
+        for batch in labelled_training_images(open_images(self.folder, settings, "fit")):
+            images.append(images_of(batch)[: MOST_FITTED_TO - count])
+            count += len(images[-1])
+            if count == MOST_FITTED_TO:
+                break
+        try:
+            return samplers.fit(self.model, torch.cat(images), cast("samplers.Kind", kind))
+        except ValueError as error:
+            raise SheetError(f"--sampler: {error}") from error
 
     def _find(self, numbers: Sequence[int]) -> tuple[dict[int, Tensor], int]:
         """The images with these numbers that exist, and how many images were read until all were found."""
@@ -233,13 +266,18 @@ def draw(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
 
 
 def samples(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
-    """Decoded samples of the prior."""
+    """Decoded samples of the prior, or of a sampler that is fitted to the training codes."""
     columns = wanted.columns or 8
     count = wanted.count or columns * (wanted.rows or 8)
     seed = wanted.seed or 0
     _check_size(model, count, columns, wanted.scale)
-    z = model.draw(count, torch.Generator().manual_seed(seed))
-    return Drawn(_decoded(model, z), columns, f"{_counted(count, 'sample')} of the prior, seed {seed}")
+    generator = torch.Generator().manual_seed(seed)
+    if wanted.sampler == "prior":
+        z, source = model.draw(count, generator), "the prior"
+    else:
+        z, source = test.fitted(wanted.sampler).draw(count, generator), SOURCES[wanted.sampler]
+    images = _decoded(model, z.reshape(-1, *model.latent_shape))
+    return Drawn(images, columns, f"{_counted(count, 'sample')} of {source}, seed {seed}")
 
 
 def reconstructions(model: vae.VAE, wanted: Wanted, test: TestImages) -> Drawn:
