@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from vae_lab.results.files import read_test_images
 from vae_lab.study.contrasts import LEVEL, Estimate, estimate
 from vae_lab.study.gather import Study
 
@@ -83,9 +82,9 @@ def _table(study: Study, cell: str, metric: str) -> dict[int, np.ndarray] | None
     """Seed → the figure of each image; None unless every run of the cell has it for as many images."""
     name = metric.removeprefix("test.")
     found = {
-        record.result.seed: values.astype(float)
-        for record in study.of(cell)
-        if (values := read_test_images(record.folder).get(name)) is not None and np.isfinite(values).all()
+        seed: values.astype(float)
+        for (of, seed), images in study.test_images.items()
+        if of == cell and (values := images.get(name)) is not None and np.isfinite(values).all()
     }
     complete = found and len(found) == len(study.of(cell))
     return found if complete and len({*map(len, found.values())}) == 1 else None
@@ -123,5 +122,5 @@ def crossed(values: np.ndarray) -> Crossed:
 
 def measured_per_image(study: Study) -> Iterable[str]:
     """The test figures that runs have for each image, in the order of the report."""
-    known = {name for record in study.compared[:1] for name in read_test_images(record.folder)}
+    known = {name for images in study.test_images.values() for name in images}
     return [metric for metric in study.metrics if metric.removeprefix("test.") in known and metric.startswith("test.")]

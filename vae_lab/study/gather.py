@@ -20,7 +20,7 @@ from vae_lab.config.identity import BESIDE_TRAINING, changes_results, is_place
 from vae_lab.config.published import published_of_the_default_job
 from vae_lab.config.versions import upgraded
 from vae_lab.results import figures
-from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_fingerprint, read_result
+from vae_lab.results.files import CONFIG, RESULT, Result, read_config, read_fingerprint, read_result, read_test_images
 from vae_lab.results.integrity import SHOWN, damaged
 from vae_lab.results.locks import holder
 
@@ -183,6 +183,11 @@ class Study:
         """The figures that at least one compared run has."""
         numbers = self._figures.columns[self._figures.notna().any()]
         return tuple(map(str, numbers))
+
+    @cached_property
+    def test_images(self) -> Mapping[tuple[str, int], Mapping[str, np.ndarray]]:
+        """Cell and seed → the figures that the run has for each test image."""
+        return {(record.cell, record.result.seed): read_test_images(record.folder) for record in self.compared}
 
     @cached_property
     def _figures(self) -> pd.DataFrame:
