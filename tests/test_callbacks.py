@@ -1,6 +1,7 @@
 """The clock, the time left and the picture."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -60,6 +61,16 @@ def test_the_clock_counts_training_steps_alone(run_of: Compose, monkeypatch: pyt
     assert timing.train_seconds == 9
     assert timing.images_per_second == 10
     assert timing.cpu_share == 0.5
+
+
+def test_a_record_of_an_earlier_version_has_no_share_of_the_processors() -> None:
+    before = callbacks.History()
+    before.epoch_seconds = [1.0, 2.0]
+    old = {key: value for key, value in before.state_dict().items() if key != "epoch_cpu_seconds"}
+    after = callbacks.History()
+    after.load_state_dict(old)
+    assert after.epoch_seconds == [1.0, 2.0]
+    assert math.isnan(after.cpu_share(2))
 
 
 @pytest.mark.parametrize(

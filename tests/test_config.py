@@ -317,6 +317,9 @@ EXPERIMENT = ("experiment=published/exemplar_vae", "prior=standard")
         ((*EXPERIMENT, "trainer=gpu", "data.root=/x", "encoder=gated"), [-228.7]),
         (("experiment=published/exemplar_vae", "prior=vamp_500"), [-227.35]),
         (("experiment=published/exemplar_vae", "prior=flow"), []),
+        (("experiment=published/exemplar_hvae", "prior=hierarchical"), [-227.37]),
+        (("experiment=published/exemplar_hvae", "prior=hierarchical_vamp"), [-226.72]),
+        (("experiment=published/exemplar_hvae", "prior=hierarchical", "decoder=mlp"), []),
         ((*EXPERIMENT, "latent.dim=20"), []),
         ((*EXPERIMENT, "decoder=mlp"), []),
         ((*EXPERIMENT, "trainer=debug"), []),
@@ -365,6 +368,11 @@ def test_a_seed_that_chooses_the_images_is_the_seed_of_their_draw(run_of: Compos
         (("vary=3",), "vary: must be a list"),
         (("vary=subset",), "vary: has subset, but data.subset is first; take data.subset=random or stratified"),
         (("objective.sigma=0",), "objective.sigma: must be greater than 0, but is 0"),
+        (
+            ("objective.sigma=0.1", "objective.beta=0.5"),
+            "objective.beta: follows from objective.sigma, which is given too",
+        ),
+        (("vary=subset", "data.subset=random", "data.subset_seed=7"), "data.subset_seed: is the seed of the run"),
         (("objective.sigma=0.1", "likelihood.sigma=0.2"), "likelihood.sigma: must be from_beta under objective=mse_kl"),
     ],
 )

@@ -466,6 +466,31 @@ class Unknown(GaussianLikelihood):
     log_masses = Likelihood.log_masses
 
 
+def test_a_batch_of_black_and_white_images_leaves_the_bits_of_the_others() -> None:
+    decoder = nn.Sequential(nn.Linear(DIM, PIXELS), nn.Unflatten(1, SHAPE))
+    model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 2 * DIM)), decoder).eval()
+    grey = torch.full((4, *SHAPE), 51 / 255)
+    test = HeldOutBatches(LightningDataModule(), [grey, torch.zeros(1, *SHAPE)], torch.empty(0))
+    with torch.no_grad():
+        found = likelihood.figures_of(likelihood.bounds(model, test, [100]), PIXELS)
+    assert found["bits_per_dim"] is not None
+
+
+def test_terms_of_a_subclass_are_not_those_of_its_parent(measured: tuple[VAE, Any, Any]) -> None:
+    class More(MseKl):
+        def forward(self, *arguments: Any) -> dict[str, Tensor]:
+            terms = super().forward(*arguments)
+            return terms | {"total": terms["total"] + 100}
+
+    model, data, settings = measured
+    assert "total" not in measure(model, More(beta=0.01), data, settings, MetricsConfig(), LOSSES).images
+
+
+def test_a_users_figure_may_be_named_like_a_bound() -> None:
+    assert symptoms({"iwae_mine": 1.0, "effective_samples": 1.0}, {}, 8) == []
+    assert "loose bound" in symptoms({"iwae_100": 1.0, "effective_samples": 1.2}, {}, 8)[0]
+
+
 @pytest.mark.parametrize("kind", ["binary images", "between levels", "a likelihood without"])
 def test_bits_of_what_has_no_grey_levels_are_null(kind: str) -> None:
     images = torch.randint(0, 256, (5, *SHAPE)) / 255

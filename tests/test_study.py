@@ -303,8 +303,8 @@ def test_runs_that_shared_their_processors_are_named(tmp_path: Path) -> None:
     for seed, share in enumerate((0.97, 0.41, 0.52)):
         write_run(tmp_path / "x", seed=seed, timing=Timing(train_seconds=7.0, epoch_seconds=[7.0], cpu_share=share))
     assert gather([tmp_path / "x"]).notes == (
-        "2 of 3 runs had 41 to 52 % of the processors that they asked for, since other programs used them: their times "
-        "say little.",
+        "2 of 3 runs used 41 to 52 % of the processors that they asked for: they waited, or shared them with other "
+        "programs. In the latter case their times say little.",
     )
 
 

@@ -71,6 +71,9 @@ class Run:
         overrides = (*experiment_words(hydra_config), *words(hydra_config))
         encoder, decoder = str(chosen.encoder), str(chosen.decoder)
         given = identifying(overrides, raw)
+        overwritten = [*_overwritten(config, words(hydra_config))]
+        if overwritten:
+            raise ConfigError(*overwritten)
         if config.published is not None:
             networks = {"encoder": encoder, "decoder": decoder}
             further = _beside_the_published(hydra_config, networks, raw)
@@ -238,20 +241,40 @@ def words(hydra_config: DictConfig) -> tuple[str, ...]:
     return tuple(cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)))
 
 
+def _overwritten(config: Config, typed: Iterable[str]) -> Iterator[Problem]:
+    """Keys that were typed although another typed key decides their value."""
+    keys = {word.lstrip("+").partition("=")[0] for word in typed}
+    if config.asked_sigma is not None and "objective.beta" in keys:
+        yield Problem("objective.beta", "follows from objective.sigma, which is given too; leave one of them out")
+    if "subset" in config.vary and "data.subset_seed" in keys:
+        yield Problem("data.subset_seed", "is the seed of the run, as vary has subset; leave it out")
+
+
 def experiment_words(hydra_config: DictConfig) -> tuple[str, ...]:
     """The settings of the chosen experiment file as overrides: they name a cell as typed overrides do.
 
     The keys that the file sweeps are left out: Hydra passes them to each run as overrides.
     """
-    content = _experiment(hydra_config)
-    chosen = [
-        f"{key.removeprefix('override ').lstrip('/')}={choice}"
-        for default in content.get("defaults", [])
+    name = hydra_config.runtime.choices.get("experiment")
+    return tuple(f"{key}={value}" for key, value in _settings(hydra_config, name).items())
+
+
+def _settings(hydra_config: DictConfig, name: str | None) -> dict[str, Any]:
+    """What an experiment file chooses and sets, after what the files that it is based on do."""
+    content = _experiment(hydra_config, name)
+    defaults = content.get("defaults", [])
+    based_on = [_settings(hydra_config, one) for one in defaults if isinstance(one, str) and one != "_self_"]
+    chosen = {
+        key.removeprefix("override ").lstrip("/"): choice
+        for default in defaults
         if isinstance(default, dict)
         for key, choice in default.items()
-    ]
+    }
     values = {key: value for key, value in content.items() if key not in ("defaults", "hydra", "published")}
-    return (*chosen, *(f"{key}={value}" for key, value in (flatten(values) if values else {}).items()))
+    found: dict[str, Any] = {}
+    for own in (*based_on, chosen, flatten(values) if values else {}):
+        found |= own
+    return found
 
 
 def _beside_the_published(
@@ -262,16 +285,15 @@ def _beside_the_published(
     An experiment's own settings count for figures that are not its own.
     """
     typed, own = words(hydra_config), experiment_words(hydra_config)
-    if "published" not in _experiment(hydra_config):
+    if "published" not in _experiment(hydra_config, hydra_config.runtime.choices.get("experiment")):
         typed, own = (*own, *typed), ()
     removed = {word.lstrip("~").partition("=")[0]: "" for word in typed if word.startswith("~")}
     other = {side: choice for side, choice in networks.items() if f"{side}={choice}" not in own}
     return identifying(typed, raw) | removed | other
 
 
-def _experiment(hydra_config: DictConfig) -> Mapping[str, Any]:
-    """The content of the chosen experiment file; empty without one."""
-    name = hydra_config.runtime.choices.get("experiment")
+def _experiment(hydra_config: DictConfig, name: str | None) -> Mapping[str, Any]:
+    """The content of an experiment file; empty without one."""
     folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == "file"]
     files = (Path(folder, "experiment", f"{name}.yaml") for folder in folders)  # as Hydra does: the first one counts
     file = next((file for file in files if file.is_file()), None)

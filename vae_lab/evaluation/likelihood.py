@@ -84,11 +84,10 @@ def _bound(log_weights: Float64[Tensor, "n b"], k: int) -> Float64[Tensor, " b"]
     return (groups.logsumexp(1) - math.log(k)).mean(0)
 
 
-def are_grey_levels(images: Float[Tensor, "b c h w"]) -> bool:
-    """Whether pixels are among the 256 levels 0, 1/255, …, 1, and not black and white only."""
+def are_levels(images: Float[Tensor, "b c h w"]) -> bool:
+    """Whether pixels are among the 256 levels 0, 1/255, …, 1."""
     levels = images * 255
-    is_between = (images > 0) & (images < 1)
-    return bool((levels - levels.round()).abs().max() < LEVEL_ERROR) and bool(is_between.any())
+    return bool((levels - levels.round()).abs().max() < LEVEL_ERROR)
 
 
 def _split(count: int, most: int) -> Iterator[int]:
@@ -104,12 +103,13 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
     and the bounds so far are kept in `folder`, so that the next attempt resumes from there. The folder must be trusted.
     """
     kept = _Kept.of(folder, vae, counts)
-    saved = time.monotonic()
-    is_real = vae.likelihood.data == "real"
+    saved, are_binary = time.monotonic(), vae.likelihood.data == "real"
+    is_real = are_binary
     for index, batch in enumerate(watched(test, test.count, f"Bounds of {max(counts):,} samples")):
         images = images_of(batch)
+        are_binary = are_binary and not bool(((images > 0) & (images < 1)).any())
         if not kept.has(index, len(images)):
-            with_levels = BITS_FROM in counts and (not is_real or are_grey_levels(images))
+            with_levels = BITS_FROM in counts and (not is_real or are_levels(images))
             generator = generator_for("iwae", index)
             bound = importance_weighted(vae, images, counts, generator, with_levels=with_levels)
             kept.batches.append({name: values.tolist() for name, values in bound.items()})
@@ -122,6 +122,8 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
         with suppress(OSError):
             (folder / results.BOUNDS).unlink(missing_ok=True)
     names = [name for name in kept.batches[0] if all(name in batch for batch in kept.batches)]
+    if are_binary and "levels" in names:  # a likelihood for real numbers, of images that are black and white only
+        names.remove("levels")
     return {name: [value for batch in kept.batches for value in batch[name]] for name in names}
 
 

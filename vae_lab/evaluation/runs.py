@@ -66,7 +66,7 @@ def remeasure(
     known = result.measured()
     wanted = asked.with_all_of(known.model_copy(update={"further": {}})) if known else asked
     recorded = wanted.model_copy(update={"further": (known.further if known else {}) | asked.further})
-    needs_training = wanted.probe or wanted.samplers or wanted.frechet
+    needs_training = wanted.probe or wanted.samplers or (wanted.frechet and settings.is_fashion_mnist)
     data = open_images(folder, settings, *(("fit", "test") if needs_training else ("test",)))
     started = time.perf_counter()
     figures, images = measure(

@@ -1,6 +1,7 @@
 """Warnings about problems of a trained model."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,8 @@ def symptoms(figures: Mapping[str, Any], kl: Mapping[int, float], latent_dim: in
             f"not computed: samplers fitted to codes of more than {MOST_FITTED:,} dimensions, since their time grows "
             "with the cube of latent.dim"
         )
-    most = max((int(name.removeprefix("iwae_")) for name in figures if name.startswith("iwae_")), default=0)
+    bounds = (re.fullmatch(r"iwae_(\d+)", name) for name in figures)
+    most = max((int(bound[1]) for bound in bounds if bound), default=0)
     effective = figures.get("effective_samples")
     if effective is not None and most >= MANY_SAMPLES and effective < LEAST_EFFECTIVE:
         found.append(

@@ -22,7 +22,7 @@ from vae_lab.results import figures
 from vae_lab.results.reading import UnreadableError
 from vae_lab.study import plots
 from vae_lab.study.beyond_images import beyond_images, measured_per_image
-from vae_lab.study.gather import FLOOR, SIDES, VARY, Study, gather
+from vae_lab.study.gather import FLOOR, SIDES, VARY, Study, gather, sources_of
 from vae_lab.study.rate_distortion import rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Comparison, analyse
 
@@ -186,7 +186,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     """The settings of the runs, and the machine."""
     runs, finished = len(study.records), sum(record.result.finished for record in study.records)
     yield "Runs", f"{finished} finished" + (f" of {runs}" if runs > finished else "") + f", {len(study.cells)} cells"
-    varying = dict.fromkeys(condition[VARY] for condition in study.conditions.values() if VARY in condition)
+    varying = dict.fromkeys(
+        ", ".join(sources_of(condition[VARY])) for condition in study.conditions.values() if VARY in condition
+    )
     changing = f", which change {'; or '.join(varying)}" if varying else ""
     yield "Seeds", (", ".join(map(str, study.seeds)) or "none") + changing
     settings = {
@@ -211,9 +213,9 @@ def facts(study: Study) -> Iterator[tuple[str, str]]:
     deviations = dict.fromkeys(f"{sigma:.4g}" for record in study.compared if (sigma := _sigma(record.config)))
     if deviations:
         yield "σ of the Gaussian decoder that β stands for", " or ".join(deviations) + " a pixel"
-    floor = study.values(FLOOR).max().max()
-    if floor == floor:  # not NaN
-        yield "Fréchet distance of as many real images", f"{floor:.2f}"
+    floors = dict.fromkeys(f"{floor:.2f}" for floor in study.values(FLOOR).stack())
+    if floors:
+        yield "Fréchet distance of as many real images", " or ".join(floors)
     matches = dict.fromkeys(_matched(record.result.model.match) for record in study.compared)
     if any(matches):
         yield "Matched", " or ".join(match or "some cells not" for match in matches)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vae_lab.results import figures
 from vae_lab.study.beyond_images import Crossed, beyond_images
 from vae_lab.study.contrasts import LEVEL, estimate, holm, sd_interval
-from vae_lab.study.gather import TOTAL, VARY, Study
+from vae_lab.study.gather import TOTAL, VARY, Study, sources_of
 from vae_lab.study.published import beside
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
@@ -329,31 +329,35 @@ def _sources_of_spread(study: Study, statistics: Mapping[str, Comparison]) -> Ta
         levels = study.levels[name]
         alike = [one for one in spread if study.levels[one][:axis] + study.levels[one][axis + 1 :]
                  == levels[:axis] + levels[axis + 1 :]]  # fmt: skip
-        whole = max(alike, key=lambda one: len(study.conditions[one][VARY]))
-        share = cell.sd**2 / (spread[whole].sd or math.nan) ** 2
+        whole = max(alike, key=lambda one: len(sources_of(study.conditions[one][VARY])))
+        own, all_of_them = (set(sources_of(study.conditions[one][VARY])) for one in (name, whole))
+        share = cell.sd**2 / (spread[whole].sd or math.nan) ** 2 if own < all_of_them else None
         low, high = sd_interval(cell.sd, cell.n)
         places = decimals((high - low) / 4 * described.scale)
         ends = f"{low * described.scale:.{places}f} to {high * described.scale:.{places}f}"
         rows.append((
             Entry(study.label(name)),
-            Entry(study.conditions[name][VARY]),
+            Entry(", ".join(sources_of(study.conditions[name][VARY]))),
             Entry(str(cell.n), cell.n),
             Entry(f"{cell.sd * described.scale:.{places}f}", cell.sd),
             Entry(ends, low),
-            Entry("all" if name == whole else f"{100 * share:.0f} %", share),
+            Entry(MISSING if share is None else f"{100 * share:.0f} %", share),
         ))  # fmt: skip
     note = (
-        "Standard deviation over the seeds with its 95 % interval (χ², for normal noise), and its square as a share of "
-        "that of the cell whose seeds change most. Sources that are independent add up to about all of it."
+        "Standard deviation over the seeds with its 95 % interval (χ², for normal noise). The share is its square over "
+        "that of the cell whose seeds change these sources and more. Shares are as uncertain as the deviations, and "
+        "need not add up to 100 %: sources interact."
     )
-    columns = (cell_heading(study), "a seed changes", "seeds", f"sd of {described.label}", "95 % interval", "variance")
+    columns = (cell_heading(study), "a seed changes", "seeds", f"sd of {described.label}", "95 % interval", "share")
     return Table("What the spread of the seeds comes from", columns, tuple(rows), note)
 
 
 def _test_images(study: Study, statistics: Mapping[str, Comparison]) -> Table | None:
     """Cells, and differences from the best one, with intervals for these test images and for others too."""
     name = study.record
-    best_first = ranked(study.figure(name), statistics[name]) if name in statistics else []
+    if name not in statistics:
+        return None
+    best_first = ranked(study.figure(name), statistics[name])
     found = beyond_images(study, name, best_first[0] if best_first else None)
     if found is None:
         return None

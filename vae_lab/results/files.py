@@ -336,8 +336,9 @@ def write_test_images(folder: Path, images: "Mapping[str, np.ndarray]") -> None:
     """Write the figures of each test image: name of the figure → (n,)."""
     import numpy as np
 
+    arrays: dict[str, Any] = dict(images)
     with replacing(folder / TEST_IMAGES) as path:
-        np.savez(path, allow_pickle=False, **images)
+        np.savez(path, **arrays)
 
 
 def read_test_images(folder: Path) -> "dict[str, np.ndarray]":

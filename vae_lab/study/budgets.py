@@ -28,12 +28,15 @@ def is_comparable(record: Trials) -> bool:
 
 
 def budget(record: Trials) -> Budget:
-    """The expected best figure of 1, 2, … of the finished trials (Dodge et al. 2019, "Show Your Work").
+    """The expected best figure of 1, 2, … of the trials that have ended (Dodge et al. 2019, "Show Your Work").
 
-    The interval is the bootstrap's, over the trials: that of a budget near their number is too narrow, since nothing
-    better than the best trial can be drawn.
+    A failed trial counts as the worst that finished. The interval is the bootstrap's, over the trials. With a budget of
+    more than half of their number it is far too narrow, since nothing better than the best trial can be drawn: of 20
+    lognormal trials it covers 85 % for one, 77 % for ten and 61 % for all.
     """
-    losses = np.array([trial.loss for trial in record.finished], dtype=float)
+    known = [trial.loss for trial in record.finished]
+    failed = sum(trial.state == "failed" for trial in record.trials)
+    losses = np.array([*known, *known[-1:] * failed], dtype=float)
     generator = np.random.default_rng(0)
     drawn = np.sort(generator.choice(losses, (RESAMPLES, len(losses))), axis=1)
     expected = expected_lowest(losses)

@@ -284,11 +284,6 @@ class Study:
         """Cell → its training and test data and training length, without the keys that the sweep varies."""
         return _conditions(self)
 
-    def numbers(self, key: str) -> list[int]:
-        """The different whole numbers that a key has in the compared runs."""
-        found = {record.config.get(key) for record in self.compared}
-        return sorted(value for value in found if isinstance(value, int))
-
     @cached_property
     def hardware(self) -> tuple[str, ...]:
         """The hardware of the compared runs."""
@@ -471,7 +466,8 @@ def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
         flat.pop("objective.beta", None)  # it follows, from the number of latent dimensions too
     sources = [flat.pop(key) for key in list(flat) if key.startswith(f"{VARY}[")]
     if flat:
-        flat[VARY] = ", ".join(map(str, sources or USUAL_SOURCES))
+        named = list(map(str, sources or USUAL_SOURCES))
+        flat[VARY] = named[0] if len(named) == 1 else f"[{','.join(named)}]"
     if "subset" in sources:
         flat.pop("data.subset_seed", None)
     own = flat.get("name"), flat.get("seed")
@@ -586,6 +582,11 @@ def _level(value: Any) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
+def sources_of(level: str) -> list[str]:
+    """What a seed changes, from a level of `vary`."""
+    return level.strip("[]").split(",")
+
+
 def is_number(text: str) -> bool:
     """Whether a level is a finite number."""
     try:
@@ -668,27 +669,36 @@ def _comparability(study: Study) -> Iterator[str]:
         yield f"The runs are not of one clean commit ({named}): a difference may come from changed code."
     busy = [share for record in study.compared if (share := record.result.timing.cpu_share or 1.0) < BUSY]
     if busy:
+        shares = dict.fromkeys(f"{100 * share:.0f}" for share in (min(busy), max(busy)))
         yield (
-            f"{len(busy)} of {len(study.compared)} runs had {100 * min(busy):.0f} to {100 * max(busy):.0f} % of the "
-            "processors that they asked for, since other programs used them: their times say little."
+            f"{len(busy)} of {len(study.compared)} runs used {' to '.join(shares)} % of the processors that they asked "
+            "for: they waited, or shared them with other programs. In the latter case their times say little."
         )
     for part in ("torch", "lightning", "python"):
         versions = list(dict.fromkeys(getattr(record.result.environment, part) for record in study.compared))
         if len(versions) > 1:
             yield f"The runs used {part} {' and '.join(versions)}: times may differ for that reason."
-    if FRECHET in study.metrics:
-        few = [count for count in study.numbers("data.num_test") if count < FEW_IMAGES]
-        if few:
-            floor = study.values(FLOOR).max().max()
-            real = "" if math.isnan(floor) else f": as many real images have {floor:.2g}"
-            yield (
-                f"Fréchet distances of {min(few)} test images are too high by an unknown part{real}; "
-                f"from {FEW_IMAGES} images on they say more."
-            )
+    measured = study.compared if FRECHET in study.metrics else ()
+    counts = ((_test_count(study, record), record.result.test.model_dump().get("fid_floor")) for record in measured)
+    few = [(count, floor) for count, floor in counts if count is not None and count < FEW_IMAGES]
+    if few:
+        least, floor = min(few, key=lambda one: one[0])
+        real = "" if floor is None else f": as many real images have {floor:.2g}"
+        yield (
+            f"Fréchet distances of {least} test images are too high by an unknown part{real}; from {FEW_IMAGES} "
+            "images on they say more."
+        )
     bare = [cell for cell in study.cells if any(not record.config for record in study.of(cell))]
     if bare:
         cells = ", ".join(bare[:MOST_LISTED])
         yield f"{CONFIG} is missing or damaged for {cells}: that the conditions were the same could not be checked."
+
+
+def _test_count(study: Study, record: Record) -> int | None:
+    """The number of images that a run was tested on; None if it is not known."""
+    images = study.test_images[record.cell, record.result.seed].get("mse")
+    configured = record.config.get("data.num_test")
+    return len(images) if images is not None else configured if isinstance(configured, int) else None
 
 
 def _runs_on(study: Study, hardware: str) -> str:

@@ -89,7 +89,10 @@ def distribution(parameter: Choice | Number) -> "optuna.distributions.BaseDistri
 def weighs_what_it_searches(record: Trials) -> bool:
     """Whether the meaning of the search's metric depends on a searched key.
 
-    The number of latent dimensions is one: with it σ changes under `mse_kl`.
+    The number of latent dimensions is one, unless `objective.sigma` is fixed: σ changes with it under `mse_kl`.
     """
     keys = {bare(key) for key in record.space}
-    return record.metric == "val.total" and any(key.startswith(("objective", "likelihood", "latent")) for key in keys)
+    sections = ["objective", "likelihood"]
+    if not any(word.startswith("objective.sigma=") for word in record.fixed):
+        sections.append("latent")
+    return record.metric == "val.total" and any(key.startswith(tuple(sections)) for key in keys)

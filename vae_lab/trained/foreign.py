@@ -128,8 +128,10 @@ def _check_comparable(runs: Iterable[tuple[Path, Result]], metric: str) -> None:
             elif settings.get("objective.sigma") is not None:
                 sections.append("likelihood._target_")
                 del settings["objective.beta"]
-            else:  # β is another σ with another number of dimensions
-                sections += ["likelihood._target_", "latent.dim", "latent.shape"]
+            else:
+                sections.append("likelihood._target_")
+                if settings.get("objective.beta"):  # β is another σ with another number of dimensions
+                    sections += ["latent.dim", "latent.shape"]
         conditions = {
             key: value
             for key, value in settings.items()

@@ -82,8 +82,11 @@ class GaussianLikelihood(Likelihood):
             sigma = self.sigma if self.log_sigma is None else self.log_sigma.exp()
         return Independent(Normal(mean, sigma, validate_args=False), 3, validate_args=False)
 
-    def log_masses(self, x: Distribution, images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """Log Φ(u + h) − Φ(u − h), summed over pixels, for u = (x − x̂) / σ and half a level h = ½ / 255σ."""
+    def log_masses(self, x: Distribution, images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"] | None:
+        """Log Φ(u + h) − Φ(u − h), summed over pixels, for u = (x − x̂) / σ and half a level h = ½ / 255σ.
+
+        None for a small σ on MPS, where torch has no log Φ.
+        """
         assert isinstance(x, Independent)
         mean, sigma = x.base_dist.mean, x.base_dist.stddev
         if self.kind != "per_pixel" and NARROW * sigma.flatten()[0] > HALF_LEVEL:
@@ -92,6 +95,8 @@ class GaussianLikelihood(Likelihood):
             one, pixels = sigma.flatten()[0], images[0].numel()
             squares = -2 * (log_density + pixels * (one.log() + 0.5 * math.log(2 * math.pi)))
             return log_density - pixels * math.log(255) + (HALF_LEVEL / one).square() / 6 * (squares - pixels)
+        if images.device.type == "mps":
+            return None
         u, h = ((images - mean) / sigma).abs(), HALF_LEVEL / sigma
         upper, lower = log_ndtr(h - u), log_ndtr(-h - u)  # of the tail, in which nothing cancels
         return (upper + torch.log(-torch.expm1(lower - upper))).flatten(1).sum(1)

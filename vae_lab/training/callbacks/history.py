@@ -51,9 +51,11 @@ class History(Callback):
         self._val_seconds: float | None = None
 
     def cpu_share(self, threads: int) -> float:
-        """The processor time of the epochs as a share of what so many threads can have."""
+        """The processor time of the epochs as a share of what so many threads can have; NaN if it is not known."""
         seconds = sum(self.epoch_seconds) * threads
-        return min(1.0, sum(self.epoch_cpu_seconds) / seconds) if seconds > 0 else math.nan
+        if len(self.epoch_cpu_seconds) < len(self.epoch_seconds) or seconds <= 0:
+            return math.nan
+        return min(1.0, sum(self.epoch_cpu_seconds) / seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -80,7 +82,7 @@ class History(Callback):
             return
         self.rows = [Row(*row) for row in state_dict["rows"]]
         self.epoch_seconds = [*state_dict["epoch_seconds"]]
-        self.epoch_cpu_seconds = [*state_dict["epoch_cpu_seconds"]]
+        self.epoch_cpu_seconds = [*state_dict.get("epoch_cpu_seconds", ())]  # not in checkpoints of earlier versions
         self.first_step_seconds = state_dict["first_step_seconds"]
         self.epoch_images = [*state_dict["epoch_images"]]
         self.resumed = [*state_dict["resumed"]]

@@ -113,7 +113,7 @@ class Pictures(Callback):
     def _keep(self, trainer: Trainer, pl_module: LitVAE, originals: Tensor) -> None:
         taken = take_pictures(pl_module.vae, originals, self.samples)
         with results.replacing(self.folder / results.PICTURES) as path:
-            np.savez(path, allow_pickle=False, **taken._asdict())
+            np.savez(path, **taken._asdict())
         sheets = {"reconstructions": _pairs(taken), "samples": _sheet(taken.samples, 10)}
         for name, sheet in sheets.items():
             scale = max(1, 96 // originals.shape[-2])
