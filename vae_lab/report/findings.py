@@ -12,6 +12,7 @@ from vae_lab.report.tables import (
     better_than,
     change,
     decimals,
+    deviation,
     figure,
     interval,
     probability,
@@ -22,7 +23,7 @@ from vae_lab.report.tables import (
 from vae_lab.results import read_config_folders
 from vae_lab.results.figures import Figure
 from vae_lab.study.contrasts import FEWEST_SEEDS
-from vae_lab.study.gather import SIDES, TOTAL, Study, is_number
+from vae_lab.study.gather import SIDES, TOTAL, VARY, Study, is_number
 from vae_lab.study.published import beside, counted
 from vae_lab.study.rate_distortion import PERCENT, rate_distortion
 from vae_lab.study.statistics import MOST_CELLS, Cell, Comparison, Effect, Pair
@@ -116,6 +117,9 @@ def _best(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
     order = ranked(row, quality)
     if not order:
         return
+    if VARY in study.factors:
+        yield from _spread(study, row, quality)
+        return
     if not study.comparable(row.name):
         yield "The cells' test totals were not measured under the same conditions, so none is called the best."
         return
@@ -181,6 +185,14 @@ def _chosen(study: Study, statistics: Mapping[str, Comparison], order: Sequence[
         return order[0], ""
     chosen = ranked(study.figure(study.record)._replace(name=name), statistics[name])
     return next(((cell, ", chosen by validation,") for cell in chosen if cell in order), (order[0], ""))
+
+
+def _spread(study: Study, row: Figure, quality: Comparison) -> Iterator[str]:
+    """What the seeds do to the metric of record, by what they change."""
+    spread = {name: cell for name, cell in quality.cells.items() if cell.sd}
+    if spread:
+        parts = [f"{deviation(row, cell)} for {study.label(name)}" for name, cell in spread.items()]
+        yield f"The seeds' standard deviation of the {row.heading} is {sentence_list(parts)}."
 
 
 def _detail(study: Study, row: Figure, quality: Comparison, cell: str, other: str) -> str:
@@ -294,6 +306,8 @@ def _cost(study: Study, statistics: Mapping[str, Comparison]) -> Iterator[str]:
         return
     if len(study.hardware) > 1:
         yield f"The runs were timed on {len(study.hardware)} kinds of hardware, so their times are not ranked."
+        return
+    if VARY in study.factors:
         return
     if not study.comparable(SECONDS):
         yield "The cells were not trained under the same conditions, so their times are not ranked."

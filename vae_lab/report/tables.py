@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from vae_lab.results import figures
@@ -76,6 +77,14 @@ def figure(name: Named, cell: Cell | None) -> str:
     if round(reach, places) == 0:
         return f"{mean:,.{row.digits}f}".replace("-", "−")
     return f"{mean:,.{places}f} ± {reach:,.{places}f}".replace("-", "−")
+
+
+def deviation(row: figures.Figure, cell: Cell) -> str:
+    """A cell's standard deviation over its seeds, with the digits that so many seeds support."""
+    if cell.sd is None or cell.n < 2:
+        return MISSING
+    low, high = sd_interval(cell.sd, cell.n)
+    return f"{cell.sd * row.scale:,.{decimals((high - low) / 4 * row.scale)}f}"
 
 
 def interval(estimate: Pair | Effect, name: Named = TOTAL) -> str:
@@ -333,13 +342,12 @@ def _sources_of_spread(study: Study, statistics: Mapping[str, Comparison]) -> Ta
         own, all_of_them = (set(sources_of(study.conditions[one][VARY])) for one in (name, whole))
         share = cell.sd**2 / (spread[whole].sd or math.nan) ** 2 if own < all_of_them else None
         low, high = sd_interval(cell.sd, cell.n)
-        places = decimals((high - low) / 4 * described.scale)
-        ends = f"{low * described.scale:.{places}f} to {high * described.scale:.{places}f}"
+        ends = " to ".join(deviation(described, replace(cell, sd=end)) for end in (low, high))
         rows.append((
             Entry(study.label(name)),
             Entry(", ".join(sources_of(study.conditions[name][VARY]))),
             Entry(str(cell.n), cell.n),
-            Entry(f"{cell.sd * described.scale:.{places}f}", cell.sd),
+            Entry(deviation(described, cell), cell.sd),
             Entry(ends, low),
             Entry(MISSING if share is None else f"{100 * share:.0f} %", share),
         ))  # fmt: skip
