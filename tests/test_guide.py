@@ -46,3 +46,17 @@ def test_the_guide_has_every_variant() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (✓?) ?\| (✓?) ?\|", table, re.MULTILINE)
     assert {name for name, encoder, _ in rows if encoder} == {*shipped_choices("encoder")}
     assert {name for name, _, decoder in rows if decoder} == {*shipped_choices("decoder")}
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_and_links_that_a_page_names_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"`((?:vae_lab|tests|scripts|conf|docs)/[\w/.]+\.(?:py|yaml|md))`", text)
+    missing = [name for name in named if not (ROOT / name).exists() and not name.endswith(("/wide.yaml", "/mine.yaml"))]
+    linked = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    assert missing + [link for link in linked if not (page.parent / link).exists()] == []

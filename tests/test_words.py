@@ -34,6 +34,11 @@ def complaint(*words: str) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize("word", ["logger=[tensorboard,csv]", "callbacks=[default,quiet]"])
+def test_several_loggers_and_callbacks_are_used_at_once(word: str) -> None:
+    assert Words.read([word]).overrides == [word]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

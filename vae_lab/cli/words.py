@@ -15,6 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from vae_lab.config import ConfigError, Problem, choices, keys
+from vae_lab.config.identity import BESIDE_TRAINING
 from vae_lab.config.terminal import shown
 
 WITH_VALUE = {
@@ -192,7 +193,7 @@ def _quoted(found: re.Match[str]) -> str:
 
 def _of_a_group(group: str, value: str) -> Iterator[Problem]:
     inside = re.fullmatch(r"\[(.*)\]", value)
-    if inside:
+    if inside and group not in BESIDE_TRAINING:  # of which several are used at once
         problem = f"is one choice in each run, but is {value}; for a run of each write -m {group}={inside[1]}"
         yield Problem(group, problem)
     numbers = keys.of_group(group, value)
