@@ -232,7 +232,7 @@ def write(path: Path, content: object) -> None:
         (["--nonsense"], "there is no flag --nonsense"),
         (["latent=map", "latent.dim=4"], "no such key (latent.dim=4); did you mean latent=vector latent.dim=4?"),
         (["latent.shape=[4,7,7]"], "or latent=map latent.shape=[4,7,7]?"),
-        (["prior.components=3"], "mean prior=mixture prior.components=3 or prior=vamp prior.components=3 or "),
+        (["prior.components=3"], "mean prior=hierarchical prior.components=3 or prior=mixture prior.components=3 or "),
         (["latent.dims=64"], "latent.dims: no such key (latent.dims=64); did you mean 'dim'?"),
         (["latent.dim=0"], "latent.dim: must be at least 1, but is 0"),
         (["-m", "latent.dim=16,0", "seed=0,1"], "latent.dim: must be at least 1, but is 0 (with latent.dim=0 seed=0)"),

@@ -217,7 +217,7 @@ def test_mean_gradients_and_losses_are_those_of_the_whole_batch(
 
 FITTING: dict[str, dict[str, tuple[str, ...] | None]] = {
     "posterior": {"point": ("objective=rae",), "vq": None, "fsq": None, "lfq": None},
-    "prior": {"vamp_500": None, "codes": None},
+    "prior": {"vamp_500": None, "hierarchical_vamp": ("posterior=hierarchical",), "codes": None},
     "likelihood": {"bernoulli": ("data.binarize=static",)},
     "objective": {"rae": ("posterior=point",)},
 }
