@@ -37,10 +37,11 @@ def main() -> None:
             with torch.inference_mode():
                 for index, batch in enumerate(HeldOutBatches(data, loader, like)):
                     stream = generator_for("iwae", index)
-                    bounds.append(importance_weighted(model, images_of(batch), [given.samples], stream)[given.samples])
-            found = torch.cat(bounds)
-            error = found.std() / len(found) ** 0.5
-            print(f"binarize_seed {seed}, {split}: {found.mean():.3f}, standard error {error:.3f}", flush=True)
+                    found = importance_weighted(model, images_of(batch), [given.samples], stream)
+                    bounds.append(found[f"iwae_{given.samples}"])
+            whole = torch.cat(bounds)
+            error = whole.std() / len(whole) ** 0.5
+            print(f"binarize_seed {seed}, {split}: {whole.mean():.3f}, standard error {error:.3f}", flush=True)
 
 
 if __name__ == "__main__":
