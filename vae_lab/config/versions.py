@@ -27,7 +27,7 @@ LATER_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 """Group → class → keys that the class got after its first version, with the values that keep the old behaviour."""
 
 
-USUAL = ("vae_lab.ImageData", "vae_lab.MseKl", "vae_lab.Elbo")
+OFTEN_REPLACED = ("vae_lab.ImageData", "vae_lab.MseKl", "vae_lab.Elbo")
 """Classes of files in which users replace `_target_`; what these files hold beside it is left over then."""
 
 
@@ -50,7 +50,7 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
             new[group] = classes[target] | section
         elif not target.startswith("vae_lab."):
             # left over from the file whose class a user has replaced
-            left_over = [item for name in USUAL if name in classes for item in classes[name].items()]
+            left_over = [item for name in OFTEN_REPLACED if name in classes for item in classes[name].items()]
             new[group] = {key: value for key, value in section.items() if (key, value) not in left_over}
     return new
 

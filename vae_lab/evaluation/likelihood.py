@@ -103,11 +103,10 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
     and the bounds so far are kept in `folder`, so that the next attempt resumes from there. The folder must be trusted.
     """
     kept = _Kept.of(folder, vae, counts)
-    saved, are_binary = time.monotonic(), vae.likelihood.data == "real"
-    is_real = are_binary
+    saved, is_real, has_grey = time.monotonic(), vae.likelihood.data == "real", False
     for index, batch in enumerate(watched(test, test.count, f"Bounds of {max(counts):,} samples")):
         images = images_of(batch)
-        are_binary = are_binary and not bool(((images > 0) & (images < 1)).any())
+        has_grey = has_grey or bool(((images > 0) & (images < 1)).any())
         if not kept.has(index, len(images)):
             with_levels = BITS_FROM in counts and (not is_real or are_levels(images))
             generator = generator_for("iwae", index)
@@ -122,7 +121,7 @@ def bounds(vae: VAE, test: HeldOutBatches, counts: Sequence[int], folder: Path |
         with suppress(OSError):
             (folder / results.BOUNDS).unlink(missing_ok=True)
     names = [name for name in kept.batches[0] if all(name in batch for batch in kept.batches)]
-    if are_binary and "levels" in names:  # a likelihood for real numbers, of images that are black and white only
+    if is_real and not has_grey and "levels" in names:  # 256 levels say nothing about black and white images
         names.remove("levels")
     return {name: [value for batch in kept.batches for value in batch[name]] for name in names}
 

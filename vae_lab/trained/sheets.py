@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vae_lab import results
 from vae_lab.data.batches import images_of
+from vae_lab.evaluation import measure
 from vae_lab.evaluation.latent_space import labelled_training_images
 from vae_lab.evaluation.runs import open_images
 from vae_lab.model import samplers, vae
@@ -36,8 +37,6 @@ LARGEST = 100_000_000
 """The most pixels of a sheet: 300 MB in memory."""
 MOST_CODES = 2000
 """The most test images that are encoded to find the directions in which the codes vary."""
-MOST_FITTED_TO = 10_000
-"""The most training images to whose codes a sampler is fitted, as in `metrics.samplers`."""
 SOURCES = {"gaussian": "a Gaussian fitted to the training codes", "mixture": "a mixture fitted to the training codes"}
 AT_ONCE = 250
 """Images that are decoded per update of the progress bar."""
@@ -191,7 +190,7 @@ class TestImages:
         return torch.stack([found[number] for number in numbers]), numbers
 
     def fitted(self, kind: str) -> samplers.Sampler:
-        """A sampler that is fitted to the codes of the first `MOST_FITTED_TO` training images.
+        """A sampler that is fitted to the codes of as many training images as for `metrics.samplers`.
 
         Raises:
             SheetError: if the model's codes have no such density, or there are too few images.
@@ -208,9 +207,9 @@ class TestImages:
         settings = with_trusted_images(self.folder, read_settings(self.folder), self.root)
         images, count = [], 0
         for batch in labelled_training_images(open_images(self.folder, settings, "fit")):
-            images.append(images_of(batch)[: MOST_FITTED_TO - count])
+            images.append(images_of(batch)[: measure.MOST_CODES - count])
             count += len(images[-1])
-            if count == MOST_FITTED_TO:
+            if count == measure.MOST_CODES:
                 break
         try:
             return samplers.fit(self.model, torch.cat(images), cast("samplers.Kind", kind))
