@@ -330,14 +330,11 @@ def _sources_of_spread(study: Study, statistics: Mapping[str, Comparison]) -> Ta
     if VARY not in study.factors or study.record not in statistics:
         return None
     described = study.figure(study.record)
-    axis = [*study.factors].index(VARY)
     spread = {name: cell for name, cell in statistics[study.record].cells.items() if cell.sd}
     rows = []
     for name, cell in spread.items():
         assert cell.sd is not None
-        levels = study.levels[name]
-        alike = [one for one in spread if study.levels[one][:axis] + study.levels[one][axis + 1 :]
-                 == levels[:axis] + levels[axis + 1 :]]  # fmt: skip
+        alike = [one for one in spread if study.label(one, VARY) == study.label(name, VARY)]
         whole = max(alike, key=lambda one: len(sources_of(study.conditions[one][VARY])))
         own, all_of_them = (set(sources_of(study.conditions[one][VARY])) for one in (name, whole))
         share = cell.sd**2 / (spread[whole].sd or math.nan) ** 2 if own < all_of_them else None

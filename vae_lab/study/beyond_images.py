@@ -1,7 +1,7 @@
 """Intervals that hold for other test images too, from the figures of each image. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class BeyondImages:
         return {
             "cells": {cell: crossed._asdict() for cell, crossed in self.cells.items()},
             "differences": [
-                asdict(one) | {"of_seeds": one.of_seeds._asdict(), "of_both": one.of_both._asdict()}
+                {"a": one.a, "b": one.b, "of_seeds": one.of_seeds._asdict(), "of_both": one.of_both._asdict()}
                 for one in self.differences
             ],
         }

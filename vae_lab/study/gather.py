@@ -65,7 +65,7 @@ LARGEST = 1e150
 """Larger figures count as not finite, because their squares overflow."""
 
 BUSY = 0.75
-"""A run that had a smaller share of its processors shared them with others."""
+"""A run that used a smaller share of its processors is named: its times may say little."""
 FRECHET, FLOOR = "test.fid_reconstructions", "test.fid_floor"
 FEW_IMAGES = 500
 """Fréchet distances of fewer test images are warned of."""

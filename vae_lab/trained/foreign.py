@@ -127,7 +127,7 @@ def _check_comparable(runs: Iterable[tuple[Path, Result]], metric: str) -> None:
                 sections.append("likelihood")
             elif settings.get("objective.sigma") is not None:
                 sections.append("likelihood._target_")
-                del settings["objective.beta"]
+                settings.pop("objective.beta", None)
             else:
                 sections.append("likelihood._target_")
                 if settings.get("objective.beta"):  # β is another σ with another number of dimensions
