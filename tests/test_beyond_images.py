@@ -77,6 +77,15 @@ def test_the_report_says_what_holds_for_other_images(tmp_path: Path) -> None:
         assert one["of_both"]["high"] - one["of_both"]["low"] < own["high"] - own["low"]
 
 
+def test_one_seed_says_nothing_about_other_seeds(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x", seeds=1)
+    write_images(tmp_path / "x")
+    page = (pages.write(pages.prepare([tmp_path / "x"])) / "report.md").read_text()
+    assert "over test images, with this seed" in page
+    assert "for other images of the same kind." in page
+    assert "over seeds and test images" not in page
+
+
 def test_what_is_not_known_of_each_image_is_left_out(tmp_path: Path) -> None:
     write_grid(tmp_path / "x")
     assert beyond_images(gather([tmp_path / "x"]), "test.total") is None

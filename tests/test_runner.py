@@ -84,6 +84,13 @@ def test_a_seed_changes_only_what_it_varies(run_of: Compose) -> None:
     assert total("seed=1", "vary=[subset,init,order,noise]", "name=x") not in others
 
 
+def test_the_terms_of_single_test_images_have_those_of_the_test_as_their_means(run_of: Compose) -> None:
+    run = run_of(*SMALL)
+    test, images = runner.run(run).test.model_dump(), results.read_test_images(run.directory)
+    for name in ("total", "reconstruction", "kl", "elbo", "mse"):
+        assert images[name].mean() == pytest.approx(test[name], rel=1e-5), name
+
+
 def test_a_run_says_which_share_of_the_processors_it_had(run_of: Compose) -> None:
     timing = runner.run(run_of(*SMALL)).timing
     assert timing.cpu_share is not None

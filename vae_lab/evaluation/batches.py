@@ -16,6 +16,8 @@ from vae_lab.model.vae import VAE
 
 SEED = 20150901
 """Seed of the random streams from which metrics draw z, the same for every run."""
+NOISE_SEED = 20140214
+"""Seed of the stream from which the terms of the objective draw z in validation and test, the same for every run."""
 
 
 class Codes(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from vae_lab import config
 from vae_lab.config import Config, MetricsConfig
 from vae_lab.data.batches import images_of
-from vae_lab.evaluation.batches import Codes, HeldOutBatches, generator_for
+from vae_lab.evaluation.batches import NOISE_SEED, Codes, HeldOutBatches, generator_for
 from vae_lab.evaluation.latent_space import labelled_training_images, probe, training_codes, use_of_latent
 from vae_lab.evaluation.likelihood import bounds, figures_of
 from vae_lab.evaluation.pictures import Draw, reconstruct
@@ -114,12 +114,13 @@ def _measure(
 
 
 def _terms(vae: VAE, objective: Objective | None, test: HeldOutBatches) -> dict[str, Tensor]:
-    """The objective's terms of each test image; empty if it has none."""
+    """The objective's terms of each test image, by the same noise as in the test; empty if it has none."""
     found: dict[str, list[Tensor]] = {}
     if objective is None or _home(objective, "per_image") is not _home(objective, "forward"):
         return {}  # a subclass whose terms are others
-    for index, batch in enumerate(test):
-        with drawn_from(generator_for("images", index)):
+    noise = torch.Generator().manual_seed(NOISE_SEED)
+    for batch in test:
+        with drawn_from(noise):
             terms = objective.per_image(vae, images_of(batch))
         if terms is None:
             return {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from vae_lab.results import figures
-from vae_lab.study.beyond_images import Crossed, beyond_images
+from vae_lab.study.beyond_images import beyond_images
 from vae_lab.study.contrasts import LEVEL, estimate, holm, sd_interval
 from vae_lab.study.gather import TOTAL, VARY, Study, sources_of
 from vae_lab.study.published import beside
@@ -369,9 +369,8 @@ def _test_images(study: Study, statistics: Mapping[str, Comparison]) -> Table | 
     described = study.figure(name)
     rows = []
     for cell, both in found.cells.items():
-        own = statistics[name].cells[cell]
-        whole = Cell(both.seeds, own.mean, None, *_around(own.mean, both))
-        entries = (Entry(figure(described, one), one.mean) for one in (own, whole))
+        own = statistics[name].cells[cell], Cell(both.seeds, both.mean, None, both.low, both.high)
+        entries = (Entry(figure(described, one), one.mean) for one in own)
         rows.append((Entry(study.label(cell)), *entries))
     for one in found.differences:
         seeds, both = one.of_seeds, one.of_both
@@ -380,21 +379,19 @@ def _test_images(study: Study, statistics: Mapping[str, Comparison]) -> Table | 
             Entry(_reaching(described, seeds.mean, seeds.low, seeds.high), seeds.mean),
             Entry(_reaching(described, seeds.mean, both.low, both.high), seeds.mean),
         ))  # fmt: skip
-    images = next(iter(found.cells.values())).images
+    both = next(iter(found.cells.values()))
+    several = max(one.seeds for one in found.cells.values()) > 1
     note = (
-        f"The tests above are about these {images:,} test images. The last column has the 95 % interval, each by "
-        "itself, for other seeds and other images of the same kind: seeds and images as crossed random effects."
+        f"The tests above are about these {both.images:,} test images. The last column has the 95 % interval, each by "
+        f"itself, for other {'seeds and other ' * several}images of the same kind"
+        f"{': seeds and images as crossed random effects' * several}."
     )
-    columns = (cell_heading(study), f"{described.label}, over seeds", "over seeds and test images")
+    columns = (
+        cell_heading(study),
+        f"{described.label}{', over seeds' * several}",
+        "over seeds and test images" if several else "over test images, with this seed",
+    )
     return Table("For other test images", columns, tuple(rows), note)
-
-
-def _around(mean: float | None, both: Crossed) -> tuple[float | None, float | None]:
-    """The interval's ends around the figure of the runs, which drew other noise than the figures of single images."""
-    if mean is None or both.low is None or both.high is None:
-        return None, None
-    reach = (both.high - both.low) / 2
-    return mean - reach, mean + reach
 
 
 def _reaching(row: figures.Figure, mean: float | None, low: float | None, high: float | None) -> str:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from vae_lab import compat, results
 from vae_lab.data import Batches, Streamed, derived_seed, shards
 from vae_lab.data.batches import images_of
+from vae_lab.evaluation.batches import NOISE_SEED
 from vae_lab.model.distributions import by_dimension
 from vae_lab.model.randomness import drawn_from
 from vae_lab.model.vae import VAE
@@ -26,9 +27,6 @@ from vae_lab.objectives.base import Objective
 from vae_lab.training import schedules
 
 log = logging.getLogger(__name__)
-
-EVALUATION_SEED = 20140214
-"""Seed of the noise of every validation and test, the same for all runs."""
 
 CHECK_EVERY = 20
 """Steps between two checks of the losses. Each check waits for the device."""
@@ -258,7 +256,7 @@ class LitVAE(LightningModule):
 
     def _start_evaluation(self, split: str) -> None:
         self.averages[split] = Average()
-        self._noise.manual_seed(EVALUATION_SEED)
+        self._noise.manual_seed(NOISE_SEED)
 
     def _evaluate(self, split: str, batch: Any) -> None:
         whole = images_of(batch)
